@@ -1,0 +1,1 @@
+"""Stored episodes: the Zarr store, point clouds, windows and normalization."""

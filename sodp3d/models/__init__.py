@@ -1,0 +1,1 @@
+"""Learned parts: encoders, the denoiser, diffusion and the planner."""
