@@ -1,0 +1,127 @@
+"""How every command starts: Hydra composes the configuration, mistakes become one clear message, logging goes to stderr.
+
+Imports stay light: worker processes import the command's module again.
+"""
+
+import difflib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sodp3d.errors import InputError
+from sodp3d.files import PROJECT
+
+CONFIGS = PROJECT / "configs"
+
+
+def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
+    """Decorator: `function(config)` gets the composed configuration as plain dicts and lists.
+
+    Wrong options and InputError end with one message on stderr and exit status 2; a misspelt option names the valid ones.
+    """
+
+    def decorate(function: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def main() -> None:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            try:
+                _run(config_name, function)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place that talks to the user
+                sys.exit(2)
+
+        return main
+
+    return decorate
+
+
+def _run(config_name: str, function: Callable[[dict[str, Any]], None]) -> None:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
+
+    def job(composed: DictConfig) -> None:
+        config = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(config, dict)
+        refuse_targets(config)
+        function(config)  # type: ignore[arg-type]
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, config_name)) from error
+
+
+def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The configuration a command would get, as plain dicts (for tests, notebooks and the API)."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
+    assert isinstance(composed, dict)
+    refuse_targets(composed)
+    return composed  # type: ignore[return-value]
+
+
+def register_resolvers() -> None:
+    """`${choose:KEY,{a: 1, b: 2}}` picks the entry named KEY. No resolver evaluates code."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("choose", lambda key, table: table[key], replace=True)
+
+
+def refuse_targets(config: Any, where: str = "") -> None:
+    """Raise InputError if a configuration holds `_target_`: ours never name code to be run."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                raise InputError(f"{where}{key}: configurations cannot name code to run (got {value!r}); remove it.")
+            refuse_targets(value, f"{where}{key}.")
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            refuse_targets(value, f"{where}{index}.")
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Hydra's message, with the closest valid names where an option was misspelt."""
+    message = str(error).strip()
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "full_key", None) in (None, ""):
+        cause = cause.__cause__
+    if cause is None:
+        return message
+    wrong = str(cause.full_key)  # type: ignore[attr-defined]
+    valid = sorted(option_names(compose(config_name)))
+    parent = wrong.rpartition(".")[0]
+    siblings = [name for name in valid if name.rpartition(".")[0] == parent] or [n for n in valid if "." not in n]
+    close = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"unknown option {wrong!r}.{hint} Valid here: {', '.join(siblings)}."
+
+
+def option_names(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options, sections included."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from option_names(value, f"{prefix}{key}.")
+
+
+def data_root(config: Mapping[str, Any]) -> Path:
+    """Where stores are: `<root>/data`; root is the project folder unless `root=` says otherwise."""
+    return root(config) / "data"
+
+
+def root(config: Mapping[str, Any]) -> Path:
+    """The folder that holds `data/` and `outputs/`."""
+    return Path(config["root"]).expanduser().resolve() if config["root"] else PROJECT
