@@ -1,0 +1,131 @@
+"""Observation encoders: a sensor (point cloud, state or image) and the proprioception of To steps -> one condition.
+
+Shape letters: B batch, To observed steps, N points, Dp proprioception size, Ds state size, H W image.
+Inputs are normalized (images excepted: they are uint8 and scaled here).
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sodp3d.errors import InputError
+
+FEATURE_SIZE = 64
+SENSOR_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image"}
+CHUNK_POINTS = 4096  # of the pass without gradient: the widest layer's output (4 MB) stays in cache
+
+
+class PointCloudEncoder(nn.Module):
+    """DP3's encoder: shared MLP 3-64-128-256 (LayerNorm and ReLU after each), max over points, Linear 64, LayerNorm.
+
+    Only points that win the maximum of some channel receive gradient. So in training the shared MLP runs without
+    gradient over all points, and again with gradient over the winners alone: same output, same gradients of the
+    parameters, a fraction of the work. The cloud itself receives no gradient (`dense=True` gives one).
+
+    dense: keep the straightforward path (the reference in tests; also the faster one where kernels are launch-bound).
+    """
+
+    def __init__(self, dense: bool = False) -> None:
+        super().__init__()
+        self.dense = dense
+        layers: list[nn.Module] = []
+        for size_in, size_out in ((3, 64), (64, 128), (128, 256)):
+            layers += [nn.Linear(size_in, size_out), nn.LayerNorm(size_out), nn.ReLU(inplace=True)]
+        self.shared = nn.Sequential(*layers)
+        self.project = nn.Sequential(nn.Linear(256, FEATURE_SIZE), nn.LayerNorm(FEATURE_SIZE))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """points: (..., N, 3) -> (..., 64)."""
+        clouds = points.reshape(-1, *points.shape[-2:])
+        if self.dense:
+            pooled = self.shared(clouds).amax(dim=1)
+        elif torch.is_grad_enabled():
+            pooled = self._pool_winners(clouds)
+        else:
+            pooled = self._pool(clouds)[0]
+        return self.project(pooled).view(*points.shape[:-2], FEATURE_SIZE)
+
+    @torch.no_grad()
+    def _pool(self, clouds: Tensor) -> tuple[Tensor, Tensor]:
+        """Maximum over points and which point attains it. (C, N, 3) -> (C, 256), (C, 256) int64."""
+        step = max(1, CHUNK_POINTS // clouds.shape[1])
+        chunks = [self.shared(chunk).max(dim=1) for chunk in clouds.split(step)]
+        return torch.cat([chunk.values for chunk in chunks]), torch.cat([chunk.indices for chunk in chunks])
+
+    def _pool_winners(self, clouds: Tensor) -> Tensor:
+        """The same maximum with gradient, by recomputing the winners only. (C, N, 3) -> (C, 256)."""
+        count, size, _ = clouds.shape
+        winners = self._pool(clouds)[1] + torch.arange(count, device=clouds.device)[:, None] * size
+        kept = torch.zeros(count * size, dtype=torch.bool, device=clouds.device)
+        kept[winners.flatten()] = True
+        rows = kept.cumsum(0) - 1  # where each kept point lies in the packed matrix
+        packed = self.shared(clouds.reshape(-1, 3)[kept])
+        return packed.gather(0, rows[winners])
+
+
+class StateEncoder(nn.Module):
+    """Low-dimensional state: (..., Ds) -> (..., 64), in place of the point encoder."""
+
+    def __init__(self, state_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(state_size, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+            nn.Linear(256, FEATURE_SIZE), nn.LayerNorm(FEATURE_SIZE),
+        )  # fmt: skip
+
+    def forward(self, state: Tensor) -> Tensor:
+        """state: (..., Ds) -> (..., 64)."""
+        return self.layers(state)
+
+
+class ImageEncoder(nn.Module):
+    """A small CNN for RGB of 64 to 256 px: (..., 3, H, W) uint8 -> (..., 64).
+
+    GroupNorm rather than BatchNorm: the moving average of the weights and single observations then behave alike.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for size_in, size_out in ((3, 32), (32, 64), (64, 128), (128, 128)):
+            layers += [
+                nn.Conv2d(size_in, size_out, 3, stride=2, padding=1), nn.GroupNorm(8, size_out), nn.ReLU(inplace=True)
+            ]  # fmt: skip
+        # A 4 x 4 grid keeps where things are, which a global average would lose.
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
+        self.project = nn.Sequential(nn.Linear(128 * 16, FEATURE_SIZE), nn.LayerNorm(FEATURE_SIZE))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """image: (..., 3, H, W) in 0..255 -> (..., 64)."""
+        frames = image.reshape(-1, *image.shape[-3:]).to(self.project[0].weight.dtype) / 127.5 - 1
+        return self.project(self.layers(frames)).view(*image.shape[:-3], FEATURE_SIZE)
+
+
+def make_sensor_encoder(observation: str, sensor_shape: tuple[int, ...]) -> nn.Module:
+    """The encoder of an observation kind; sensor_shape is one step's. Raises InputError on an unknown kind."""
+    match observation:
+        case "pointcloud":
+            return PointCloudEncoder()
+        case "state":
+            return StateEncoder(sensor_shape[0])
+        case "image":
+            return ImageEncoder()
+    raise InputError(f"obs: expected one of {', '.join(SENSOR_KEYS)}, got {observation!r}.")
+
+
+class ObservationEncoder(nn.Module):
+    """Normalized observation of To steps -> condition (B, To * 128): per step 64 (sensor) + 64 (proprioception)."""
+
+    def __init__(self, observation: str, sensor_shape: tuple[int, ...], proprioception_size: int) -> None:
+        super().__init__()
+        self.sensor = make_sensor_encoder(observation, sensor_shape)
+        self.key = SENSOR_KEYS[observation]
+        self.proprioception = nn.Sequential(
+            nn.Linear(proprioception_size, FEATURE_SIZE), nn.ReLU(), nn.Linear(FEATURE_SIZE, FEATURE_SIZE)
+        )
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """observation: agent_pos (B, To, Dp) and the sensor's key (B, To, ...) -> (B, To * 128)."""
+        features = [self.sensor(observation[self.key]), self.proprioception(observation["agent_pos"])]
+        return torch.cat(features, dim=-1).flatten(1)

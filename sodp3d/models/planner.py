@@ -1,0 +1,231 @@
+"""The planner: normalizer, observation encoder and denoiser in one module that plans from raw observations.
+
+Shape letters: B batch, To observed steps, Tp planned steps, Ta executed steps, Da action size, Dp proprioception size,
+K training steps, K' inference steps, F = To * 128 features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from sodp3d.data.normalizer import Normalizer
+from sodp3d.errors import InputError
+from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
+from sodp3d.models.encoders import FEATURE_SIZE, SENSOR_KEYS, ObservationEncoder
+from sodp3d.models.unet import UNETS, UNet1d
+
+Observation = Mapping[str, Tensor | np.ndarray]
+
+
+@dataclass(frozen=True)
+class PlannerConfig:
+    """All that determines a planner's architecture; JSON-able. Raises InputError on values that cannot work."""
+
+    observation: str  # pointcloud | state | image
+    sensor_shape: tuple[int, ...]  # of one step: (N, 3) | (Ds,) | (3, H, W)
+    proprioception_size: int  # Dp
+    action_size: int  # Da
+    n_obs_steps: int  # To
+    horizon: int  # Tp
+    n_action_steps: int  # Ta
+    unet: str = "simple_dp3"
+    diffusion_steps: int = 100  # K
+    inference_steps: int = 10  # K'
+    prediction: str = "epsilon"  # epsilon | sample
+
+    def __post_init__(self) -> None:
+        if self.observation not in SENSOR_KEYS:
+            raise InputError(f"obs: expected one of {', '.join(SENSOR_KEYS)}, got {self.observation!r}.")
+        if self.unet not in UNETS:
+            raise InputError(f"unet: expected one of {', '.join(UNETS)}, got {self.unet!r}.")
+        if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
+            raise InputError(
+                f"n_action_steps: {self.n_action_steps} executed steps after {self.n_obs_steps - 1} past ones do not "
+                f"fit in a plan of horizon={self.horizon} steps."
+            )
+
+    @property
+    def sensor_key(self) -> str:
+        """The sensor's key in observations: point_cloud, state or image."""
+        return SENSOR_KEYS[self.observation]
+
+    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each observation key without the batch: (To, ...)."""
+        steps = self.n_obs_steps
+        return {"agent_pos": (steps, self.proprioception_size), self.sensor_key: (steps, *self.sensor_shape)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping that `from_dict` turns back into an equal configuration."""
+        return asdict(self) | {"sensor_shape": list(self.sensor_shape)}
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> "PlannerConfig":
+        """Inverse of `to_dict`. Raises InputError on unknown or missing keys."""
+        valid = {field.name for field in fields(cls)}
+        if unknown := sorted(set(mapping) - valid):
+            raise InputError(f"planner: unknown key {unknown[0]!r}; valid keys are {', '.join(sorted(valid))}.")
+        try:
+            return cls(**{**mapping, "sensor_shape": tuple(mapping["sensor_shape"])})
+        except (TypeError, KeyError) as error:
+            raise InputError(f"planner: incomplete configuration: {error}.") from error
+
+
+class Planner(nn.Module):
+    """Plans Tp actions from To observations by denoising. Observations and actions are in raw units outside."""
+
+    def __init__(self, config: PlannerConfig, normalizer: Normalizer) -> None:
+        super().__init__()
+        self.config = config
+        self.normalizer = normalizer
+        self.encoder = ObservationEncoder(config.observation, config.sensor_shape, config.proprioception_size)
+        features = config.n_obs_steps * 2 * FEATURE_SIZE
+        self.unet = UNet1d(config.action_size, features, UNETS[config.unet])
+        self.diffusion = Diffusion(config.diffusion_steps, config.inference_steps, config.prediction)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.diffusion.alpha.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return self.diffusion.alpha.dtype
+
+    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
+        """Raw observation, agent_pos (B, To, Dp) and the sensor's key (B, To, ...), -> features (B, F)."""
+        normalized = {}
+        for key, shape in self.config.observation_shapes().items():
+            if key not in observation:
+                raise InputError(f"observation: key {key!r} is missing; got {', '.join(sorted(observation))}.")
+            if tuple(observation[key].shape[1:]) != shape:
+                raise InputError(
+                    f"observation.{key}: expected shape (B, {str(shape)[1:-1]}), got {tuple(observation[key].shape)}."
+                )
+            normalized[key] = observation[key] if key == "image" else self.normalizer.normalize(key, observation[key])
+        return self.encoder(normalized)
+
+    def features(self, observation: Mapping[str, Tensor] | Tensor) -> Tensor:
+        """Features (B, F) of an observation; features given as a tensor pass through (a frozen encoder's cache)."""
+        return observation if isinstance(observation, Tensor) else self.encode(observation)
+
+    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Denoising loss (SODP eq. 7): MSE of the predicted noise (or clean plan) at a random step of each sample.
+
+        batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them.
+        """
+        clean = self.normalizer.normalize("action", batch["action"])
+        features = batch["features"] if "features" in batch else self.encode(batch)
+        return self.denoising_loss(features, clean, generator)
+
+    def denoising_loss(self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The same loss from features (B, F) and normalized plans (B, Tp, Da)."""
+        size, device = len(clean), clean.device
+        timestep = torch.randint(self.config.diffusion_steps, (size,), generator=generator, device=device)
+        noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
+        predicted = self.unet(self.diffusion.add_noise(clean, noise, timestep), timestep, features)
+        return mse_loss(predicted, self.diffusion.target(clean, noise))
+
+    def moments(
+        self, features: Tensor, latent: Tensor, step_index: Tensor, options: ChainOptions
+    ) -> tuple[Tensor, Tensor]:
+        """Mean (B, Tp, Da) and floored standard deviation (B, 1, 1) of the step from latent (B, Tp, Da)."""
+        output = self.unet(latent, self.diffusion.timesteps[step_index], features)
+        mean, sigma = self.diffusion.ddim_moments(output, latent, step_index, options.eta)
+        last = (step_index == self.config.inference_steps - 1).view(-1, 1, 1)
+        floored = {"all": torch.ones_like(last), "last": last, "all_but_last": ~last}[options.floor_steps]
+        return mean, torch.where(floored, sigma.clamp(min=options.sigma_floor), sigma)
+
+    def step_log_prob(self, mean: Tensor, sigma: Tensor, value: Tensor, options: ChainOptions) -> Tensor:
+        """Normal log-density of value (B, Tp, Da), reduced over elements -> (B,); 0 where sigma (B, 1, 1) is 0."""
+        random = sigma > 0
+        scale = torch.where(random, sigma, torch.ones_like(sigma))
+        log_prob = -0.5 * ((value - mean) / scale).square() - scale.log() - 0.5 * np.log(2 * np.pi)
+        if options.rows == "executed":
+            log_prob = self.executed(log_prob)
+        reduced = log_prob.mean((1, 2)) if options.reduction == "mean" else log_prob.sum((1, 2))
+        return torch.where(random.flatten(), reduced, torch.zeros_like(reduced))
+
+    def sample_chain(
+        self, observation: Mapping[str, Tensor] | Tensor, noise: Tensor, options: ChainOptions | None = None
+    ) -> Chain:
+        """Denoise, keeping every latent. observation raw, or features (B, F); noise (B, K'+1, Tp, Da) of unit normal.
+
+        noise[:, 0] is x_K', noise[:, i + 1] that of step i, so a caller decides every bit of randomness per episode.
+        """
+        options = options or ChainOptions()
+        features = self.features(observation)
+        if options.noise_clip is not None:
+            noise = noise.clamp(-options.noise_clip, options.noise_clip)
+        latents, log_probs = [noise[:, 0]], []
+        for index in range(self.config.inference_steps):
+            step_index = torch.full((len(noise),), index, device=noise.device)
+            mean, sigma = self.moments(features, latents[-1], step_index, options)
+            latents.append(mean + sigma * noise[:, index + 1])
+            log_probs.append(self.step_log_prob(mean, sigma, latents[-1], options))
+        return Chain(torch.stack(latents, dim=1), torch.stack(log_probs, dim=1))
+
+    def log_prob(
+        self, observation: Mapping[str, Tensor] | Tensor, latents: Tensor, options: ChainOptions | None = None
+    ) -> Tensor:
+        """Log-probability of each step of given chains under the present parameters, all steps in one network call.
+
+        observation raw, or features (B, F); latents (B, K'+1, Tp, Da) -> (B, K').
+        """
+        options = options or ChainOptions()
+        features = self.features(observation)
+        steps = self.config.inference_steps
+        step_index = torch.arange(steps, device=latents.device).repeat(len(latents))
+        mean, sigma = self.moments(
+            features.repeat_interleave(steps, dim=0), latents[:, :-1].flatten(0, 1), step_index, options
+        )
+        return self.step_log_prob(mean, sigma, latents[:, 1:].flatten(0, 1), options).view(-1, steps)
+
+    def actions(self, latents: Tensor) -> Tensor:
+        """Final latents (B, Tp, Da) -> plan in raw action units; clipped to the data's range, which noise may leave."""
+        return self.normalizer.unnormalize("action", latents.clamp(-1, 1))
+
+    def executed(self, plan: Tensor) -> Tensor:
+        """The Ta executed steps of a plan (..., Tp, Da) -> (..., Ta, Da): they start at the last observed step."""
+        start = self.config.n_obs_steps - 1
+        return plan[..., start : start + self.config.n_action_steps, :]
+
+    @torch.no_grad()
+    def plan(
+        self,
+        observation: Observation,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        eta: float = 0.0,
+        sigma_floor: float = 0.0,
+    ) -> Any:
+        """Plan from a raw observation: {"agent_pos": (B, To, Dp), sensor key: (B, To, ...)} -> (B, Tp, Da) raw actions.
+
+        Takes numpy arrays or tensors and gives back the same kind; without the batch dimension, gives (Tp, Da).
+        noise: (B, K'+1, Tp, Da) of unit normal; drawn from generator (the global one if None) where not given.
+        """
+        arrays = not any(isinstance(value, Tensor) for value in observation.values())
+        keys = self.config.observation_shapes()
+        tensors = {key: torch.as_tensor(value).to(self.device) for key, value in observation.items() if key in keys}
+        tensors = {key: value if key == "image" else value.to(self.dtype) for key, value in tensors.items()}
+        single = "agent_pos" in tensors and tensors["agent_pos"].ndim == 2
+        if single:
+            tensors = {key: value[None] for key, value in tensors.items()}
+        features = self.encode(tensors)
+        if noise is None:
+            noise = self.noise(len(features), generator)
+        chain = self.sample_chain(features, noise.to(features), ChainOptions(eta=eta, sigma_floor=sigma_floor))
+        plan = self.actions(chain.latents[:, -1])
+        plan = plan[0] if single else plan
+        return plan.cpu().numpy() if arrays else plan
+
+    def noise(self, size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Unit normal noise of a whole chain, (size, K'+1, Tp, Da), drawn on the generator's device."""
+        shape = (size, self.config.inference_steps + 1, self.config.horizon, self.config.action_size)
+        device = generator.device if generator is not None else self.device
+        return torch.randn(shape, generator=generator, device=device).to(self.device)

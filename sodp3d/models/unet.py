@@ -1,0 +1,117 @@
+"""FiLM-conditioned 1-D U-Net over the planned steps (Diffusion Policy, DP3, CleanDiffuser's ChiUNet1d).
+
+Shape letters: B batch, Tp planned steps, Da action size, C channels, L length at a level.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from sodp3d.errors import InputError
+
+GROUPS = 8
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a U-Net. condition_size: width the observation is projected to first (None: as it is)."""
+
+    widths: tuple[int, ...]
+    blocks_per_level: int
+    mid_blocks: int
+    time_size: int
+    condition_size: int | None = None
+
+
+UNETS = {
+    "simple_dp3": UNetConfig((128, 256, 384), blocks_per_level=1, mid_blocks=1, time_size=128),
+    "dp3": UNetConfig((512, 1024, 2048), blocks_per_level=2, mid_blocks=2, time_size=128),
+    "chi": UNetConfig((256, 512, 1024), blocks_per_level=2, mid_blocks=2, time_size=256, condition_size=256),
+}
+
+
+def sinusoidal(timestep: Tensor, size: int) -> Tensor:
+    """Timesteps (B,) -> sine and cosine features (B, size)."""
+    half = size // 2
+    frequency = torch.exp(torch.arange(half, device=timestep.device) * (-math.log(10_000) / (half - 1)))
+    angle = timestep[:, None].to(frequency.dtype) * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class ConvBlock(nn.Sequential):
+    """Convolution of width 5, GroupNorm, Mish: (B, C_in, L) -> (B, C_out, L)."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__(nn.Conv1d(size_in, size_out, 5, padding=2), nn.GroupNorm(GROUPS, size_out), nn.Mish())
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution blocks with FiLM between them and a residual connection.
+
+    FiLM is scale * h + bias with a plain scale, not 1 + scale, as in DP3.
+    """
+
+    def __init__(self, size_in: int, size_out: int, condition_size: int) -> None:
+        super().__init__()
+        self.first = ConvBlock(size_in, size_out)
+        self.second = ConvBlock(size_out, size_out)
+        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_size, 2 * size_out))
+        self.residual = nn.Conv1d(size_in, size_out, 1) if size_in != size_out else nn.Identity()
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x: (B, C_in, L), condition: (B, condition_size) -> (B, C_out, L)."""
+        scale, bias = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
+        return self.second(scale * self.first(x) + bias) + self.residual(x)
+
+
+class UNet1d(nn.Module):
+    """Predicts the noise (or the clean plan) from a noisy plan, its timestep and the observation.
+
+    Halves the length between levels, so Tp must be divisible by 2 ** (levels - 1): 4 for three levels.
+    """
+
+    def __init__(self, action_size: int, condition_size: int, config: UNetConfig) -> None:
+        super().__init__()
+        widths, time_size = config.widths, config.time_size
+        self.time_size, self.divisor = time_size, 2 ** (len(widths) - 1)
+        self.time = nn.Sequential(nn.Linear(time_size, 4 * time_size), nn.Mish(), nn.Linear(4 * time_size, time_size))
+        projected = config.condition_size
+        self.project = nn.Linear(condition_size, projected) if projected else nn.Identity()
+        size = time_size + (projected or condition_size)
+
+        def level(size_in: int, size_out: int) -> nn.ModuleList:
+            sizes = [size_in] + [size_out] * config.blocks_per_level
+            return nn.ModuleList(ResidualBlock(a, b, size) for a, b in pairwise(sizes))
+
+        self.down = nn.ModuleList(level(a, b) for a, b in pairwise((action_size, *widths)))
+        self.halve = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], size) for _ in range(config.mid_blocks))
+        rising = widths[::-1]
+        self.up = nn.ModuleList(level(2 * a, b) for a, b in pairwise(rising))
+        self.double = nn.ModuleList(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in rising[1:])
+        self.head = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Conv1d(widths[0], action_size, 1))
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        """x: (B, Tp, Da), timestep: (B,) int64 in 0..K-1, condition: (B, F) -> (B, Tp, Da). InputError on a bad Tp."""
+        if x.shape[1] % self.divisor:
+            raise InputError(f"horizon: must be divisible by {self.divisor}, got {x.shape[1]}.")
+        condition = torch.cat([self.time(sinusoidal(timestep, self.time_size)), self.project(condition)], dim=-1)
+        x = x.transpose(1, 2)
+        skips: list[Tensor] = []
+        for index, blocks in enumerate(self.down):
+            for block in blocks:
+                x = block(x, condition)
+            skips.append(x)
+            if index < len(self.halve):
+                x = self.halve[index](x)
+        for block in self.middle:
+            x = block(x, condition)
+        for blocks, double in zip(self.up, self.double, strict=True):
+            x = torch.cat([x, skips.pop()], dim=1)
+            for block in blocks:
+                x = block(x, condition)
+            x = double(x)
+        return self.head(x).transpose(1, 2)
