@@ -1,4 +1,4 @@
-"""How every command starts: Hydra composes the configuration, mistakes become one clear message, logging goes to stderr.
+"""How every command starts: Hydra composes the configuration, mistakes become one clear message.
 
 Imports stay light: worker processes import the command's module again.
 """
@@ -21,7 +21,7 @@ CONFIGS = PROJECT / "configs"
 def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
     """Decorator: `function(config)` gets the composed configuration as plain dicts and lists.
 
-    Wrong options and InputError end with one message on stderr and exit status 2; a misspelt option names the valid ones.
+    Wrong options and InputError end with one message on stderr and exit status 2; misspelt options name the valid ones.
     """
 
     def decorate(function: Callable[[dict[str, Any]], None]) -> Callable[[], None]:

@@ -1,0 +1,28 @@
+# make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
+# make test         lint, types and tests, on a fresh machine
+SHELL := /bin/bash
+PYTHON := .venv/bin/python
+QUICK := env=adroit_door preset=quick
+
+.PHONY: quickstart test lint setup
+
+quickstart: setup
+	$(PYTHON) -m sodp3d.doctor
+	$(PYTHON) data_collection/collect.py $(QUICK)
+	$(PYTHON) data_collection/convert.py $(QUICK)
+	$(PYTHON) train.py mode=pretrain obs=pointcloud $(QUICK)
+	$(PYTHON) train.py mode=finetune obs=pointcloud $(QUICK)
+	$(PYTHON) train.py mode=eval obs=pointcloud $(QUICK)
+	$(PYTHON) replay.py data=data/adroit_door count=2
+	$(PYTHON) -m sodp3d.summary adroit_door
+
+test: setup lint
+	$(PYTHON) -m pytest --numprocesses 2
+
+lint: setup
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+
+setup:
+	@.ci/setup.sh

@@ -1,0 +1,157 @@
+"""Pre-training: fit the planner to all tasks' observations and actions, with no rewards and no task labels (paper, eq. 7)."""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sodp3d import checkpoint
+from sodp3d.data.dataset import WindowDataset
+from sodp3d.data.normalizer import Normalizer
+from sodp3d.envs.config import EnvConfig
+from sodp3d.errors import InputError
+from sodp3d.evaluate import evaluate
+from sodp3d.learning.ema import EMA
+from sodp3d.models.encoders import SENSOR_KEYS
+from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.rollout import Rollouts
+from sodp3d.run import Run
+from sodp3d.setup import open_stores, planner_state
+
+log = logging.getLogger(__name__)
+
+
+class Pretraining:
+    """All that changes while pre-training, so that saving it and loading it leaves no trace in the result."""
+
+    def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
+        self.planner = planner
+        self.ema = EMA(planner)
+        self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings["learning_rate"], fused=True)
+        self.batches = np.random.default_rng(seed)
+        self.noise = torch.Generator(planner.device).manual_seed(seed)
+        self.step = 0
+
+    def update(self, batch: dict[str, Tensor]) -> Tensor:
+        """One gradient step; returns the loss. Raises FloatingPointError where it is not finite."""
+        loss = self.planner.loss(batch, self.noise)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"pre-training loss is {loss.item()} at step {self.step}; nothing was updated.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.ema.update(self.planner)
+        self.step += 1
+        return loss.detach()
+
+    def save(self, run: Run, state: dict[str, Any]) -> None:
+        """Publish a checkpoint of everything."""
+        tensors = {
+            **checkpoint.with_prefix("planner", self.planner.state_dict()),
+            **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
+            **checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
+            "noise": self.noise.get_state(),
+        }
+        checkpoint.save(run.checkpoints, self.step, tensors, {**state, "batches": self.batches.bit_generator.state})
+
+    def load(self, run: Run) -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        found = checkpoint.load_latest(run.checkpoints)
+        if found is None:
+            return
+        self.step, tensors, state = found
+        self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
+        self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
+        self.ema.step = self.step
+        checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
+        self.noise.set_state(tensors["noise"])
+        self.batches.bit_generator.state = state["batches"]
+        log.info("resumed at step %d", self.step)
+
+
+def pretrain(config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None) -> None:
+    """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
+    settings = config["pretrain"]
+    dataset = load_dataset(config, tasks)
+    planner = new_planner(config, tasks[0], dataset).to(device)
+    log.info(
+        "%d windows of %d episodes; %.2f M parameters",
+        len(dataset),
+        dataset.episodes,
+        sum(p.numel() for p in planner.parameters()) / 1e6,
+    )
+    training = Pretraining(planner, settings, config["seed"])
+    training.load(run)
+    run.rewind(training.step)
+    state = planner_state(planner, [task.name for task in tasks], dataset.data_hash())
+    recent: list[float] = []
+    while training.step < settings["steps"] and not run.stop_requested:
+        batch = to_device(dataset.sample(settings["batch_size"], training.batches), device)
+        recent.append(float(training.update(batch)))
+        step, last = training.step, training.step == settings["steps"]
+        if step % settings["log_every"] == 0 or last:
+            run.log(step, {"train/loss": float(np.mean(recent))}, total=settings["steps"])
+            recent.clear()
+        if rollouts and settings["evaluate_every"] and (step % settings["evaluate_every"] == 0 and not last):
+            run.log(step, evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"]).metrics())
+        if step % settings["checkpoint_every"] == 0 or last:
+            training.save(run, state)
+    if training.step < settings["steps"]:
+        training.save(run, state)
+        return
+    result: dict[str, Any] = {"steps": training.step}
+    if rollouts:
+        final = evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"])
+        run.log(training.step, final.metrics())
+        final.save(run.directory / "evaluation")
+        result["evaluation"] = final.summary()
+    run.finish(result)
+
+
+def load_dataset(config: dict[str, Any], tasks: list[EnvConfig]) -> WindowDataset:
+    """Windows over the stores named by the configuration, with only what `obs=` sees. No reward is read."""
+    task, settings = tasks[0], config["pretrain"]
+    keys = ["agent_pos", SENSOR_KEYS[config["obs"]["name"]]]
+    dataset = WindowDataset(
+        open_stores(config, tasks),
+        keys,
+        task.horizon,
+        task.n_obs_steps,
+        task.n_action_steps,
+        fraction=settings["fraction"],
+        successful_only=settings["successful_only"],
+    )
+    if len(dataset) == 0:
+        raise InputError("data: no episode is left to learn from; check pretrain.fraction and pretrain.successful_only.")
+    return dataset
+
+
+def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset) -> Planner:
+    """A planner with fresh weights (from `seed`), shaped and normalized by the data."""
+    torch.manual_seed(config["seed"])
+    shapes, model = dataset.shapes(), config["model"]
+    sensor = SENSOR_KEYS[config["obs"]["name"]]
+    planner_config = PlannerConfig(
+        observation=config["obs"]["name"],
+        sensor_shape=shapes[sensor],
+        proprioception_size=shapes["agent_pos"][0],
+        action_size=shapes["action"][0],
+        n_obs_steps=task.n_obs_steps,
+        horizon=task.horizon,
+        n_action_steps=task.n_action_steps,
+        unet=model["unet"],
+        diffusion_steps=model["denoising_steps"],
+        inference_steps=model["sampling_steps"],
+        prediction=model["prediction"],
+    )
+    planner = Planner(planner_config)
+    planner.normalizer.fit(dataset.arrays())
+    return planner
+
+
+def to_device(batch: dict[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:
+    """NumPy batch to tensors on `device`."""
+    return {key: torch.from_numpy(value).to(device) for key, value in batch.items()}

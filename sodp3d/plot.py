@@ -1,0 +1,43 @@
+"""Curves of a run, from its metrics.jsonl."""
+
+from pathlib import Path
+from typing import Any
+
+from sodp3d.files import read_json
+
+LABELS = {"pretrain": "gradient steps", "finetune": "environment steps", "collect": "agent steps"}
+
+
+def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
+    """Write curve.png: success rates above, losses or returns below, over the run's own step counter."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = sorted({name for record in records for name in record if name != "step"})
+    success = [name for name in names if "success" in name]
+    others = [name for name in names if name in ("train/loss", "rollout/return", "train/bc_loss", "evaluation/return")]
+    groups = [group for group in (success, others) if group]
+    figure, axes = plt.subplots(len(groups) or 1, 1, figsize=(7, 3 * (len(groups) or 1)), squeeze=False, sharex=True)
+    for axis, group in zip(axes[:, 0], groups, strict=False):
+        for name in group:
+            points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+            axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+        if group is success:
+            axis.set_ylim(-0.02, 1.02)
+    axes[-1, 0].set_xlabel(LABELS.get(mode, "steps"))
+    axes[0, 0].set_title(_title(directory), fontsize=9)
+    figure.tight_layout()
+    path = directory / "curve.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _title(directory: Path) -> str:
+    versions = directory / "versions.json"
+    commit = read_json(versions)["git_commit"] if versions.exists() else "unknown"
+    return f"{directory.parent.parent.name} {directory.parent.name} ({commit})"

@@ -1,0 +1,143 @@
+"""What pretrain, finetune and eval make of their configuration: device, tasks, stores, roll-outs, planners."""
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sodp3d import checkpoint
+from sodp3d.cli import data_root, root
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import EnvConfig, expand
+from sodp3d.errors import InputError
+from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.rollout import Rollouts
+from sodp3d.run import newest_finished
+
+log = logging.getLogger(__name__)
+FORMAT = 1  # of planner checkpoints
+
+
+def prepare_torch(config: Mapping[str, Any]) -> torch.device:
+    """Set the learner's threads and resolve `device`. Raises InputError for a device that is not there."""
+    torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
+    name = config["device"]
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: expected auto, cpu or cuda, got {name!r}.") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: expected auto, cpu or cuda, got {name!r}.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu or device=auto.")
+    return device
+
+
+def task_configs(config: Mapping[str, Any]) -> list[EnvConfig]:
+    """The tasks named by `env=`: one, or those of a set."""
+    return expand(EnvConfig.from_config(config["env"]))
+
+
+def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[EpisodeStore]:
+    """The episode stores to learn from. Raises InputError naming the command that makes a missing one."""
+    folders = [Path(path) for path in config["data"]] if config["data"] else [data_root(config) / t.name for t in tasks]
+    stores = []
+    for folder in folders:
+        path = folder if folder.suffix == ".zarr" else folder / "episodes.zarr"
+        if not path.exists():
+            raise InputError(
+                f"data: no store at {path}; make it with: python data_collection/collect.py env={config['env']['name']}"
+            )
+        stores.append(EpisodeStore.open(path))
+    return stores
+
+
+def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int) -> Rollouts:
+    """Worker processes for roll-outs of `task`, seeing what `obs=` says."""
+    workers = min(config["workers"] or os.cpu_count() or 1, environments)
+    obs = config["obs"]
+    return Rollouts(task, obs["name"], config["render"], obs["backend"], workers, environments)
+
+
+def label(config: Mapping[str, Any], *more: str) -> str:
+    """The folder name of a run under outputs/<mode>/: env-obs and what else sets it apart."""
+    return "-".join([config["env"]["name"], config["obs"]["name"], *more])
+
+
+def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
+    """`planner=`, or the newest finished run of the first of `stages` that has one for this env and obs."""
+    if config["planner"]:
+        return Path(config["planner"]).expanduser()
+    for stage in stages:
+        parent = root(config) / "outputs" / stage
+        found = [newest_finished(folder) for folder in parent.glob(f"{label(config)}*") if folder.is_dir()]
+        finished = [path for path in found if path is not None]
+        if finished:
+            return max(finished, key=lambda path: path.name)
+    overrides = f"obs={config['obs']['name']} env={config['env']['name']}"
+    raise InputError(
+        f"planner: no finished {' or '.join(stages)} run of {label(config)} under {root(config) / 'outputs'}; "
+        f"make one with: python train.py mode={stages[-1]} {overrides} (or name one: planner=<run dir>)"
+    )
+
+
+def planner_state(planner: Planner, task_names: list[str], data_hash: str) -> dict[str, Any]:
+    """What a checkpoint says of its planner, beside the weights."""
+    return {"format": FORMAT, "planner": planner.config.to_dict(), "tasks": task_names, "data_hash": data_hash}
+
+
+def checkpoint_of(path: Path) -> Path:
+    """A checkpoint directory from itself, or from a run directory (its best, or else its newest)."""
+    if (path / checkpoint.TENSORS).is_file():
+        return path
+    for folder in (path / "best", path / "checkpoints"):
+        if checkpoint.steps(folder):
+            return folder / f"{checkpoint.steps(folder)[-1]:08d}"
+    raise InputError(f"planner: {path} is neither a run directory with checkpoints nor a checkpoint.")
+
+
+def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planner:
+    """A planner from a run directory or a checkpoint, ready for `planner.plan(observation)`.
+
+    Raises InputError where there is none, or one of another format.
+    """
+    return load_planner_and_state(Path(path), device)[0]
+
+
+def load_planner_and_state(path: Path, device: torch.device | str = "cpu") -> tuple[Planner, dict[str, Any]]:
+    """`load_planner`, with what the checkpoint says of it."""
+    directory = checkpoint_of(path)
+    tensors, state = checkpoint.load(directory)
+    if state.get("format") != FORMAT:
+        raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
+    planner = Planner(PlannerConfig.from_dict(state["planner"]))
+    weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
+    try:
+        planner.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
+    return planner.to(device).eval(), state
+
+
+def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mapping[str, Any], task: EnvConfig) -> None:
+    """Raise InputError unless the planner was trained for this task and this kind of observation."""
+    if task.name not in state["tasks"]:
+        raise InputError(
+            f"planner: it was trained on {', '.join(state['tasks'])}, but env={task.name} was asked for; "
+            "name another planner or env."
+        )
+    if planner.config.observation != config["obs"]["name"]:
+        raise InputError(
+            f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
+        )
+
+
+def with_points(task: EnvConfig, points: int) -> EnvConfig:
+    """The task with another number of points per cloud."""
+    return replace(task, points=points)
