@@ -20,7 +20,9 @@ def make(config: EnvConfig, renderer: str = "auto", render_mode: str | None = No
     renderer: auto | egl | osmesa | raycast. Raises InputError on an unknown family, task, camera or renderer, or a set.
     """
     if config.tasks:
-        raise InputError(f"env={config.name} is a set of {len(config.tasks)} tasks: make each config of expand(config).")
+        raise InputError(
+            f"env={config.name} is a set of {len(config.tasks)} tasks: make each config of expand(config)."
+        )
     if config.family == "adroit":
         from sodp3d.envs.adroit import Adroit
 

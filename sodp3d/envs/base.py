@@ -188,6 +188,11 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "success_any": self._goal_frames > 0,
         }
 
+    @property
+    def steps_left(self) -> int:
+        """Control steps until the episode truncates."""
+        return self.config.episode_steps - self._frames
+
     def get_state(self) -> NDArray[np.float64]:
         """(S,) all that determines the rest of the episode: physics, what reset randomised, and the step counters."""
         physics = np.empty(mujoco.mj_stateSize(self.model, int(_PHYSICS)))

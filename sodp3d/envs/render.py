@@ -244,7 +244,11 @@ class _GLScene:
     def metres(self, data: mujoco.MjData, camera: int, height: int, width: int) -> NDArray[np.float64]:
         # Drawing ids instead of colours leaves out lights, shadows, reflections, textures and transparency.
         self._scene.flags[:] = 0
-        for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR, mujoco.mjtRndFlag.mjRND_CULL_FACE):
+        for flag in (
+            mujoco.mjtRndFlag.mjRND_SEGMENT,
+            mujoco.mjtRndFlag.mjRND_IDCOLOR,
+            mujoco.mjtRndFlag.mjRND_CULL_FACE,
+        ):
             self._scene.flags[flag] = self._lights[flag] if flag == mujoco.mjtRndFlag.mjRND_CULL_FACE else True
         groups = self._model.site_group.copy()
         self._model.site_group[:] = self._site_groups

@@ -1,0 +1,117 @@
+"""Action chunks for planners: several control steps at once, rendering only the frames that the planner will see.
+
+Shape letters: To observed steps, Ta executed steps, Da action, Dp proprioception, Ds state, N points, H W image.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from sodp3d.envs.base import RobotEnv
+from sodp3d.errors import InputError
+
+ChunkObservation = dict[str, NDArray[Any]]
+OBSERVATIONS = ("pointcloud", "state", "image")
+_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image"}
+
+
+class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, Any]):
+    """Executes Ta control steps per action and observes the last To of them, stacked along the first axis.
+
+    observation: what the planner sees beside `agent_pos` (To, Dp) float32: "pointcloud" gives `point_cloud` (To, N, 3)
+    float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image` (To, 3, H, W) uint8.
+    backend: converter of point clouds, "open3d" | "torch" (the same points).
+
+    After reset the first frame is repeated To times (edge padding, as in training); so is the last one of an episode that
+    terminates unforeseen before the frames to observe.
+    """
+
+    env: RobotEnv
+
+    def __init__(self, env: RobotEnv, observation: str = "pointcloud", backend: str = "open3d") -> None:
+        super().__init__(env)
+        if observation not in OBSERVATIONS:
+            raise InputError(f"obs: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}.")
+        config = env.config
+        self._n_obs, self._n_action = config.n_obs_steps, config.n_action_steps
+        self._key = _KEYS[observation]
+        self._backend = backend
+        self._converter: Any = None
+        self._frames: list[ChunkObservation] = []
+        single = env.action_space
+        assert isinstance(single, spaces.Box) and isinstance(env.observation_space, spaces.Dict)
+        self.action_space = spaces.Box(-1.0, 1.0, (self._n_action, *single.shape), np.float32)
+        height, width = config.camera.height, config.camera.width
+        space: spaces.Space[Any]
+        if observation == "state":
+            space = spaces.Box(-np.inf, np.inf, (self._n_obs, *env.observation_space["state"].shape), np.float32)
+        elif observation == "image":
+            space = spaces.Box(0, 255, (self._n_obs, 3, height, width), np.uint8)
+        else:
+            space = spaces.Box(-np.inf, np.inf, (self._n_obs, config.points, 3), np.float32)
+        proprioception = spaces.Box(
+            -np.inf, np.inf, (self._n_obs, *env.observation_space["agent_pos"].shape), np.float32
+        )
+        self.observation_space = spaces.Dict({"agent_pos": proprioception, self._key: space})
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[ChunkObservation, dict[str, Any]]:
+        """Start an episode; its first frame fills all To observed steps. info as after a step that executed nothing."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self._frames = [self._see(observation)]
+        return self._stacked(), {**info, "rewards": np.zeros(self._n_action), "executed": 0}
+
+    def step(self, action: NDArray[np.float32]) -> tuple[ChunkObservation, float, bool, bool, dict[str, Any]]:
+        """Execute action (Ta, Da), stopping at the episode's end; the reward is the sum over executed steps.
+
+        info adds `rewards` (Ta,) float64, zeros after the end, and `executed`; `goal_steps` is the chunk's total.
+        Raises InputError on an action of another shape.
+        """
+        actions = np.asarray(action)
+        if actions.shape != self.action_space.shape:
+            raise InputError(f"action: expected shape {self.action_space.shape}, got {actions.shape}.")
+        rewards = np.zeros(self._n_action)
+        goal_steps = executed = 0
+        terminated = truncated = False
+        first_seen = min(self._n_action, self.env.steps_left) - self._n_obs
+        for index, single in enumerate(actions):
+            observation, rewards[index], terminated, truncated, info = self.env.step(single)
+            goal_steps += info["goal_steps"]
+            executed += 1
+            if index >= first_seen or terminated:
+                if 0 < index <= first_seen:  # the step before was not drawn (a termination cannot be foreseen)
+                    self._frames = []
+                self._frames = [*self._frames, self._see(observation)][-self._n_obs :]
+            if terminated or truncated:
+                break
+        info = {**info, "goal_steps": goal_steps, "rewards": rewards, "executed": executed}
+        return self._stacked(), float(rewards.sum()), terminated, truncated, info
+
+    def _see(self, observation: dict[str, NDArray[np.float32]]) -> ChunkObservation:
+        seen: ChunkObservation = {"agent_pos": observation["agent_pos"]}
+        if self._key == "state":
+            seen["state"] = observation["state"]
+        elif self._key == "image":
+            seen["image"] = self.env.render_rgb().transpose(2, 0, 1)
+        else:
+            seen["point_cloud"] = self._points()
+        return seen
+
+    def _points(self) -> NDArray[np.float32]:
+        if self._converter is None:
+            from sodp3d.data.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
+
+            config = self.env.config
+            self._converter = Converter(self.env.camera_parameters(), config.crop, config.points, self._backend)
+        clouds, _ = self._converter.convert(self.env.render_depth()[None])
+        points: NDArray[np.float32] = clouds[0]
+        return points
+
+    def _stacked(self) -> ChunkObservation:
+        padding = [self._frames[0]] * (self._n_obs - len(self._frames))
+        frames = padding + self._frames
+        return {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
