@@ -39,7 +39,7 @@ class PointCloudEncoder(nn.Module):
         """points: (..., N, 3) -> (..., 64)."""
         clouds = points.reshape(-1, *points.shape[-2:])
         if self.dense:
-            pooled = self.shared(clouds).amax(dim=1)
+            pooled = self.shared(clouds).max(dim=1).values
         elif torch.is_grad_enabled():
             pooled = self._pool_winners(clouds)
         else:

@@ -27,6 +27,7 @@ class UNetConfig:
 
 
 UNETS = {
+    "small": UNetConfig((32, 64, 96), blocks_per_level=1, mid_blocks=1, time_size=64),  # for trials and tests
     "simple_dp3": UNetConfig((128, 256, 384), blocks_per_level=1, mid_blocks=1, time_size=128),
     "dp3": UNetConfig((512, 1024, 2048), blocks_per_level=2, mid_blocks=2, time_size=128),
     "chi": UNetConfig((256, 512, 1024), blocks_per_level=2, mid_blocks=2, time_size=256, condition_size=256),
@@ -87,11 +88,11 @@ class UNet1d(nn.Module):
             return nn.ModuleList(ResidualBlock(a, b, size) for a, b in pairwise(sizes))
 
         self.down = nn.ModuleList(level(a, b) for a, b in pairwise((action_size, *widths)))
-        self.halve = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.shorten = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
         self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], size) for _ in range(config.mid_blocks))
         rising = widths[::-1]
         self.up = nn.ModuleList(level(2 * a, b) for a, b in pairwise(rising))
-        self.double = nn.ModuleList(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in rising[1:])
+        self.lengthen = nn.ModuleList(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in rising[1:])
         self.head = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Conv1d(widths[0], action_size, 1))
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
@@ -105,13 +106,13 @@ class UNet1d(nn.Module):
             for block in blocks:
                 x = block(x, condition)
             skips.append(x)
-            if index < len(self.halve):
-                x = self.halve[index](x)
+            if index < len(self.shorten):
+                x = self.shorten[index](x)
         for block in self.middle:
             x = block(x, condition)
-        for blocks, double in zip(self.up, self.double, strict=True):
+        for blocks, lengthen in zip(self.up, self.lengthen, strict=True):
             x = torch.cat([x, skips.pop()], dim=1)
             for block in blocks:
                 x = block(x, condition)
-            x = double(x)
+            x = lengthen(x)
         return self.head(x).transpose(1, 2)
