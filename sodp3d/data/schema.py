@@ -1,0 +1,162 @@
+"""What a store holds: keys, shapes, types, and what must stay the same for as long as it grows."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.data.files import plain
+from sodp3d.errors import InputError
+
+SCHEMA_VERSION = 1
+REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
+# What the stored numbers depend on. Crop, points and horizons only matter to later stages.
+_RECORDED_CONFIG = ("family", "task", "action_repeat", "episode_steps", "camera")
+
+METADATA: dict[str, str] = {
+    "seed": "int64",
+    "agent_step": "int64",
+    "episode_return": "float64",
+    "success_final": "bool",
+    "success_count": "bool",
+    "success_any": "bool",
+}
+
+
+class Field(NamedTuple):
+    """One per-step key: shape of a single step, and type name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+Specification = dict[str, Field]
+
+
+def step_specification(
+    action_size: int, state_size: int, proprioception_size: int, simulator_size: int, height: int, width: int
+) -> Specification:
+    """The per-step keys every collector writes, sized for one environment.
+
+    `success` is the number of raw simulator frames of the control step with the goal achieved; `depth` millimetres.
+    """
+    return {
+        "action": Field((action_size,), "float32"),
+        "state": Field((state_size,), "float32"),
+        "agent_pos": Field((proprioception_size,), "float32"),
+        "reward": Field((), "float32"),
+        "success": Field((), "uint8"),
+        "depth": Field((height, width), "uint16"),
+        "sim_state": Field((simulator_size,), "float64"),
+    }
+
+
+def read_specification(attributes: Mapping[str, Any], where: str) -> Specification:
+    """The specification in a store's attributes. Raises InputError for another schema version or damaged attributes."""
+    version = attributes.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise InputError(
+            f"{where}: expected schema_version {SCHEMA_VERSION}, got {version!r}; this store was not written by this "
+            f"release of sodp3d. Open it with the release that wrote it, or collect again."
+        )
+    try:
+        fields = {key: (tuple(field["shape"]), field["dtype"]) for key, field in attributes["specification"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{where}: attribute 'specification' is damaged; restore .zattrs from a copy.") from error
+    return check_specification(fields)
+
+
+def check_specification(specification: Mapping[str, tuple[Sequence[int], str]]) -> Specification:
+    """Plain (shape, dtype) pairs as a Specification. Raises InputError for object types and impossible shapes."""
+    checked: Specification = {}
+    for key, (shape, dtype) in specification.items():
+        try:
+            kind = np.dtype(dtype)
+        except TypeError:
+            kind = np.dtype(object)
+        if kind.kind not in "biuf" or any(int(size) < 1 for size in shape):
+            raise InputError(f"specification.{key}: expected a numeric type and positive sizes, got {dtype}, {shape}.")
+        checked[key] = Field(tuple(int(size) for size in shape), kind.name)
+    if "action" not in checked:
+        raise InputError(f"specification: key 'action' is missing; got {sorted(checked)}.")
+    return checked
+
+
+def check_same_specification(stored: Specification, given: Specification, where: str) -> None:
+    """Raises InputError naming the first key that differs, with both shapes and types."""
+    for key in sorted(stored.keys() | given.keys()):
+        old, new = (
+            "absent" if field is None else f"{field.dtype} {field.shape}" for field in (stored.get(key), given.get(key))
+        )
+        if old != new:
+            raise InputError(
+                f"{where}: data/{key} is {old} in this store, but {new} came. Use the same settings, or write to "
+                f"another folder."
+            )
+
+
+def check_episode(episode: Mapping[str, NDArray[Any]], specification: Specification) -> int:
+    """Length of a sound episode. Raises InputError naming the first key that is missing, unknown, of wrong shape or
+    type, or not finite."""
+    if set(episode) != set(specification):
+        missing, unknown = sorted(set(specification) - set(episode)), sorted(set(episode) - set(specification))
+        raise InputError(
+            f"episode: expected the keys {sorted(specification)}, missing {missing}, unknown {unknown}; "
+            f"nothing was written."
+        )
+    length = len(episode["action"])
+    if length == 0:
+        raise InputError("episode: has no steps; nothing was written.")
+    for key, field in specification.items():
+        value = episode[key]
+        if not isinstance(value, np.ndarray) or value.dtype != np.dtype(field.dtype):
+            found = getattr(value, "dtype", type(value).__name__)
+            raise InputError(f"episode.{key}: expected type {field.dtype}, got {found}; nothing was written.")
+        if value.shape != (length, *field.shape):
+            raise InputError(
+                f"episode.{key}: expected shape {(length, *field.shape)}, got {value.shape}; nothing was written."
+            )
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            step = int(np.argwhere(~np.isfinite(value))[0][0])
+            raise InputError(f"episode.{key}: NaN or infinity at step {step}; nothing was written.")
+    return length
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Raises InputError unless `metadata` has exactly the keys of METADATA, each a finite number."""
+    if set(metadata) != set(METADATA):
+        missing, unknown = sorted(set(METADATA) - set(metadata)), sorted(set(metadata) - set(METADATA))
+        raise InputError(f"episode metadata: missing {missing}, unknown {unknown}; it needs {sorted(METADATA)}.")
+    for key, value in metadata.items():
+        if not np.isscalar(value) or isinstance(value, str) or not np.isfinite(value):
+            raise InputError(f"episode metadata.{key}: expected a finite number, got {value!r}.")
+
+
+def _differences(expected: Any, found: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for key in sorted(expected.keys() | found.keys()):
+            yield from _differences(expected.get(key), found.get(key), f"{where}.{key}")
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+            yield from _differences(one, other, f"{where}[{index}]")
+    elif isinstance(expected, float) and isinstance(found, int | float):
+        if not math.isclose(expected, found, rel_tol=1e-6, abs_tol=1e-9):
+            yield where, expected, found
+    elif expected != found:
+        yield where, expected, found
+
+
+def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
+    """Raises InputError naming the first attribute in which `given` is another environment, camera or renderer."""
+    for key in REQUIRED_ATTRIBUTES:
+        one, other = stored.get(key), plain(given.get(key))
+        if key == "env_config":
+            one = {name: (one or {}).get(name) for name in _RECORDED_CONFIG}
+            other = {name: (other or {}).get(name) for name in _RECORDED_CONFIG}
+        for name, old, new in _differences(one, other, key):
+            raise InputError(
+                f"{where}: holds data with {name} = {old!r}, but {new!r} came. A store keeps one environment, camera "
+                f"and renderer: use the same settings, or write to another folder."
+            )

@@ -1,0 +1,300 @@
+"""Episodes on disk: a crash-safe store in the layout of diffusion_policy's and DP3's ReplayBuffer (Zarr format 2).
+
+    data/<key>          one array per key, all episodes end to end along the first axis
+    meta/episode_ends   int64, cumulative; its length *is* the number of episodes
+    meta/<name>         one value per episode (seed, agent_step, episode_return, success_*)
+    .zattrs             environment, camera, renderer, versions, seeds, conversions
+
+Alignment: observations, depth and simulator state of step t are from *before* action t; reward and success its result.
+
+An episode is appended in an order that makes its commit one file replacement: data first, then the per-episode
+values, then its end in the chunk of `episode_ends` *beyond* the current shape, and last the grown shape. Readers see
+nothing past that shape, and the next writer cuts off what a killed one left there. (This holds against the death of
+the process, not of the machine: files are not synced to the disk one by one.)
+"""
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from sodp3d.data import arrays
+from sodp3d.data.files import PARTIAL, WriterLock, read_json, write_json
+from sodp3d.data.schema import (
+    REQUIRED_ATTRIBUTES,
+    SCHEMA_VERSION,
+    Field,
+    Specification,
+    check_episode,
+    check_identity,
+    check_metadata,
+    check_same_specification,
+    check_specification,
+    read_specification,
+)
+from sodp3d.errors import InputError
+
+Episode = dict[str, NDArray[Any]]
+
+
+class CorruptEpisode(InputError):  # noqa: N818
+    """Episode `index` cannot be read because a file of data/`key` is missing or damaged."""
+
+    def __init__(self, index: int, key: str, reason: str) -> None:
+        super().__init__(
+            f"episode {index}: data/{key} cannot be read ({reason}). The other episodes are not affected; leave this "
+            f"one out, or restore the file from a copy."
+        )
+        self.index, self.key = index, key
+
+
+class EpisodeStore:
+    """Episodes of one environment. Make one with `create` or `open`; usable as a context manager."""
+
+    def __init__(self, path: Path, mode: Literal["r", "a"], lock: WriterLock | None) -> None:
+        self.path, self.mode, self._lock = path, mode, lock
+        self.attributes: dict[str, Any] = read_json(path / ".zattrs")
+        self.specification: Specification = read_specification(self.attributes, str(path))
+        self.episode_ends: NDArray[np.int64]  # (E,) rows after the last step of each committed episode
+        self._arrays: arrays.Arrays
+        self._meta: arrays.Arrays
+        self._load()
+
+    @classmethod
+    def create(
+        cls, path: str | Path, attributes: Mapping[str, Any], specification: Mapping[str, tuple[Sequence[int], str]]
+    ) -> "EpisodeStore":
+        """An empty store, open for appending.
+
+        attributes: plain JSON values with at least env, env_config, camera, renderer. specification: per-step key to
+        (shape of one step, dtype). Raises InputError when `path` exists (a store is never overwritten), when another
+        process writes there, or when an attribute is missing.
+        """
+        path = Path(path)
+        missing = [key for key in REQUIRED_ATTRIBUTES if attributes.get(key) is None]
+        if missing:
+            raise InputError(f"{path}: attribute {missing[0]!r} is missing; a store needs {REQUIRED_ATTRIBUTES}.")
+        checked = check_specification(specification)
+        lock = WriterLock(path)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+        try:
+            if path.exists():
+                raise InputError(f"{path}: exists already and is never overwritten; choose another path or append.")
+            arrays.make_store(partial, checked)
+            fields = {key: field._asdict() for key, field in checked.items()}
+            write_json(partial / ".zattrs", {**attributes, "schema_version": SCHEMA_VERSION, "specification": fields})
+            partial.rename(path)  # whole or not at all
+            return cls(path, "a", lock)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            lock.release()
+            raise
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        mode: Literal["r", "a"] = "r",
+        attributes: Mapping[str, Any] | None = None,
+        specification: Mapping[str, tuple[Sequence[int], str]] | None = None,
+    ) -> "EpisodeStore":
+        """Open for reading ("r", any number of readers, the episodes committed by now) or appending ("a", one writer).
+
+        `attributes` and `specification`: what the caller is about to append or expects to find. Raises InputError
+        when the store is missing, of another schema, environment, camera, renderer, shape or type, or being written
+        to by another process.
+        """
+        path = Path(path)
+        if not (path / ".zgroup").exists():
+            raise InputError(f"{path}: no episode store here; make one with data_collection/collect.py env=<name>.")
+        lock = WriterLock(path) if mode == "a" else None
+        try:
+            store = cls(path, mode, lock)
+            if attributes is not None:
+                check_identity(store.attributes, attributes, str(path))
+            if specification is not None:
+                check_same_specification(store.specification, check_specification(specification), str(path))
+            if mode == "a":
+                store._cut_uncommitted()
+            return store
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Number of committed episodes."""
+        return len(self.episode_ends)
+
+    @property
+    def steps(self) -> int:
+        """Number of committed steps over all episodes."""
+        return int(self.episode_ends[-1]) if len(self) else 0
+
+    def bounds(self, index: int) -> tuple[int, int]:
+        """First row and the row after the last of episode `index`. Raises IndexError."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} of a store of {len(self)}")
+        return int(self.episode_ends[index - 1]) if index else 0, int(self.episode_ends[index])
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Per-step keys: those of the specification, then what conversions added."""
+        return tuple(self._arrays)
+
+    @property
+    def metadata(self) -> dict[str, NDArray[Any]]:
+        """Per-episode values: (E,) each."""
+        return {name: np.asarray(array[: len(self)]) for name, array in self._meta.items()}
+
+    def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
+        """Arrays (T, ...) of one episode. Raises CorruptEpisode, or InputError for unknown or unconverted keys."""
+        return {key: self.read(key, index, index + 1) for key in (self.specification if keys is None else keys)}
+
+    def read(self, key: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
+        """Rows of `key` of the episodes first..last-1 (all by default), end to end. Raises as `episode` does."""
+        last = len(self) if last is None else last
+        self._check_readable(key, last)
+        if first >= last:
+            return np.zeros((0, *self._arrays[key].shape[1:]), self._arrays[key].dtype)
+        start, stop = self.bounds(first)[0], self.bounds(last - 1)[1]
+        for row, reason in arrays.faulty_rows(self.path / "data" / key, self._arrays[key], start, stop):
+            index = int(np.searchsorted(self.episode_ends, max(row, start), side="right"))
+            raise CorruptEpisode(index, key, reason)
+        try:
+            return np.asarray(self._arrays[key][start:stop])
+        except (RuntimeError, ValueError, OSError) as error:
+            if last - first > 1:  # find the one to name
+                return np.concatenate([self.read(key, index, index + 1) for index in range(first, last)])
+            raise CorruptEpisode(first, key, str(error)) from error
+
+    def readable(self, key: str) -> int:
+        """How many episodes of `key` can be read: all for collected keys, the converted ones for derived keys."""
+        if key in self.specification:
+            return len(self)
+        conversions = self.attributes.get("conversion", {})
+        return min(len(self), max((int(c["episodes"]) for c in conversions.values() if key in c["keys"]), default=0))
+
+    def verify(self) -> list[str]:
+        """One line for every episode and key that cannot be read whole; [] for a sound store. Decodes everything."""
+        problems: list[str] = []
+        for key in self._arrays:
+            for index in range(self.readable(key)):
+                try:
+                    values = self.read(key, index, index + 1)
+                except CorruptEpisode as error:
+                    problems.append(str(error))
+                    continue
+                if values.dtype.kind == "f" and not np.isfinite(values).all():
+                    problems.append(f"episode {index}: data/{key} holds NaN or infinity")
+        return problems
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def append(self, episode: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> int:
+        """Commit one episode; its index. Either all of it is in the store afterwards or nothing.
+
+        episode: key to (T, ...) with exactly the keys, shapes and types of the specification. metadata: one number for
+        each name of METADATA. Raises InputError for an unsound episode, a store not open for appending, a full disk.
+        """
+        self._check_writable()
+        length = check_episode(episode, self.specification)
+        check_metadata(metadata)
+        index, start = len(self), self.steps
+        try:
+            for key, array in self._arrays.items():
+                array.resize((start + length, *array.shape[1:]))
+                if key in episode:
+                    array[start:] = episode[key]
+            for name, array in self._meta.items():
+                array.resize((index + 1,))
+                array[index] = metadata[name]
+            ends = np.append(self.episode_ends, start + length)
+            arrays.commit_ends(self.path, ends)
+            self.episode_ends = ends
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._load()
+                self._cut_uncommitted()
+            raise InputError(
+                f"{self.path}: the episode could not be written ({error.strerror or error}); none of it was committed "
+                f"and the {len(self)} episodes before it are safe. Free space or mend the disk, then run the same "
+                f"command again."
+            ) from error
+        return index
+
+    def add_array(self, key: str, field: Field) -> None:
+        """A derived per-step array of the committed length, zero until written (see `conversion.py`)."""
+        self._check_writable()
+        if key not in self._arrays:
+            group = zarr.open_group(self.path / "data", mode="r+", zarr_format=2)
+            arrays.make_array(group, key, self.steps, field)
+            self._load()
+
+    def write_rows(self, key: str, index: int, values: NDArray[Any]) -> None:
+        """Fill a derived array's rows of episode `index`; (T, ...). Raises InputError for collected keys."""
+        self._check_writable()
+        if key in self.specification:
+            raise InputError(f"{self.path}: data/{key} was collected and is not overwritten.")
+        start, stop = self.bounds(index)
+        self._arrays[key][start:stop] = values
+
+    def update_attributes(self, values: Mapping[str, Any]) -> None:
+        """Replace root attributes in one atomic step. Raises InputError for one that data depends on."""
+        self._check_writable()
+        fixed = {*REQUIRED_ATTRIBUTES, "schema_version", "specification"} & set(values)
+        if fixed:
+            raise InputError(f"{self.path}: attribute {sorted(fixed)[0]!r} of a store cannot change.")
+        merged = {**self.attributes, **values}
+        write_json(self.path / ".zattrs", merged)
+        self.attributes = read_json(self.path / ".zattrs")
+
+    def close(self) -> None:
+        """Release the writer's lock; nothing else needs closing."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+        self.mode = "r"
+
+    def __enter__(self) -> "EpisodeStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inner -------------------------------------------------------------------------------------------------------
+
+    def _load(self) -> None:
+        self.episode_ends = arrays.read_ends(self.path)
+        self._arrays = arrays.open_arrays(self.path, "data", self.mode == "a")
+        self._meta = arrays.open_arrays(self.path, "meta", self.mode == "a")
+        del self._meta["episode_ends"]
+        found = {key: Field(array.shape[1:], array.dtype.name) for key, array in self._arrays.items()}
+        present = {key: field for key, field in self.specification.items() if key in found}
+        check_same_specification(present, {key: found[key] for key in present}, str(self.path))
+
+    def _cut_uncommitted(self) -> None:
+        arrays.cut(self.path / "data", self._arrays, self.steps)
+        arrays.cut(self.path / "meta", self._meta, len(self))
+
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise InputError(f'{self.path}: open for reading only; open it with mode="a" to write.')
+
+    def _check_readable(self, key: str, last: int) -> None:
+        if key not in self._arrays and key in self.specification:
+            raise CorruptEpisode(0, key, "the array is missing")
+        if key not in self._arrays or last > self.readable(key):
+            env = self.attributes["env"]
+            raise InputError(
+                f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
+                f"{', '.join(self.keys)}. Point clouds are made by data_collection/convert.py env={env}."
+            )
