@@ -48,7 +48,9 @@ def save(directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str
     staging.rename(final)
     fsync_directory(directory)
     for old in steps(directory)[:-keep]:
-        shutil.rmtree(directory / f"{old:08d}")
+        doomed = directory / f".partial-old-{old:08d}"
+        (directory / f"{old:08d}").rename(doomed)  # so that a kill while removing leaves no half of a checkpoint
+        shutil.rmtree(doomed)
     return final
 
 

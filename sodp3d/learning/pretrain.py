@@ -1,4 +1,4 @@
-"""Pre-training: fit the planner to all tasks' observations and actions, with no rewards and no task labels (paper, eq. 7)."""
+"""Pre-training: fit the planner to all tasks' observations and actions; no rewards, no task labels (paper, eq. 7)."""
 
 import logging
 from typing import Any
@@ -10,11 +10,10 @@ from torch import Tensor
 
 from sodp3d import checkpoint
 from sodp3d.data.dataset import WindowDataset
-from sodp3d.data.normalizer import Normalizer
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate
-from sodp3d.learning.ema import EMA
+from sodp3d.learning.ema import Ema
 from sodp3d.models.encoders import SENSOR_KEYS
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
@@ -29,7 +28,7 @@ class Pretraining:
 
     def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
         self.planner = planner
-        self.ema = EMA(planner)
+        self.ema = Ema(planner)
         self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings["learning_rate"], fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
@@ -51,7 +50,7 @@ class Pretraining:
         """Publish a checkpoint of everything."""
         tensors = {
             **checkpoint.with_prefix("planner", self.planner.state_dict()),
-            **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
+            **checkpoint.with_prefix("ema", self.ema.module.state_dict()),
             **checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
             "noise": self.noise.get_state(),
         }
@@ -64,7 +63,7 @@ class Pretraining:
             return
         self.step, tensors, state = found
         self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
-        self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
+        self.ema.module.load_state_dict(checkpoint.without_prefix("ema", tensors))
         self.ema.step = self.step
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
         self.noise.set_state(tensors["noise"])
@@ -72,7 +71,9 @@ class Pretraining:
         log.info("resumed at step %d", self.step)
 
 
-def pretrain(config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None) -> None:
+def pretrain(
+    config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None
+) -> None:
     """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
     settings = config["pretrain"]
     dataset = load_dataset(config, tasks)
@@ -96,7 +97,7 @@ def pretrain(config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: t
             run.log(step, {"train/loss": float(np.mean(recent))}, total=settings["steps"])
             recent.clear()
         if rollouts and settings["evaluate_every"] and (step % settings["evaluate_every"] == 0 and not last):
-            run.log(step, evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"]).metrics())
+            run.log(step, evaluate(training.ema.module, rollouts, tasks[0], config["evaluation"]).metrics())
         if step % settings["checkpoint_every"] == 0 or last:
             training.save(run, state)
     if training.step < settings["steps"]:
@@ -104,9 +105,9 @@ def pretrain(config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: t
         return
     result: dict[str, Any] = {"steps": training.step}
     if rollouts:
-        final = evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"])
+        final = evaluate(training.ema.module, rollouts, tasks[0], config["evaluation"])
         run.log(training.step, final.metrics())
-        final.save(run.directory / "evaluation")
+        final.save(run.directory / "evaluation" / tasks[0].name)
         result["evaluation"] = final.summary()
     run.finish(result)
 
@@ -125,7 +126,9 @@ def load_dataset(config: dict[str, Any], tasks: list[EnvConfig]) -> WindowDatase
         successful_only=settings["successful_only"],
     )
     if len(dataset) == 0:
-        raise InputError("data: no episode is left to learn from; check pretrain.fraction and pretrain.successful_only.")
+        raise InputError(
+            "data: no episode is left to learn from; check pretrain.fraction and pretrain.successful_only."
+        )
     return dataset
 
 

@@ -1,0 +1,103 @@
+"""The three stages behind `train.py mode=...`: what each needs before it starts, and where its run directory is."""
+
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from sodp3d.cli import root
+from sodp3d.errors import InputError
+from sodp3d.evaluate import evaluate, sentence
+from sodp3d.learning.finetune import finetune
+from sodp3d.learning.pretrain import pretrain
+from sodp3d.plot import plot_run
+from sodp3d.run import Run, open_run
+from sodp3d.setup import (
+    find_planner,
+    label,
+    load_planner_and_state,
+    make_rollouts,
+    prepare_torch,
+    require_same_task,
+    task_configs,
+)
+from sodp3d.video import write_rollout_videos
+
+log = logging.getLogger(__name__)
+SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode", "model", "evaluation")
+
+
+def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
+    """The run directory of this stage; its identity is the part of the configuration that the stage uses."""
+    kept = {key: config[key] for key in (*SHARED, *sections)}
+    directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
+    return open_run(root(config) / "outputs" / config["mode"] / label(config, *more), kept, config["seed"], directory)
+
+
+def run_pretrain(config: dict[str, Any]) -> None:
+    """mode=pretrain: all tasks of `env=` into one planner."""
+    tasks, device = task_configs(config), prepare_torch(config)
+    single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
+    evaluation = make_rollouts(config, tasks[0], config["evaluation"]["environments"]) if single else nullcontext()
+    with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:
+        pretrain(config, run, tasks, device, rollouts)
+        _conclude(run, "pretrain")
+
+
+def run_finetune(config: dict[str, Any]) -> None:
+    """mode=finetune: the pre-trained planner, one task, its reward, online."""
+    tasks, device = task_configs(config), prepare_torch(config)
+    if len(tasks) > 1:
+        raise InputError(
+            f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
+        )
+    path = find_planner(config, ("pretrain",))
+    environments = max(config["evaluation"]["environments"], config["finetune"]["episodes_per_iteration"])
+    with (
+        _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), config["reg"]["name"]) as run,
+        make_rollouts(config, tasks[0], environments) as rollouts,
+    ):
+        finetune(config, run, path, tasks[0], device, rollouts)
+        _conclude(run, "finetune")
+
+
+def run_eval(config: dict[str, Any]) -> None:
+    """mode=eval: success rates with intervals on held-out seeds, and videos, for every task of `env=`."""
+    tasks, device = task_configs(config), prepare_torch(config)
+    path = find_planner(config, ("finetune", "pretrain"))
+    planner, state = load_planner_and_state(path, device)
+    results = {}
+    with _open({**config, "planner": str(path)}, ("planner",)) as run:
+        for task in tasks:
+            require_same_task(state, planner, config, task)
+            with make_rollouts(config, task, config["evaluation"]["environments"]) as rollouts:
+                result = evaluate(planner, rollouts, task, config["evaluation"])
+            result.save(run.directory / "evaluation" / task.name)
+            results[task.name] = result.summary()
+            log.info("%s", sentence(result.summary()))
+        run.finish({"planner": str(path), "tasks": results})
+        _write_videos(run, config)
+    log.info("videos and numbers: %s", run.directory)
+
+
+def _conclude(run: Run, mode: str) -> None:
+    """Draw the curve, write the videos of the last evaluation, and say where things are."""
+    plot_run(run.directory, mode, run.metrics())
+    if (run.directory / "evaluation").is_dir() and not run.stop_requested:
+        _write_videos(run, run.config)
+    log.info("%s %s", "stopped; the same command continues" if run.stop_requested else "finished:", run.directory)
+
+
+def _write_videos(run: Run, config: dict[str, Any]) -> None:
+    count = config["evaluation"]["videos"]
+    for task in task_configs(config) if count else []:
+        folder = run.directory / "evaluation" / task.name
+        write_rollout_videos(folder, task, config["render"], count, run.directory / "videos")
+
+
+STAGES: dict[str, Callable[[dict[str, Any]], None]] = {
+    "pretrain": run_pretrain,
+    "finetune": run_finetune,
+    "eval": run_eval,
+}

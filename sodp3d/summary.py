@@ -1,0 +1,51 @@
+"""`python -m sodp3d.summary <env>`: where the newest run of each stage left its videos, curves and success rates."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sodp3d.evaluate import sentence
+from sodp3d.files import PROJECT, read_json
+from sodp3d.run import newest_finished
+
+
+def newest_runs(outputs: Path, env: str) -> dict[str, Path]:
+    """The newest finished run of each stage for `env`."""
+    found = {}
+    for mode in ("pretrain", "finetune", "eval"):
+        runs = [newest_finished(folder) for folder in sorted((outputs / mode).glob(f"{env}-*"))]
+        finished = [run for run in runs if run is not None]
+        if finished:
+            found[mode] = max(finished, key=lambda path: path.name)
+    return found
+
+
+def lines(mode: str, run: Path) -> list[str]:
+    """What to say of one run."""
+    result: dict[str, Any] = read_json(run / "result.json")
+    said = [sentence(summary) for summary in result.get("tasks", {}).values()]
+    for key, words in (("before", "before fine-tuning"), ("evaluation", "final")):
+        if key in result:
+            said.append(f"{words}: {sentence(result[key])}")
+    said += [str(path) for path in (run / "curve.png", *sorted((run / "videos").glob("*.mp4"))) if path.exists()]
+    return said
+
+
+def main() -> None:
+    """Print one table row per stage."""
+    env = sys.argv[1] if len(sys.argv) > 1 else "adroit_door"
+    table = Table("stage", "results", show_lines=True)
+    data = PROJECT / "data" / env
+    collected = [str(path) for path in (data / "README.md", *sorted((data / "videos").glob("*.mp4"))) if path.exists()]
+    if collected:
+        table.add_row("collect", "\n".join(collected))
+    for mode, run in newest_runs(PROJECT / "outputs", env).items():
+        table.add_row(mode, "\n".join(lines(mode, run)))
+    Console(soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sodp3d import checkpoint
+from sodp3d.errors import InputError
+
+
+def tensors(step: int) -> dict[str, torch.Tensor]:
+    return {"weights": torch.full((200_000,), float(step)), "bias": torch.arange(3.0) + step}
+
+
+def save_forever(directory: Path) -> None:
+    step = checkpoint.steps(directory)[-1] if checkpoint.steps(directory) else 0
+    while True:
+        step += 1
+        checkpoint.save(directory, step, tensors(step), {"value": step})
+
+
+def test_round_trip_keeps_tensors_and_state(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 7, tensors(7), {"name": "a", "list": [1, 2]})
+    step, loaded, state = checkpoint.load_latest(tmp_path)  # type: ignore[misc]
+    assert step == 7 and state["list"] == [1, 2]
+    assert all(torch.equal(loaded[name], value) for name, value in tensors(7).items())
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in range(5):
+        checkpoint.save(tmp_path, step, tensors(step), {}, keep=2)
+    assert checkpoint.steps(tmp_path) == [3, 4]
+
+
+def test_sigkill_at_random_moments_never_leaves_a_broken_checkpoint(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    draw = random.Random(0)
+    newest = 0
+    for _ in range(25):
+        process = context.Process(target=save_forever, args=(tmp_path,))
+        process.start()
+        time.sleep(0.02 + draw.random() * 0.08)
+        os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
+        process.join()
+        for step in checkpoint.steps(tmp_path):
+            loaded, state = checkpoint.load(tmp_path / f"{step:08d}")
+            assert state["value"] == step
+            assert torch.equal(loaded["weights"], tensors(step)["weights"])
+        found = checkpoint.steps(tmp_path)
+        assert not found or found[-1] >= newest, "a complete checkpoint was lost"
+        newest = found[-1] if found else newest
+    assert newest > 25, "the writer hardly wrote: the test proved nothing"
+
+
+def test_a_full_disk_is_told_and_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(InputError, match="Free some space"):
+        checkpoint.save(tmp_path, 2, tensors(2), {})
+    assert checkpoint.steps(tmp_path) == [1]
+
+
+def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path) -> None:
+    sentinel = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):  # type: ignore[no-untyped-def]
+            return (os.system, (f"touch {sentinel}",))
+
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    (tmp_path / "00000001" / checkpoint.TENSORS).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match="pickled files are refused"):
+        checkpoint.load(tmp_path / "00000001")
+    assert not sentinel.exists()
+
+
+@pytest.mark.parametrize(("name", "content"), [("state.json", "{"), ("tensors.safetensors", "")])
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    (tmp_path / "00000001" / name).write_text(content)
+    with pytest.raises(InputError, match=name):
+        checkpoint.load(tmp_path / "00000001")
+
+
+def test_optimizer_round_trip_continues_bit_for_bit() -> None:
+    def make() -> tuple[torch.nn.Linear, torch.optim.Adam]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(4, 3)
+        return model, torch.optim.Adam(model.parameters(), lr=0.1, fused=True)
+
+    def step(model: torch.nn.Linear, optimizer: torch.optim.Adam, seed: int) -> None:
+        data = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        model(data).square().mean().backward()
+        optimizer.step()
+
+    straight, optimizer = make()
+    for seed in range(6):
+        step(straight, optimizer, seed)
+    first, optimizer = make()
+    for seed in range(3):
+        step(first, optimizer, seed)
+    second, fresh = make()
+    second.load_state_dict(first.state_dict())
+    checkpoint.load_optimizer(fresh, checkpoint.optimizer_tensors(optimizer))
+    for seed in range(3, 6):
+        step(second, fresh, seed)
+    assert torch.equal(straight.weight, second.weight)
