@@ -35,7 +35,7 @@ def make(config: EnvConfig, renderer: str = "auto", render_mode: str | None = No
 
 
 def score_states(config: EnvConfig, states: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Reward and goal flag of raw frames from their state vectors (..., Ds) alone. Raises InputError where undefined."""
+    """Reward and goal flag of raw frames from state vectors (..., Ds) alone. Raises InputError where undefined."""
     if config.family != "adroit":
         raise InputError(f"env={config.name}: rewards follow from the state vector alone only for Adroit tasks.")
     from sodp3d.envs.adroit import reward_and_goal

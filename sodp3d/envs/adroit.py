@@ -1,7 +1,7 @@
 """Adroit hammer, door and pen (gymnasium-robotics `AdroitHand*-v1` scenes) with VRL3's rewards.
 
 The installed release's dense Hammer and Door rewards pay for moving *away* from the tool or handle (wrong sign), so its
-rewards are not used. VRL3's are computed here from the state vector alone, so recorded demonstrations can be scored too.
+rewards are not used. VRL3's are computed here from the state vector alone, so demonstrations can be scored too.
 
 The goal flag differs between the field's forks of these environments. Used here: hammer |nail - goal| < 0.010 m (all
 forks); door angle >= 1.35 rad (Farama, RRL; VRL3's and DP3's fork asks for > 1.4); pen distance < 0.075 m and cosine

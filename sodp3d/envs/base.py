@@ -92,7 +92,7 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
 def with_camera(environment: type, camera: CameraConfig) -> type:
     """`environment` (a gymnasium MujocoEnv class), loading its model with the camera in it and smooth round geoms."""
 
-    class WithCamera(environment):  # type: ignore[misc, valid-type]
+    class WithCamera(environment):
         def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
             spec = mujoco.MjSpec.from_file(self.fullpath)
             add_camera(spec, camera)
@@ -130,9 +130,8 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         task.reset(0)  # so that sizes are known and a state can be set before the first reset
         self.action_space = spaces.Box(-1.0, 1.0, (task.action_size,), np.float32)
         sizes = {"agent_pos": task.proprioception().size, "state": task.state().size}
-        self.observation_space = spaces.Dict(
-            {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
-        )
+        boxes = {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
+        self.observation_space: spaces.Dict = spaces.Dict(boxes)  # type: ignore[assignment]
 
     @staticmethod
     def _frames_per_second(config: EnvConfig, task: Task) -> int:
@@ -201,7 +200,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return np.concatenate([counters, physics, self.task.get_variables()])
 
     def set_state(self, vector: NDArray[np.float64]) -> Observation:
-        """Restore what `get_state` returned, in this or another environment of the same config; returns the observation.
+        """Restore what `get_state` returned, here or in another environment of the same config; returns the observation.
 
         Raises InputError on a vector of another size or with non-finite numbers.
         """
@@ -253,7 +252,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         camera = self.config.camera
         return self.renderer.rgb(self.data, self._camera, height or camera.height, width or camera.width)
 
-    def render(self) -> NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8] | None:
         """Gymnasium's render: a colour frame for videos where render_mode is "rgb_array", None otherwise."""
         return self.render_rgb(256, 256) if self.render_mode == "rgb_array" else None
 

@@ -2,7 +2,7 @@
 
 One GL context per process, shared by all environments in it, with one MuJoCo rendering context per distinct model.
 Contexts are made at first use and never leave their process: make environments inside the worker, and start workers by
-spawn. The GL classes are taken from mujoco.egl and mujoco.osmesa directly, so it does not matter when mujoco was imported.
+spawn. The GL classes come from mujoco.egl and mujoco.osmesa directly: it does not matter when mujoco was imported.
 
 Depth images show what the simulated robot could touch or must find: geoms of groups 0 to 2 (MuJoCo's default) and the
 sites that a task names as its goal; no other sites, tendons or skins.
@@ -190,7 +190,7 @@ class Renderer:
         spec.visual.quality.offsamples = 0
 
     def depth(self, data: mujoco.MjData, camera: int, height: int, width: int) -> NDArray[np.uint16]:
-        """(H, W) uint16 millimetres along the optical axis, 0 where there is nothing within 65.535 m; row 0 is the top."""
+        """(H, W) uint16 millimetres along the optical axis, 0 where nothing is within 65.535 m; row 0 is the top."""
         millimetres = np.rint(self._source.metres(data, camera, height, width) * 1000)
         return np.where(millimetres <= _MILLIMETRES_MAX, millimetres, 0).astype(np.uint16)
 
@@ -244,12 +244,8 @@ class _GLScene:
     def metres(self, data: mujoco.MjData, camera: int, height: int, width: int) -> NDArray[np.float64]:
         # Drawing ids instead of colours leaves out lights, shadows, reflections, textures and transparency.
         self._scene.flags[:] = 0
-        for flag in (
-            mujoco.mjtRndFlag.mjRND_SEGMENT,
-            mujoco.mjtRndFlag.mjRND_IDCOLOR,
-            mujoco.mjtRndFlag.mjRND_CULL_FACE,
-        ):
-            self._scene.flags[flag] = self._lights[flag] if flag == mujoco.mjtRndFlag.mjRND_CULL_FACE else True
+        self._scene.flags[[mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR]] = 1
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = self._lights[mujoco.mjtRndFlag.mjRND_CULL_FACE]
         groups = self._model.site_group.copy()
         self._model.site_group[:] = self._site_groups
         drawer, rectangle = self._draw(data, camera, self._depth_option, height, width)

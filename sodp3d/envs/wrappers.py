@@ -25,8 +25,8 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
     float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image` (To, 3, H, W) uint8.
     backend: converter of point clouds, "open3d" | "torch" (the same points).
 
-    After reset the first frame is repeated To times (edge padding, as in training); so is the last one of an episode that
-    terminates unforeseen before the frames to observe.
+    After reset the first frame is repeated To times (edge padding, as in training); so is the last frame of an episode
+    that terminates before the frames to observe.
     """
 
     env: RobotEnv
