@@ -176,6 +176,11 @@ class EpisodeStore:
                 return np.concatenate([self.read(key, index, index + 1) for index in range(first, last)])
             raise CorruptEpisode(first, key, str(error)) from error
 
+    def step_shape(self, key: str) -> tuple[int, ...]:
+        """Shape of one step of `key`. Raises InputError for keys that are not there."""
+        self._check_readable(key, 0)
+        return tuple(self._arrays[key].shape[1:])
+
     def readable(self, key: str) -> int:
         """How many episodes of `key` can be read: all for collected keys, the converted ones for derived keys."""
         if key in self.specification:

@@ -1,0 +1,177 @@
+"""Training windows over one or several stores, held in memory and drawn without building them beforehand.
+
+The window of step t of an episode: observations t-To+1 .. t and actions t-To+1 .. t-To+Tp, so that the executed slice
+of a plan starts at index To-1 (DP3). Where a window reaches past its episode the first or last step is repeated; it
+never reaches into another episode. Every step of every episode is the current step of exactly one window.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.data.store import EpisodeStore
+from sodp3d.errors import InputError
+
+_log = logging.getLogger(__name__)
+_SUCCESS = ("success_final", "success_count", "success_any")
+
+
+def select_episodes(
+    store: EpisodeStore, fraction: float = 1.0, max_episodes: int | None = None, success: str | None = None
+) -> NDArray[np.int64]:
+    """Indices of the store's earliest episodes, in order of agent experience.
+
+    fraction: keep episodes until this share of all steps is reached (at least one; the paper takes the first 30 % or
+    50 %). success: then keep only episodes that succeeded by "final", "count" or "any". max_episodes: then at most so
+    many. Raises InputError when nothing is left.
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction: expected a number in (0, 1], got {fraction}.")
+    if success is not None and f"success_{success}" not in _SUCCESS:
+        raise InputError(f"success: expected final, count, any or nothing, got {success!r}.")
+    metadata = store.metadata
+    order = np.lexsort((metadata["seed"], metadata["agent_step"]))
+    lengths = np.diff(store.episode_ends, prepend=0)[order]
+    # An episode counts when it starts before the limit: a tolerance keeps 0.3 * 10 steps from becoming 2.999.
+    chosen = order[np.cumsum(lengths) - lengths < fraction * store.steps - 1e-6]
+    if success is not None:
+        chosen = chosen[metadata[f"success_{success}"][chosen]]
+    chosen = np.sort(chosen[:max_episodes])
+    if len(chosen) == 0:
+        raise InputError(
+            f"{store.path}: no episode of {len(store)} is left by fraction={fraction}, success={success}, "
+            f"max_episodes={max_episodes}; collect more or select less strictly."
+        )
+    return chosen.astype(np.int64)
+
+
+def data_hash(store: EpisodeStore) -> str:
+    """sha256 over the committed episode ends, actions and seeds: names the data a result was made from."""
+    digest = hashlib.sha256(np.ascontiguousarray(store.episode_ends, "<i8").tobytes())
+    digest.update(np.ascontiguousarray(store.read("action"), "<f4").tobytes())
+    digest.update(np.ascontiguousarray(store.metadata["seed"], "<i8").tobytes())
+    return digest.hexdigest()
+
+
+class WindowDataset:
+    """Windows over the chosen episodes of one or several stores."""
+
+    def __init__(
+        self,
+        stores: Sequence[EpisodeStore],
+        keys: Sequence[str],
+        horizon: int,
+        n_obs_steps: int,
+        n_action_steps: int,
+        episodes: Sequence[NDArray[np.int64]] | None = None,
+        compact: bool = False,
+        memory_limit: int | None = None,
+    ) -> None:
+        """Load `action` and the observation `keys` into memory.
+
+        episodes: for each store the indices to use (all by default). compact: keep float observations as float16
+        (half the memory; about 0.5 mm at 1 m), windows are float32 all the same. memory_limit: bytes, 80 % of what the
+        machine has free by default. Raises InputError when stores differ in a key's shape, a key is not there, the
+        windows do not fit the horizon, there is no step at all, or memory would not suffice.
+        """
+        if n_obs_steps - 1 + n_action_steps > horizon:
+            raise InputError(
+                f"horizon: {horizon} steps do not hold {n_obs_steps - 1} past and {n_action_steps} executed ones."
+            )
+        chosen = [np.arange(len(store)) for store in stores] if episodes is None else list(episodes)
+        lengths = [np.diff(store.episode_ends, prepend=0)[rows] for store, rows in zip(stores, chosen, strict=True)]
+        ends = np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))
+        if len(ends) == 0:
+            raise InputError(f"data: no episodes in {[str(store.path) for store in stores]}; collect some first.")
+        self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.episode_ends: NDArray[np.int64] = ends
+        self.arrays: dict[str, NDArray[np.generic]] = {}
+        shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
+        needed = {key: int(np.prod(shape)) * int(ends[-1]) * (2 if compact else 4) for key, shape in shapes.items()}
+        _check_memory(needed, _free_bytes() if memory_limit is None else memory_limit)
+        for key, shape in shapes.items():
+            kind = np.float16 if compact and key != "action" else np.float32
+            self.arrays[key] = _gather(stores, chosen, key, (int(ends[-1]), *shape), kind)
+        counts = np.diff(ends, prepend=0)
+        self._first = np.repeat(ends - counts, counts)  # first and last row of each row's episode
+        self._last = np.repeat(ends - 1, counts)
+
+    def __len__(self) -> int:
+        """Number of windows: one for each step."""
+        return int(self.episode_ends[-1])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Channels (last axis) of each key, as `Normalizer` wants them."""
+        return {key: array.shape[-1] for key, array in self.arrays.items()}
+
+    def windows(self, current: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+        """The windows of the given current steps (B,), rows over all episodes end to end.
+
+        "action": (B, Tp, Da) and every other key (B, To, ...), all float32 in raw units.
+        """
+        offsets = np.arange(self.horizon) - (self.n_obs_steps - 1)
+        rows = np.clip(current[:, None] + offsets, self._first[current, None], self._last[current, None])
+        taken = {"action": rows}
+        return {
+            key: array[taken.get(key, rows[:, : self.n_obs_steps])].astype(np.float32, copy=False)
+            for key, array in self.arrays.items()
+        }
+
+    def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+        """`windows` of current steps drawn uniformly with replacement."""
+        return self.windows(generator.integers(len(self), size=batch_size))
+
+
+def _common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
+    first = stores[0].step_shape(key)
+    for store in stores[1:]:
+        if store.step_shape(key) != first:
+            raise InputError(
+                f"data/{key}: {first} per step in {stores[0].path} but {store.step_shape(key)} in {store.path}; "
+                f"stores trained together must agree. Convert both with the same env.points, or train them apart."
+            )
+    return first
+
+
+def _gather(
+    stores: Sequence[EpisodeStore],
+    chosen: Sequence[NDArray[np.int64]],
+    key: str,
+    shape: tuple[int, ...],
+    kind: type[np.floating],
+) -> NDArray[np.generic]:
+    """The chosen episodes of all stores end to end, read in runs of neighbours."""
+    result, row = np.empty(shape, kind), 0
+    for store, episodes in zip(stores, chosen, strict=True):
+        for run in np.split(episodes, np.flatnonzero(np.diff(episodes) != 1) + 1):
+            # At most 64 episodes at once bounds what decoding needs beside the result.
+            for part in np.split(run, range(64, len(run), 64)):
+                if len(part):
+                    values = store.read(key, int(part[0]), int(part[-1]) + 1)
+                    result[row : row + len(values)] = values
+                    row += len(values)
+    return result
+
+
+def _check_memory(needed: Mapping[str, int], limit: int) -> None:
+    total = sum(needed.values())
+    _log.info("loading %.2f GB of windows", total / 1e9)
+    if total > limit:
+        largest = max(needed, key=lambda key: needed[key])
+        raise InputError(
+            f"data: the windows need {total / 1e9:.1f} GB, most of it data/{largest}, and {limit / 1e9:.1f} GB may be "
+            f"used. Take a smaller fraction or fewer episodes, store fewer points, or load compactly (float16)."
+        )
+
+
+def _free_bytes() -> int:
+    try:
+        with open("/proc/meminfo") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(int(fields["MemAvailable"].split()[0]) * 1024 * 0.8)
+    except (OSError, KeyError, ValueError):  # not Linux: trust the operating system
+        return 2**63
