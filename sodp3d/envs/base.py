@@ -200,7 +200,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return np.concatenate([counters, physics, self.task.get_variables()])
 
     def set_state(self, vector: NDArray[np.float64]) -> Observation:
-        """Restore what `get_state` returned, here or in another environment of the same config; returns the observation.
+        """Restore what `get_state` returned, here or in another environment of the same config; returns its observation.
 
         Raises InputError on a vector of another size or with non-finite numbers.
         """

@@ -31,6 +31,7 @@ BACKENDS = ("auto", "egl", "osmesa", "raycast")
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast")
 _HIDDEN_GROUP = 5  # of sites; MuJoCo draws groups 0 to 2
 _MILLIMETRES_MAX = 65535
+_DEPTH_FLAGS = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR, mujoco.mjtRndFlag.mjRND_CULL_FACE)
 
 
 class GLError(RuntimeError):
@@ -244,8 +245,8 @@ class _GLScene:
     def metres(self, data: mujoco.MjData, camera: int, height: int, width: int) -> NDArray[np.float64]:
         # Drawing ids instead of colours leaves out lights, shadows, reflections, textures and transparency.
         self._scene.flags[:] = 0
-        self._scene.flags[[mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR]] = 1
-        self._scene.flags[mujoco.mjtRndFlag.mjRND_CULL_FACE] = self._lights[mujoco.mjtRndFlag.mjRND_CULL_FACE]
+        for flag in _DEPTH_FLAGS:
+            self._scene.flags[int(flag)] = 1
         groups = self._model.site_group.copy()
         self._model.site_group[:] = self._site_groups
         drawer, rectangle = self._draw(data, camera, self._depth_option, height, width)
