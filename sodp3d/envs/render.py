@@ -31,7 +31,7 @@ BACKENDS = ("auto", "egl", "osmesa", "raycast")
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast")
 _HIDDEN_GROUP = 5  # of sites; MuJoCo draws groups 0 to 2
 _MILLIMETRES_MAX = 65535
-_DEPTH_FLAGS = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR, mujoco.mjtRndFlag.mjRND_CULL_FACE)
+_DEPTH_FLAGS = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
 
 
 class GLError(RuntimeError):
@@ -63,11 +63,12 @@ class _GLProcess:
             raise RuntimeError("A GL context does not survive fork(): start workers with the spawn method.")
         self.context.make_current()
         if key not in self.drawers:
-            drawer = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawer)
-            drawer.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-            self.drawers[key] = drawer
-        return self.drawers[key]
+            self.drawers[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            self.drawers[key].readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        drawer = self.drawers[key]
+        # Each time: the frame buffer in use belongs to the GL context, and is that of the model drawn last.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawer)
+        return drawer
 
     def close(self) -> None:
         if os.getpid() == self.pid:
@@ -244,6 +245,7 @@ class _GLScene:
 
     def metres(self, data: mujoco.MjData, camera: int, height: int, width: int) -> NDArray[np.float64]:
         # Drawing ids instead of colours leaves out lights, shadows, reflections, textures and transparency.
+        # Back faces are drawn too: some meshes are wound the wrong way round and would have holes.
         self._scene.flags[:] = 0
         for flag in _DEPTH_FLAGS:
             self._scene.flags[int(flag)] = 1
