@@ -21,6 +21,17 @@ _ENDS = "meta/episode_ends"
 Arrays = dict[str, zarr.Array[Any]]
 
 
+class CorruptEpisode(InputError):  # noqa: N818
+    """Episode `index` cannot be read because a file of data/`key` is missing or damaged."""
+
+    def __init__(self, path: Path, index: int, key: str, reason: str) -> None:
+        super().__init__(
+            f"{path}: episode {index}: data/{key} cannot be read ({reason}). Leave this episode out, or restore the "
+            f"file from a copy."
+        )
+        self.index, self.key = index, key
+
+
 def make_array(group: zarr.Group, name: str, length: int, field: Field, compress: bool = True) -> None:
     """One array of `length` rows in chunks of at most _CHUNK_BYTES and _CHUNK_STEPS rows."""
     row_bytes = int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize

@@ -4,6 +4,7 @@ Nothing here trusts a store: headers that could make a loader run code are refus
 cut short are found before a decoder sees them.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import struct
 import uuid
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,18 @@ def replace_file(path: Path, content: bytes) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path, consequence: str) -> Iterator[None]:
+    """Turn a full disk, or any other error of the file system, into an InputError that says what it cost."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write ({error.strerror or error}); {consequence}. Free space or mend the disk, then run "
+            f"the same command again."
+        ) from error
 
 
 def plain(value: Any) -> Any:
@@ -113,9 +127,10 @@ class WriterLock:
 
     def __init__(self, store: Path) -> None:
         """Take the lock of `store`. Raises InputError naming the process that holds it."""
-        store.parent.mkdir(parents=True, exist_ok=True)
         path = store.with_name(store.name + ".lock")
-        self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        with disk_errors(path, "nothing was changed"):
+            store.parent.mkdir(parents=True, exist_ok=True)
+            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -25,7 +25,8 @@ import zarr
 from numpy.typing import NDArray
 
 from sodp3d.data import arrays
-from sodp3d.data.files import PARTIAL, WriterLock, read_json, write_json
+from sodp3d.data.arrays import CorruptEpisode
+from sodp3d.data.files import PARTIAL, WriterLock, disk_errors, read_json, write_json
 from sodp3d.data.schema import (
     REQUIRED_ATTRIBUTES,
     SCHEMA_VERSION,
@@ -40,18 +41,9 @@ from sodp3d.data.schema import (
 )
 from sodp3d.errors import InputError
 
+__all__ = ["CorruptEpisode", "EpisodeStore"]
+
 Episode = dict[str, NDArray[Any]]
-
-
-class CorruptEpisode(InputError):  # noqa: N818
-    """Episode `index` cannot be read because a file of data/`key` is missing or damaged."""
-
-    def __init__(self, index: int, key: str, reason: str) -> None:
-        super().__init__(
-            f"episode {index}: data/{key} cannot be read ({reason}). The other episodes are not affected; leave this "
-            f"one out, or restore the file from a copy."
-        )
-        self.index, self.key = index, key
 
 
 class EpisodeStore:
@@ -168,13 +160,13 @@ class EpisodeStore:
         start, stop = self.bounds(first)[0], self.bounds(last - 1)[1]
         for row, reason in arrays.faulty_rows(self.path / "data" / key, self._arrays[key], start, stop):
             index = int(np.searchsorted(self.episode_ends, max(row, start), side="right"))
-            raise CorruptEpisode(index, key, reason)
+            raise CorruptEpisode(self.path, index, key, reason)
         try:
             return np.asarray(self._arrays[key][start:stop])
         except (RuntimeError, ValueError, OSError) as error:
             if last - first > 1:  # find the one to name
                 return np.concatenate([self.read(key, index, index + 1) for index in range(first, last)])
-            raise CorruptEpisode(first, key, str(error)) from error
+            raise CorruptEpisode(self.path, first, key, str(error)) from error
 
     def step_shape(self, key: str) -> tuple[int, ...]:
         """Shape of one step of `key`. Raises InputError for keys that are not there."""
@@ -199,7 +191,7 @@ class EpisodeStore:
                     problems.append(str(error))
                     continue
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    problems.append(f"episode {index}: data/{key} holds NaN or infinity")
+                    problems.append(f"{self.path}: episode {index}: data/{key} holds NaN or infinity")
         return problems
 
     # -- writing -------------------------------------------------------------------------------------------------------
@@ -214,26 +206,23 @@ class EpisodeStore:
         length = check_episode(episode, self.specification)
         check_metadata(metadata)
         index, start = len(self), self.steps
+        consequence = f"the episode was not committed, the {index} before it are safe"
         try:
-            for key, array in self._arrays.items():
-                array.resize((start + length, *array.shape[1:]))
-                if key in episode:
-                    array[start:] = episode[key]
-            for name, array in self._meta.items():
-                array.resize((index + 1,))
-                array[index] = metadata[name]
-            ends = np.append(self.episode_ends, start + length)
-            arrays.commit_ends(self.path, ends)
-            self.episode_ends = ends
-        except OSError as error:
+            with disk_errors(self.path, consequence):
+                for key, array in self._arrays.items():
+                    array.resize((start + length, *array.shape[1:]))
+                    if key in episode:
+                        array[start:] = episode[key]
+                for name, array in self._meta.items():
+                    array.resize((index + 1,))
+                    array[index] = metadata[name]
+                arrays.commit_ends(self.path, np.append(self.episode_ends, start + length))
+        except BaseException:  # interrupted: see what is committed, tidy up as far as the disk allows
             with contextlib.suppress(OSError):
                 self._load()
                 self._cut_uncommitted()
-            raise InputError(
-                f"{self.path}: the episode could not be written ({error.strerror or error}); none of it was committed "
-                f"and the {len(self)} episodes before it are safe. Free space or mend the disk, then run the same "
-                f"command again."
-            ) from error
+            raise
+        self.episode_ends = np.append(self.episode_ends, start + length)
         return index
 
     def add_array(self, key: str, field: Field) -> None:
@@ -250,7 +239,8 @@ class EpisodeStore:
         if key in self.specification:
             raise InputError(f"{self.path}: data/{key} was collected and is not overwritten.")
         start, stop = self.bounds(index)
-        self._arrays[key][start:stop] = values
+        with disk_errors(self.path, f"data/{key} of episode {index} was not written"):
+            self._arrays[key][start:stop] = values
 
     def update_attributes(self, values: Mapping[str, Any]) -> None:
         """Replace root attributes in one atomic step. Raises InputError for one that data depends on."""
@@ -258,8 +248,8 @@ class EpisodeStore:
         fixed = {*REQUIRED_ATTRIBUTES, "schema_version", "specification"} & set(values)
         if fixed:
             raise InputError(f"{self.path}: attribute {sorted(fixed)[0]!r} of a store cannot change.")
-        merged = {**self.attributes, **values}
-        write_json(self.path / ".zattrs", merged)
+        with disk_errors(self.path, "the attributes are as they were"):
+            write_json(self.path / ".zattrs", {**self.attributes, **values})
         self.attributes = read_json(self.path / ".zattrs")
 
     def close(self) -> None:
@@ -296,7 +286,7 @@ class EpisodeStore:
 
     def _check_readable(self, key: str, last: int) -> None:
         if key not in self._arrays and key in self.specification:
-            raise CorruptEpisode(0, key, "the array is missing")
+            raise CorruptEpisode(self.path, 0, key, "the array is missing")
         if key not in self._arrays or last > self.readable(key):
             env = self.attributes["env"]
             raise InputError(

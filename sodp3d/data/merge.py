@@ -1,0 +1,99 @@
+"""Many shards, written side by side by parallel collectors, into one store."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sodp3d.data.schema import check_identity, check_same_specification
+from sodp3d.data.store import EpisodeStore
+from sodp3d.errors import InputError
+
+
+class _Source(NamedTuple):
+    agent_step: int
+    seed: int
+    shard: int
+    episode: int
+
+
+def merge(shards: Sequence[str | Path], target: str | Path) -> EpisodeStore:
+    """All episodes of `shards` in the store `target`, ordered by agent step, then seed; returned open for appending.
+
+    The result is the same however the episodes were spread over shards. An episode that two shards hold (work done
+    again after a worker died) enters once. A merge that was killed continues where it stopped; a complete one does
+    nothing. Point clouds are not carried over: convert the merged store. Raises InputError when shards differ in
+    environment, camera, renderer or keys, when two different episodes claim the same agent step and seed, or when
+    `target` holds anything but the beginning of this very merge.
+    """
+    stores = [EpisodeStore.open(shard) for shard in shards]
+    if not stores:
+        raise InputError("merge: no shards given.")
+    for store in stores[1:]:
+        check_identity(stores[0].attributes, store.attributes, str(store.path))
+        check_same_specification(stores[0].specification, store.specification, str(store.path))
+    sources = _ordered_sources(stores)
+    if Path(target).exists():
+        merged = EpisodeStore.open(target, "a", stores[0].attributes, stores[0].specification)
+    else:
+        merged = EpisodeStore.create(target, _common_attributes(stores), stores[0].specification)
+    try:
+        _check_beginning(merged, stores, sources)
+        metadata = [store.metadata for store in stores]
+        for source in sources[len(merged) :]:
+            shard = stores[source.shard]
+            values = {name: array[source.episode].item() for name, array in metadata[source.shard].items()}
+            merged.append(shard.episode(source.episode), values)
+    except BaseException:
+        merged.close()
+        raise
+    return merged
+
+
+def _ordered_sources(stores: Sequence[EpisodeStore]) -> list[_Source]:
+    """Every distinct episode once, by agent step and seed."""
+    sources = []
+    for number, store in enumerate(stores):
+        steps, seeds = store.metadata["agent_step"].tolist(), store.metadata["seed"].tolist()
+        sources += [_Source(steps[episode], seeds[episode], number, episode) for episode in range(len(store))]
+    sources.sort()
+    distinct: list[_Source] = []
+    for source in sources:
+        if distinct and source[:2] == distinct[-1][:2]:
+            _check_equal(stores, distinct[-1], source)
+        else:
+            distinct.append(source)
+    return distinct
+
+
+def _check_equal(stores: Sequence[EpisodeStore], one: _Source, other: _Source) -> None:
+    first, second = (stores[source.shard].episode(source.episode) for source in (one, other))
+    for key, values in first.items():
+        if not np.array_equal(values, second[key]):
+            raise InputError(
+                f"merge: {stores[one.shard].path} episode {one.episode} and {stores[other.shard].path} episode "
+                f"{other.episode} both claim agent step {one.agent_step} and seed {one.seed} but differ in data/{key}; "
+                f"give every collector its own seeds."
+            )
+
+
+def _check_beginning(merged: EpisodeStore, stores: Sequence[EpisodeStore], sources: Sequence[_Source]) -> None:
+    metadata = merged.metadata
+    found = list(zip(metadata["agent_step"].tolist(), metadata["seed"].tolist(), strict=True))
+    if found != [source[:2] for source in sources[: len(found)]]:
+        raise InputError(
+            f"{merged.path}: holds {len(found)} episodes that are not the first of this merge of "
+            f"{[str(store.path) for store in stores]}; merge into a new path."
+        )
+
+
+def _common_attributes(stores: Sequence[EpisodeStore]) -> dict[str, Any]:
+    """What all shards agree on as it is; where they differ, the distinct values in a fixed order."""
+    common: dict[str, Any] = {}
+    for key in sorted(set().union(*(store.attributes for store in stores)) - {"conversion"}):
+        values = [store.attributes.get(key) for store in stores]
+        distinct = sorted({repr(value): value for value in values}.items())
+        same = len(distinct) == 1 or key in ("env_config", "camera")
+        common[key] = values[0] if same else [value for _, value in distinct]
+    return common
