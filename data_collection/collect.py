@@ -1,0 +1,111 @@
+"""Let an agent learn, and keep every step of its experience, with depth, in data/<env>/episodes.zarr.
+
+    python data_collection/collect.py env=adroit_door
+    python data_collection/collect.py env=metaworld env.task=reach agent=sac
+
+The same command continues a stopped or killed collection, and does nothing once the asked number of steps is there.
+A set of tasks (env=mt10_paper) is collected task by task, each into its own store by its own agent.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder, installed or not
+
+from data_collection import agents, demos
+from data_collection.collection import Collection, Schedule
+from data_collection.environments import CollectionGroup
+from sodp3d.cli import command, data_root
+from sodp3d.envs.config import EnvConfig
+from sodp3d.errors import InputError
+
+log = logging.getLogger(__name__)
+
+
+@command("collect")
+def main(config: dict[str, Any]) -> None:
+    """Collect every task that `env=` names."""
+    from sodp3d.setup import task_configs
+
+    tasks = task_configs(config)
+    if config["data"] and len(tasks) > 1:
+        raise InputError(f"data: one folder cannot hold {len(tasks)} tasks; leave it out or choose a single task.")
+    for task in tasks:
+        if not collect(config, task):
+            log.info("%s: stopped; the same command continues", task.name)
+            return
+
+
+def schedule(config: Mapping[str, Any]) -> Schedule:
+    """The `collect` section as numbers: the first `fraction` of an agent's `agent_steps` is run and kept."""
+    settings = dict(config["collect"])
+    fraction, total = settings.pop("fraction"), settings.pop("agent_steps")
+    if not 0 < fraction <= 1:
+        raise InputError(f"collect.fraction: expected a share above 0, up to 1, got {fraction}.")
+    return Schedule(steps=round(total * fraction), seed=config["seed"], **settings)
+
+
+def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
+    """Collect one task. Returns whether it is complete. Raises InputError before anything is written."""
+    from sodp3d import checkpoint
+    from sodp3d.setup import prepare_torch
+    from sodp3d.workers import Workers
+
+    plan = schedule(config)
+    folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / env.name
+    device = prepare_torch(config)
+    count = min(config["workers"] or os.cpu_count() or 1, plan.environments)
+    with Workers(CollectionGroup, [(env, config["render"])] * count) as workers:
+        workers.start(0, "describe")
+        facts = workers.result(0)
+        sizes = facts["state_size"], facts["action_size"]
+        agent = agents.build(config["agent"], env, *sizes, config["seed"], device)
+        run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
+        if agent.needs_demonstrations and not checkpoint.steps(run.checkpoints):
+            shown = demos.load(env, config["demos"], sizes, facts["count_threshold"], config["demo_episodes"])
+            log.info("%s", shown.summary())
+            agent.demonstrate(shown.trajectories)
+        with open_store(folder, env, facts, config) as store, run:
+            complete = Collection(agent, store, run, workers, plan).run_all()
+            log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
+    return complete
+
+
+def _open_run(folder: Path, config: dict[str, Any]) -> Any:
+    """The agent's run directory. Raises InputError if it was started with other settings: a store has one agent."""
+    from sodp3d.run import open_run
+
+    try:
+        return open_run(folder, config, config["seed"], folder / "agent")
+    except InputError as error:
+        raise InputError(f"{error} For a collection that means another folder: data=<folder>.") from None
+
+
+def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind."""
+    from sodp3d.data.schema import step_specification
+    from sodp3d.data.store import EpisodeStore
+    from sodp3d.run import git_commit, versions
+
+    path = folder / "episodes.zarr"
+    sizes = ("action_size", "state_size", "proprioception_size", "simulator_size", "height", "width")
+    specification = step_specification(*(facts[key] for key in sizes))
+    attributes = {
+        "env": env.name,
+        "env_config": asdict(env),
+        "camera": facts["camera"],
+        "renderer": facts["renderer"],
+    }
+    if path.exists():
+        return EpisodeStore.open(path, "a", attributes, specification)
+    provenance = {"versions": versions(), "git_commit": git_commit(), "seed": config["seed"], "agent": config["agent"]}
+    return EpisodeStore.create(path, attributes | provenance, specification)
+
+
+if __name__ == "__main__":
+    main()
