@@ -1,11 +1,13 @@
-"""Exponential moving average of a module's weights, as a module of its own (evaluation uses it)."""
+"""Exponential moving average of a planner's weights, as a planner of its own (evaluation uses it)."""
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
 MAX_DECAY = 0.9999
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def ema_decay(step: int) -> float:
@@ -13,22 +15,21 @@ def ema_decay(step: int) -> float:
     return min(MAX_DECAY, 1 - (1 + step) ** -0.75)
 
 
-class Ema:
-    """Keeps `module`, an averaged copy without gradients; call `update` after each optimizer step.
+class EMA(Generic[Module]):
+    """Keeps `planner`, an averaged copy without gradients; call `update` after each optimizer step.
 
-    Parameters are averaged; buffers (the normalizer's) are copied. Checkpoint `module.state_dict()` and `step`.
+    Parameters are averaged; buffers (the normalizer's) are copied. Its state is `planner.state_dict()` and `step`.
     """
 
-    def __init__(self, module: nn.Module, step: int = 0) -> None:
-        self.module = copy.deepcopy(module).requires_grad_(False)
-        self.step = step
+    def __init__(self, planner: Module) -> None:
+        self.planner: Module = copy.deepcopy(planner).requires_grad_(False)
+        self.step = 0
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """average <- decay * average + (1 - decay) * module."""
-        decay = ema_decay(self.step)
-        averages = [parameter for parameter in self.module.parameters()]
-        torch._foreach_lerp_(averages, [parameter.detach() for parameter in module.parameters()], 1 - decay)
-        for average, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
+    def update(self, planner: Module) -> None:
+        """average <- decay * average + (1 - decay) * planner."""
+        averages, current = list(self.planner.parameters()), list(planner.parameters())
+        torch._foreach_lerp_(averages, current, 1 - ema_decay(self.step))
+        for average, buffer in zip(self.planner.buffers(), planner.buffers(), strict=True):
             average.copy_(buffer)
         self.step += 1

@@ -59,6 +59,11 @@ class PlannerConfig:
         steps = self.n_obs_steps
         return {"agent_pos": (steps, self.proprioception_size), self.sensor_key: (steps, *self.sensor_shape)}
 
+    def normalized_sizes(self) -> dict[str, int]:
+        """Channels of what the normalizer scales: all but images."""
+        sizes = {"action": self.action_size, "agent_pos": self.proprioception_size}
+        return sizes if self.observation == "image" else {**sizes, self.sensor_key: self.sensor_shape[-1]}
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping that `from_dict` turns back into an equal configuration."""
         return asdict(self) | {"sensor_shape": list(self.sensor_shape)}
@@ -78,10 +83,10 @@ class PlannerConfig:
 class Planner(nn.Module):
     """Plans Tp actions from To observations by denoising. Observations and actions are in raw units outside."""
 
-    def __init__(self, config: PlannerConfig, normalizer: Normalizer) -> None:
+    def __init__(self, config: PlannerConfig) -> None:
         super().__init__()
         self.config = config
-        self.normalizer = normalizer
+        self.normalizer = Normalizer(config.normalized_sizes())
         self.encoder = ObservationEncoder(config.observation, config.sensor_shape, config.proprioception_size)
         features = config.n_obs_steps * 2 * FEATURE_SIZE
         self.unet = UNet1d(config.action_size, features, UNETS[config.unet])
