@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from sodp3d.envs import gl
 from sodp3d.envs.camera import Camera, intrinsics
 from sodp3d.envs.config import CameraConfig, EnvConfig
 from sodp3d.envs.render import Renderer
@@ -118,6 +119,8 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": self._frames_per_second(config, task)}
         if render_mode not in (None, "rgb_array"):
             raise InputError(f"render_mode: expected None or 'rgb_array', got {render_mode!r}.")
+        if renderer not in ("auto", *gl.BACKENDS):
+            raise InputError(f"render: expected one of auto, {', '.join(gl.BACKENDS)}, got {renderer!r}.")
         self.config = config
         self.render_mode = render_mode
         self.task = task
@@ -130,7 +133,9 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         task.reset(0)  # so that sizes are known and a state can be set before the first reset
         self.action_space = spaces.Box(-1.0, 1.0, (task.action_size,), np.float32)
         sizes = {"agent_pos": task.proprioception().size, "state": task.state().size}
-        boxes = {key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()}
+        boxes: dict[str, spaces.Space[Any]] = {
+            key: spaces.Box(-np.inf, np.inf, (size,), np.float32) for key, size in sizes.items()
+        }
         self.observation_space: spaces.Dict = spaces.Dict(boxes)  # type: ignore[assignment]
 
     @staticmethod
@@ -200,7 +205,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         return np.concatenate([counters, physics, self.task.get_variables()])
 
     def set_state(self, vector: NDArray[np.float64]) -> Observation:
-        """Restore what `get_state` returned, here or in another environment of the same config; returns its observation.
+        """Restore what `get_state` returned, here or in another environment of its config; returns the observation.
 
         Raises InputError on a vector of another size or with non-finite numbers.
         """

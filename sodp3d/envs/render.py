@@ -1,164 +1,24 @@
 """Depth and colour images of MuJoCo scenes, by OpenGL (EGL or OSMesa) or by ray casting (no OpenGL needed).
 
-One GL context per process, shared by all environments in it, with one MuJoCo rendering context per distinct model.
-Contexts are made at first use and never leave their process: make environments inside the worker, and start workers by
-spawn. The GL classes come from mujoco.egl and mujoco.osmesa directly: it does not matter when mujoco was imported.
-
-Depth images show what the simulated robot could touch or must find: geoms of groups 0 to 2 (MuJoCo's default) and the
-sites that a task names as its goal; no other sites, tendons or skins.
+Depth images show what the robot could touch or must find: geoms of groups 0 to 2 (MuJoCo's default) and the sites that
+a task names as its goal; no other sites, tendons or skins. Both ways of drawing agree on this.
 
 Resolution: images are rounded to 1 mm (error at most 0.5 mm); the 32-bit reversed z-buffer adds less than 0.01 mm.
 """
 
-import atexit
 import hashlib
-import logging
-import os
-import sys
-from importlib import import_module
 from typing import Any, Protocol
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.envs import gl
 from sodp3d.envs.raycast import RayCaster
-from sodp3d.errors import InputError
 
-logger = logging.getLogger(__name__)
-
-BACKENDS = ("auto", "egl", "osmesa", "raycast")
-_SOFTWARE = ("llvmpipe", "softpipe", "swrast")
 _HIDDEN_GROUP = 5  # of sites; MuJoCo draws groups 0 to 2
 _MILLIMETRES_MAX = 65535
 _DEPTH_FLAGS = (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR)
-
-
-class GLError(RuntimeError):
-    """The OpenGL backend cannot be used here."""
-
-
-class _GLProcess:
-    """This process's GL context and its MuJoCo rendering contexts."""
-
-    def __init__(self, backend: str) -> None:
-        try:
-            module = import_module(f"mujoco.{backend}")
-            self.context = module.GLContext(640, 480)
-            self.context.make_current()
-            from OpenGL import GL
-
-            self.description = GL.glGetString(GL.GL_RENDERER).decode()
-        except Exception as error:  # drivers fail in many ways: missing library, missing symbol, GL and OS errors
-            _forget_opengl(backend)
-            raise GLError(f"{type(error).__name__}: {error}") from error
-        self.name = backend
-        self.pid = os.getpid()
-        self.drawers: dict[str, mujoco.MjrContext] = {}
-        atexit.register(self.close)
-
-    def drawer(self, model: mujoco.MjModel, key: str) -> mujoco.MjrContext:
-        """The rendering context of `model`, made current; `key` identifies what of the model it uploads."""
-        if os.getpid() != self.pid:
-            raise RuntimeError("A GL context does not survive fork(): start workers with the spawn method.")
-        self.context.make_current()
-        if key not in self.drawers:
-            self.drawers[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-            self.drawers[key].readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
-        drawer = self.drawers[key]
-        # Each time: the frame buffer in use belongs to the GL context, and is that of the model drawn last.
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawer)
-        return drawer
-
-    def close(self) -> None:
-        if os.getpid() == self.pid:
-            self.context.make_current()
-            for drawer in self.drawers.values():
-                drawer.free()
-            self.drawers.clear()
-            self.context.free()
-
-
-def _forget_opengl(backend: str) -> None:
-    """Undo a failed import, so that another backend can be tried: PyOpenGL chooses its platform only once."""
-    os.environ.pop("PYOPENGL_PLATFORM", None)
-    for name in list(sys.modules):
-        if name.split(".")[0] == "OpenGL" or name.startswith(f"mujoco.{backend}"):
-            del sys.modules[name]
-
-
-_process: _GLProcess | None = None
-_announced = False
-
-
-def _open(backend: str) -> _GLProcess:
-    global _process
-    if _process is None:
-        _process = _GLProcess(backend)
-    elif _process.name != backend:
-        raise InputError(
-            f"render={backend}: this process already draws with {_process.name}, and only one GL backend fits in it."
-        )
-    return _process
-
-
-def choose_backend(wanted: str) -> str:
-    """The backend that `wanted` (auto | egl | osmesa | raycast) means here; `auto` logs its choice once.
-
-    Raises InputError, with what to install, where a named backend does not work on this machine.
-    """
-    if wanted not in BACKENDS:
-        raise InputError(f"render: expected one of {', '.join(BACKENDS)}, got {wanted!r}.")
-    if wanted == "raycast":
-        return wanted
-    if wanted != "auto":
-        try:
-            _open(wanted)
-        except GLError as error:
-            raise InputError(f"render={wanted} does not work here ({error}). {advice(wanted)}") from error
-        return wanted
-    return _choose_automatically()
-
-
-def _choose_automatically() -> str:
-    global _announced
-    failures = []
-    name = "raycast"
-    preferred = os.environ.get("MUJOCO_GL", "").lower()
-    for candidate in sorted(("egl", "osmesa"), key=lambda backend: backend != preferred):
-        if _process is not None and _process.name != candidate:
-            continue
-        try:
-            _open(candidate)
-        except GLError as error:
-            failures.append(f"{candidate}: {error}")
-            continue
-        name = candidate
-        break
-    if not _announced:
-        _announced = True
-        logger.info("render=auto takes %s%s", name, f" ({_process.description})" if _process else "")
-        if _process is None:
-            logger.warning("No OpenGL here, ray casting instead (%s). %s", "; ".join(failures), advice("osmesa"))
-        elif is_software() and _process.name == "egl":
-            logger.warning("EGL renders in software (%s); a GPU with its driver's EGL would be faster.", gl_renderer())
-    return name
-
-
-def advice(backend: str) -> str:
-    """What to do where `backend` does not work."""
-    packages = {"egl": "libegl1 libgl1", "osmesa": "libosmesa6"}[backend]
-    return f"On Debian or Ubuntu: apt-get install -y {packages}. Or use render=raycast, which needs no OpenGL."
-
-
-def gl_renderer() -> str | None:
-    """GL_RENDERER of this process's context, or None without one."""
-    return _process.description if _process else None
-
-
-def is_software() -> bool:
-    """Whether this process's GL context is drawn by the CPU."""
-    return _process is not None and any(name in _process.description.lower() for name in _SOFTWARE)
 
 
 class _Source(Protocol):
@@ -169,14 +29,13 @@ class _Source(Protocol):
 class Renderer:
     """Draws one model. Cheap: what is expensive is shared within the process.
 
-    visible_sites: ids of the sites that depth images show. All other sites are moved to a hidden group of the model.
+    backend: auto | egl | osmesa | raycast. visible_sites: ids of the sites that depth images show.
+    Raises InputError where the backend does not work here.
     """
 
     def __init__(self, model: mujoco.MjModel, backend: str = "auto", visible_sites: tuple[int, ...] = ()) -> None:
-        self.name = choose_backend(backend)
-        self._model = model
-        self._sites = visible_sites
-        self._gl = _GLScene(model, visible_sites) if self.name != "raycast" else None
+        self.name = gl.choose(backend)
+        self._gl = _GLScene(model, visible_sites, gl.current(self.name)) if self.name != "raycast" else None
         self._source: _Source = self._gl or RayCaster(model, visible_sites)
 
     def __reduce__(self) -> Any:
@@ -210,7 +69,8 @@ class Renderer:
 class _GLScene:
     """OpenGL drawing of one model."""
 
-    def __init__(self, model: mujoco.MjModel, visible_sites: tuple[int, ...]) -> None:
+    def __init__(self, model: mujoco.MjModel, visible_sites: tuple[int, ...], context: gl.Context) -> None:
+        self._context = context
         self._model = model
         self._key = _fingerprint(model)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
@@ -225,8 +85,7 @@ class _GLScene:
         self._lights = self._scene.flags.copy()
 
     def _draw(self, data: mujoco.MjData, camera: int, option: mujoco.MjvOption, height: int, width: int) -> Any:
-        assert _process is not None
-        drawer = _process.drawer(self._model, self._key)
+        drawer = self._context.drawer(self._model, self._key)
         if width > drawer.offWidth or height > drawer.offHeight:
             mujoco.mjr_resizeOffscreen(max(width, drawer.offWidth), max(height, drawer.offHeight), drawer)
         self._camera.fixedcamid = camera

@@ -41,21 +41,21 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
         self._backend = backend
         self._converter: Any = None
         self._frames: list[ChunkObservation] = []
-        single = env.action_space
-        assert isinstance(single, spaces.Box) and isinstance(env.observation_space, spaces.Dict)
-        self.action_space = spaces.Box(-1.0, 1.0, (self._n_action, *single.shape), np.float32)
-        height, width = config.camera.height, config.camera.width
-        space: spaces.Space[Any]
-        if observation == "state":
-            space = spaces.Box(-np.inf, np.inf, (self._n_obs, *env.observation_space["state"].shape), np.float32)
-        elif observation == "image":
-            space = spaces.Box(0, 255, (self._n_obs, 3, height, width), np.uint8)
-        else:
-            space = spaces.Box(-np.inf, np.inf, (self._n_obs, config.points, 3), np.float32)
-        proprioception = spaces.Box(
-            -np.inf, np.inf, (self._n_obs, *env.observation_space["agent_pos"].shape), np.float32
+        self.action_space = spaces.Box(-1.0, 1.0, (self._n_action, env.task.action_size), np.float32)
+        self.observation_space = spaces.Dict(  # type: ignore[assignment]
+            {"agent_pos": self._unbounded(env.task.proprioception().size), self._key: self._space(observation)}
         )
-        self.observation_space = spaces.Dict({"agent_pos": proprioception, self._key: space})
+
+    def _unbounded(self, *shape: int) -> spaces.Space[Any]:
+        return spaces.Box(-np.inf, np.inf, (self._n_obs, *shape), np.float32)
+
+    def _space(self, observation: str) -> spaces.Space[Any]:
+        config = self.env.config
+        if observation == "state":
+            return self._unbounded(self.env.task.state().size)
+        if observation == "image":
+            return spaces.Box(0, 255, (self._n_obs, 3, config.camera.height, config.camera.width), np.uint8)
+        return self._unbounded(config.points, 3)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
