@@ -155,7 +155,8 @@ class VRL3:
         std = config.offline_std if offline else config.online_std
         metrics = self._update_critic(batch, states, next_states, std, offline)
         metrics |= self._update_actor(batch, states, std, self._bc_weight(offline))
-        torch._foreach_lerp_(self._target_parameters, self._critic_parameters, config.target_rate)
+        with torch.no_grad():  # outside, the targets would grow a graph of every earlier update
+            torch._foreach_lerp_(self._target_parameters, self._critic_parameters, config.target_rate)
         if offline:
             self.offline_done += 1
         else:

@@ -1,0 +1,139 @@
+"""The collection loop: what is committed, exact resumption, and that a kill loses at most the wave in flight."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonstrations
+
+from data_collection.agents.vrl3 import VRL3, VRL3Config
+from data_collection.collection import FIRST_SEED, Collection, Schedule, episode_seed
+from sodp3d import checkpoint
+from sodp3d.data.store import EpisodeStore
+from sodp3d.errors import InputError
+from sodp3d.run import Run
+
+torch.set_num_threads(1)
+AGENT = VRL3Config(hidden=8, features=4, batch_size=16, conservative_actions=2, offline_updates=250, online_std=0.3)
+SCHEDULE = Schedule(
+    steps=STEPS * 20, environments=4, seed=3, checkpoint_every=STEPS * 8, evaluate_every=STEPS * 8,
+    evaluation_episodes=5,
+)  # fmt: skip
+
+
+def make_agent() -> VRL3:
+    return VRL3(AGENT, 2, 2, seed=5)
+
+
+def open_store(folder: Path) -> EpisodeStore:
+    path = folder / "episodes.zarr"
+    if path.exists():
+        return EpisodeStore.open(path, "a", ATTRIBUTES, SPECIFICATION)
+    return EpisodeStore.create(path, ATTRIBUTES, SPECIFICATION)
+
+
+def collect(
+    folder: Path, workers: ToyWorkers, schedule: Schedule = SCHEDULE, stop_after: int | None = None
+) -> Collection:
+    """What the command does; `stop_after`: ask to stop, as SIGTERM does, once so many episodes are committed."""
+    run = Run(folder / "agent", {"agent": "toy"})
+    agent = make_agent()
+    if not checkpoint.steps(run.checkpoints):
+        agent.demonstrate(demonstrations())
+    with open_store(folder) as store, run:
+        if stop_after is not None:
+            append = store.append
+
+            def counted(*values: Any) -> int:
+                index = append(*values)
+                run.stop_requested = run.stop_requested or len(store) >= stop_after
+                return index
+
+            store.append = counted  # type: ignore[method-assign]
+        collection = Collection(agent, store, run, workers, schedule)  # type: ignore[arg-type]
+        collection.run_all()
+    return collection
+
+
+def contents(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    store = EpisodeStore.open(folder / "episodes.zarr")
+    arrays = {key: store.read(key) for key in store.keys} | store.metadata | {"ends": store.episode_ends}
+    metrics = [json.loads(line) for line in (folder / "agent" / "metrics.jsonl").read_text().splitlines()]
+    return arrays, metrics
+
+
+def test_every_finished_episode_is_committed_with_what_is_known_of_it(tmp_path: Path) -> None:
+    workers = ToyWorkers()
+    collect(tmp_path, workers)
+    arrays, metrics = contents(tmp_path)
+    store = EpisodeStore.open(tmp_path / "episodes.zarr")
+    assert store.verify() == [] and store.steps >= SCHEDULE.steps
+    assert arrays["seed"].tolist() == workers.seeds == [episode_seed(3, 0, index) for index in range(len(store))]
+    np.testing.assert_array_equal(arrays["agent_step"], arrays["ends"])
+    np.testing.assert_allclose(arrays["episode_return"][0], arrays["reward"][: arrays["ends"][0]].sum(), rtol=1e-6)
+    steps = [record["step"] for record in metrics]
+    assert steps == sorted(steps) and steps[0] < 0 and steps[-1] == store.steps
+    assert [r["step"] for r in metrics if "evaluation/return" in r] == [0, STEPS * 8, STEPS * 16, STEPS * 20]
+
+
+def test_collection_never_uses_evaluation_seeds() -> None:
+    drawn = [episode_seed(0, stream, index) for stream in (0, 1) for index in range(500)]
+    assert len(set(drawn)) == 1000 and min(drawn) >= FIRST_SEED and max(drawn) < 2**31
+    with pytest.raises(InputError, match="seeds from 1048576 on are for collection"):
+        replace(SCHEDULE, evaluation_seed=FIRST_SEED)
+
+
+def test_stopping_and_continuing_equals_never_having_stopped(tmp_path: Path) -> None:
+    whole = collect(tmp_path / "whole", ToyWorkers())
+    for stop_after in (3, 10):  # in the first wave, and between two checkpoints
+        collect(tmp_path / "parts", ToyWorkers(workers=1), stop_after=stop_after)
+    parts = collect(tmp_path / "parts", ToyWorkers())
+    one, other = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    for key, values in one[0].items():
+        np.testing.assert_array_equal(values, other[0][key], err_msg=key)
+    assert one[1] == other[1]
+    for name, value in whole.agent.state()[0].items():
+        assert torch.equal(value, parts.agent.state()[0][name]), name
+
+
+@pytest.mark.parametrize("fail_at", [1, 30, 95])
+def test_a_kill_loses_at_most_the_wave_in_flight(tmp_path: Path, fail_at: int) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        collect(tmp_path, ToyWorkers(fail_at=fail_at))
+    before = EpisodeStore.open(tmp_path / "episodes.zarr")
+    kept = before.metadata["seed"].tolist()
+    collection = collect(tmp_path, ToyWorkers())
+    after = EpisodeStore.open(tmp_path / "episodes.zarr")
+    seeds = after.metadata["seed"].tolist()
+    assert seeds[: len(kept)] == kept and len(set(seeds)) == len(seeds) and after.steps >= SCHEDULE.steps
+    agent = collection.agent
+    assert isinstance(agent, VRL3) and agent.offline_done == AGENT.offline_updates  # stage 2 was not repeated
+    # All committed steps are in the replay, but for the last ones of recovered episodes (their next state is unknown).
+    assert after.steps - 8 <= agent.replay.online <= after.steps
+    steps = [record["step"] for record in contents(tmp_path)[1]]
+    assert steps == sorted(steps)
+
+
+def test_asking_for_more_continues_and_asking_again_does_nothing(tmp_path: Path) -> None:
+    collect(tmp_path, ToyWorkers())
+    workers = ToyWorkers()
+    collect(tmp_path, workers)
+    assert workers.seeds == []
+    collect(tmp_path, workers, replace(SCHEDULE, steps=SCHEDULE.steps + STEPS * 4))
+    assert len(workers.seeds) == 4
+
+
+def test_a_store_that_lost_episodes_is_refused(tmp_path: Path) -> None:
+    collect(tmp_path, ToyWorkers())
+    (tmp_path / "episodes.zarr").rename(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"its checkpoint knows 20 episodes, but .* holds only 0"):
+        collect(tmp_path, ToyWorkers())
+
+
+def test_schedule_is_checked() -> None:
+    with pytest.raises(InputError, match=r"collect\.environments: expected at least 1, got 0"):
+        replace(SCHEDULE, environments=0)
