@@ -12,7 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sodp3d.envs import gl
-from sodp3d.envs.camera import Camera, intrinsics
+from sodp3d.envs.camera import Camera, mujoco_camera
 from sodp3d.envs.config import CameraConfig, EnvConfig
 from sodp3d.envs.render import Renderer
 from sodp3d.errors import InputError
@@ -228,12 +228,9 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def camera_parameters(self) -> Camera:
         """Intrinsics and pose of the depth camera as they are now in the simulator's data."""
-        camera = self.config.camera
-        pose = np.eye(4)
-        # MuJoCo's cameras look along -z with y up; OpenCV's along z with y down.
-        pose[:3, :3] = self.data.cam_xmat[self._camera].reshape(3, 3) * np.array([1.0, -1.0, -1.0])
-        pose[:3, 3] = self.data.cam_xpos[self._camera]
-        return Camera(intrinsics(camera.fovy, camera.height, camera.width), pose, camera.height, camera.width)
+        camera, data = self.config.camera, self.data
+        position, rotation = data.cam_xpos[self._camera], data.cam_xmat[self._camera]
+        return mujoco_camera(position, rotation, camera.fovy, camera.height, camera.width)
 
     @property
     def renderer(self) -> Renderer:

@@ -47,3 +47,14 @@ def intrinsics(fovy: float, height: int, width: int) -> NDArray[np.float64]:
     """(3, 3) matrix of a camera with square pixels and a vertical field of view of `fovy` degrees."""
     focal = height / (2 * np.tan(np.deg2rad(fovy) / 2))
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=np.float64)
+
+
+def mujoco_camera(
+    position: NDArray[np.float64], rotation: NDArray[np.float64], fovy: float, height: int, width: int
+) -> Camera:
+    """The camera at `data.cam_xpos[i]` (3,) and `data.cam_xmat[i]` (9,), with a vertical field of view in degrees."""
+    pose = np.eye(4)
+    # MuJoCo's cameras look along -z with y up; OpenCV's along z with y down.
+    pose[:3, :3] = rotation.reshape(3, 3) * np.array([1.0, -1.0, -1.0])
+    pose[:3, 3] = position
+    return Camera(intrinsics(fovy, height, width), pose, height, width)

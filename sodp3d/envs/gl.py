@@ -85,7 +85,8 @@ def _bound() -> str | None:
 def choose(wanted: str) -> str:
     """The backend that `wanted` (auto | egl | osmesa | raycast) means here: `auto` tries them in this order.
 
-    MUJOCO_GL, where set, leaves only its own to try. The choice is logged once, with a warning where EGL draws in software.
+    MUJOCO_GL, where set, leaves only its own to try. The choice is logged once,
+    with a warning where EGL draws by CPU.
     Raises InputError, saying what to do, where a named GL backend does not work.
     """
     if wanted not in ("auto", *BACKENDS):
