@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sodp3d.errors import InputError
+from sodp3d.models.convolution import Convolution, GroupNorm
 from sodp3d.models.unet import UNETS, UNet1d, UNetConfig
 
 SMALL = UNetConfig((16, 24, 32), blocks_per_level=1, mid_blocks=1, time_size=16)
@@ -43,3 +44,43 @@ def test_time_and_condition_matter() -> None:
     output = network(x, torch.tensor([5]), condition)
     assert not torch.allclose(output, network(x, torch.tensor([6]), condition))
     assert not torch.allclose(output, network(x, torch.tensor([5]), condition + 1))
+
+
+def torch_convolution(layer: Convolution, x: torch.Tensor) -> torch.Tensor:
+    convolve = torch.nn.functional.conv_transpose1d if layer.transposed else torch.nn.functional.conv1d
+    return convolve(x.mT, layer.weight.mT, layer.bias, layer.stride, layer.padding).mT
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 12])
+@pytest.mark.parametrize(
+    ("width", "stride", "padding", "transposed"), [(5, 1, 2, False), (3, 2, 1, False), (4, 2, 1, True), (3, 1, 0, True)]
+)
+def test_convolution_equals_torch(length: int, width: int, stride: int, padding: int, transposed: bool) -> None:
+    layer = Convolution(6, 7, width, stride, padding, transposed).double()
+    x = torch.randn(5, length, 6, dtype=torch.float64, requires_grad=True)
+    output, reference = layer(x), torch_convolution(layer, x)
+    torch.testing.assert_close(output, reference, rtol=1e-12, atol=1e-12)
+    # A gradient that is not contiguous and one that is broadcast: both occur inside the network.
+    for gradient in (
+        torch.randn(output.shape[::-1], dtype=torch.float64).permute(2, 1, 0),
+        torch.ones_like(output[:1, :1]),
+    ):
+        gradient = gradient.expand(output.shape)
+        ours = torch.autograd.grad(output, (x, layer.weight, layer.bias), gradient, retain_graph=True)
+        theirs = torch.autograd.grad(reference, (x, layer.weight, layer.bias), gradient, retain_graph=True)
+        for mine, expected in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_long_inputs_go_to_torch_and_agree() -> None:
+    layer, x = Convolution(6, 8, 5, padding=2), torch.randn(2, 10, 6)
+    short = layer(x)
+    layer.longest = 4
+    torch.testing.assert_close(layer(x), short, rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_equals_torch() -> None:
+    norm, x = GroupNorm(8, 32), torch.randn(4, 3, 32)
+    torch.nn.init.normal_(norm.weight)
+    expected = torch.nn.functional.group_norm(x.mT, 8, norm.weight, norm.bias).mT
+    torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)

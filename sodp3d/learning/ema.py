@@ -28,7 +28,8 @@ class EMA(Generic[Module]):
     @torch.no_grad()
     def update(self, planner: Module) -> None:
         """average <- decay * average + (1 - decay) * planner."""
-        averages, current = list(self.planner.parameters()), list(planner.parameters())
+        averages: list[torch.Tensor] = list(self.planner.parameters())
+        current: list[torch.Tensor] = list(planner.parameters())
         torch._foreach_lerp_(averages, current, 1 - ema_decay(self.step))
         for average, buffer in zip(self.planner.buffers(), planner.buffers(), strict=True):
             average.copy_(buffer)

@@ -98,7 +98,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """image: (..., 3, H, W) in 0..255 -> (..., 64)."""
-        frames = image.reshape(-1, *image.shape[-3:]).to(self.project[0].weight.dtype) / 127.5 - 1
+        frames = image.reshape(-1, *image.shape[-3:]) / 127.5 - 1
         return self.project(self.layers(frames)).view(*image.shape[:-3], FEATURE_SIZE)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sodp3d.errors import InputError
+from sodp3d.models.convolution import Convolution, GroupNorm
 
 GROUPS = 8
 
@@ -43,10 +44,10 @@ def sinusoidal(timestep: Tensor, size: int) -> Tensor:
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution of width 5, GroupNorm, Mish: (B, C_in, L) -> (B, C_out, L)."""
+    """Convolution of width 5, GroupNorm, Mish: (B, L, C_in) -> (B, L, C_out)."""
 
     def __init__(self, size_in: int, size_out: int) -> None:
-        super().__init__(nn.Conv1d(size_in, size_out, 5, padding=2), nn.GroupNorm(GROUPS, size_out), nn.Mish())
+        super().__init__(Convolution(size_in, size_out, 5, padding=2), GroupNorm(GROUPS, size_out), nn.Mish())
 
 
 class ResidualBlock(nn.Module):
@@ -60,12 +61,25 @@ class ResidualBlock(nn.Module):
         self.first = ConvBlock(size_in, size_out)
         self.second = ConvBlock(size_out, size_out)
         self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_size, 2 * size_out))
-        self.residual = nn.Conv1d(size_in, size_out, 1) if size_in != size_out else nn.Identity()
+        self.residual = nn.Linear(size_in, size_out) if size_in != size_out else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, C_in, L), condition: (B, condition_size) -> (B, C_out, L)."""
-        scale, bias = self.film(condition).unsqueeze(-1).chunk(2, dim=1)
+        """x: (B, L, C_in), condition: (B, condition_size) -> (B, L, C_out)."""
+        scale, bias = self.film(condition).unsqueeze(1).chunk(2, dim=-1)
         return self.second(scale * self.first(x) + bias) + self.residual(x)
+
+
+class Level(nn.ModuleList):
+    """Residual blocks that share one length."""
+
+    def __init__(self, sizes: list[int], condition_size: int) -> None:
+        super().__init__(ResidualBlock(a, b, condition_size) for a, b in pairwise(sizes))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x: (B, L, C_in), condition: (B, condition_size) -> (B, L, C_out)."""
+        for block in self:
+            x = block(x, condition)
+        return x
 
 
 class UNet1d(nn.Module):
@@ -83,36 +97,29 @@ class UNet1d(nn.Module):
         self.project = nn.Linear(condition_size, projected) if projected else nn.Identity()
         size = time_size + (projected or condition_size)
 
-        def level(size_in: int, size_out: int) -> nn.ModuleList:
-            sizes = [size_in] + [size_out] * config.blocks_per_level
-            return nn.ModuleList(ResidualBlock(a, b, size) for a, b in pairwise(sizes))
-
-        self.down = nn.ModuleList(level(a, b) for a, b in pairwise((action_size, *widths)))
-        self.shorten = nn.ModuleList(nn.Conv1d(width, width, 3, stride=2, padding=1) for width in widths[:-1])
-        self.middle = nn.ModuleList(ResidualBlock(widths[-1], widths[-1], size) for _ in range(config.mid_blocks))
+        blocks = config.blocks_per_level
+        self.down = nn.ModuleList(Level([a] + [b] * blocks, size) for a, b in pairwise((action_size, *widths)))
+        self.shorten = nn.ModuleList(Convolution(width, width, 3, stride=2, padding=1) for width in widths[:-1])
+        self.middle = Level([widths[-1]] * (config.mid_blocks + 1), size)
         rising = widths[::-1]
-        self.up = nn.ModuleList(level(2 * a, b) for a, b in pairwise(rising))
-        self.lengthen = nn.ModuleList(nn.ConvTranspose1d(width, width, 4, stride=2, padding=1) for width in rising[1:])
-        self.head = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Conv1d(widths[0], action_size, 1))
+        self.up = nn.ModuleList(Level([2 * a] + [b] * blocks, size) for a, b in pairwise(rising))
+        self.lengthen = nn.ModuleList(
+            Convolution(width, width, 4, stride=2, padding=1, transposed=True) for width in rising[1:]
+        )
+        self.head = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Linear(widths[0], action_size))
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
         """x: (B, Tp, Da), timestep: (B,) int64 in 0..K-1, condition: (B, F) -> (B, Tp, Da). InputError on a bad Tp."""
         if x.shape[1] % self.divisor:
             raise InputError(f"horizon: must be divisible by {self.divisor}, got {x.shape[1]}.")
         condition = torch.cat([self.time(sinusoidal(timestep, self.time_size)), self.project(condition)], dim=-1)
-        x = x.transpose(1, 2)
         skips: list[Tensor] = []
-        for index, blocks in enumerate(self.down):
-            for block in blocks:
-                x = block(x, condition)
+        for index, level in enumerate(self.down):
+            x = level(x, condition)
             skips.append(x)
             if index < len(self.shorten):
                 x = self.shorten[index](x)
-        for block in self.middle:
-            x = block(x, condition)
-        for blocks, lengthen in zip(self.up, self.lengthen, strict=True):
-            x = torch.cat([x, skips.pop()], dim=1)
-            for block in blocks:
-                x = block(x, condition)
-            x = lengthen(x)
-        return self.head(x).transpose(1, 2)
+        x = self.middle(x, condition)
+        for level, lengthen in zip(self.up, self.lengthen, strict=True):
+            x = lengthen(level(torch.cat([x, skips.pop()], dim=-1), condition))
+        return self.head(x)
