@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,12 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
 
 def planner_state(planner: Planner, task_names: list[str], data_hash: str) -> dict[str, Any]:
     """What a checkpoint says of its planner, beside the weights."""
-    return {"format": FORMAT, "planner": planner.config.to_dict(), "tasks": task_names, "data_hash": data_hash}
+    return {
+        "format": FORMAT,
+        "planner": planner.config.to_dict(),
+        "tasks": task_names,
+        "data_hash": data_hash,
+    }
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -116,8 +120,8 @@ def load_planner_and_state(path: Path, device: torch.device | str = "cpu") -> tu
     tensors, state = checkpoint.load(directory)
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
-    planner = Planner(PlannerConfig.from_dict(state["planner"]))
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
+    planner = Planner(PlannerConfig.from_dict(state["planner"]))
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:
@@ -136,8 +140,3 @@ def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mappin
         raise InputError(
             f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
         )
-
-
-def with_points(task: EnvConfig, points: int) -> EnvConfig:
-    """The task with another number of points per cloud."""
-    return replace(task, points=points)

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sodp3d import checkpoint
-from sodp3d.data.dataset import WindowDataset
+from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate
-from sodp3d.learning.ema import Ema
+from sodp3d.learning.ema import EMA
 from sodp3d.models.encoders import SENSOR_KEYS
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
@@ -28,7 +27,7 @@ class Pretraining:
 
     def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
         self.planner = planner
-        self.ema = Ema(planner)
+        self.ema = EMA(planner)
         self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings["learning_rate"], fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
@@ -50,7 +49,7 @@ class Pretraining:
         """Publish a checkpoint of everything."""
         tensors = {
             **checkpoint.with_prefix("planner", self.planner.state_dict()),
-            **checkpoint.with_prefix("ema", self.ema.module.state_dict()),
+            **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
             **checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
             "noise": self.noise.get_state(),
         }
@@ -63,7 +62,7 @@ class Pretraining:
             return
         self.step, tensors, state = found
         self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
-        self.ema.module.load_state_dict(checkpoint.without_prefix("ema", tensors))
+        self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
         self.ema.step = self.step
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
         self.noise.set_state(tensors["noise"])
@@ -76,18 +75,14 @@ def pretrain(
 ) -> None:
     """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
     settings = config["pretrain"]
-    dataset = load_dataset(config, tasks)
+    dataset, digest = load_data(config, tasks)
     planner = new_planner(config, tasks[0], dataset).to(device)
-    log.info(
-        "%d windows of %d episodes; %.2f M parameters",
-        len(dataset),
-        dataset.episodes,
-        sum(p.numel() for p in planner.parameters()) / 1e6,
-    )
+    parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
+    log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
     training = Pretraining(planner, settings, config["seed"])
     training.load(run)
     run.rewind(training.step)
-    state = planner_state(planner, [task.name for task in tasks], dataset.data_hash())
+    state = planner_state(planner, [task.name for task in tasks], digest)
     recent: list[float] = []
     while training.step < settings["steps"] and not run.stop_requested:
         batch = to_device(dataset.sample(settings["batch_size"], training.batches), device)
@@ -97,7 +92,7 @@ def pretrain(
             run.log(step, {"train/loss": float(np.mean(recent))}, total=settings["steps"])
             recent.clear()
         if rollouts and settings["evaluate_every"] and (step % settings["evaluate_every"] == 0 and not last):
-            run.log(step, evaluate(training.ema.module, rollouts, tasks[0], config["evaluation"]).metrics())
+            run.log(step, evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"]).metrics())
         if step % settings["checkpoint_every"] == 0 or last:
             training.save(run, state)
     if training.step < settings["steps"]:
@@ -105,38 +100,32 @@ def pretrain(
         return
     result: dict[str, Any] = {"steps": training.step}
     if rollouts:
-        final = evaluate(training.ema.module, rollouts, tasks[0], config["evaluation"])
+        final = evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"])
         run.log(training.step, final.metrics())
         final.save(run.directory / "evaluation" / tasks[0].name)
         result["evaluation"] = final.summary()
     run.finish(result)
 
 
-def load_dataset(config: dict[str, Any], tasks: list[EnvConfig]) -> WindowDataset:
-    """Windows over the stores named by the configuration, with only what `obs=` sees. No reward is read."""
+def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, str]:
+    """Windows over the stores named by the configuration, with only what `obs=` sees, and the data's hash.
+
+    No reward is read; `pretrain.successful_only` (near-optimal data, C.2; demonstrations, DP3) reads the success flags.
+    """
     task, settings = tasks[0], config["pretrain"]
+    stores = open_stores(config, tasks)
+    success = task.success_metric if settings["successful_only"] else None
+    episodes = [select_episodes(store, settings["fraction"], settings["max_episodes"], success) for store in stores]
     keys = ["agent_pos", SENSOR_KEYS[config["obs"]["name"]]]
-    dataset = WindowDataset(
-        open_stores(config, tasks),
-        keys,
-        task.horizon,
-        task.n_obs_steps,
-        task.n_action_steps,
-        fraction=settings["fraction"],
-        successful_only=settings["successful_only"],
-    )
-    if len(dataset) == 0:
-        raise InputError(
-            "data: no episode is left to learn from; check pretrain.fraction and pretrain.successful_only."
-        )
-    return dataset
+    dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
+    return dataset, "+".join(data_hash(store)[:16] for store in stores)
 
 
 def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset) -> Planner:
     """A planner with fresh weights (from `seed`), shaped and normalized by the data."""
     torch.manual_seed(config["seed"])
-    shapes, model = dataset.shapes(), config["model"]
-    sensor = SENSOR_KEYS[config["obs"]["name"]]
+    shapes = {key: array.shape[1:] for key, array in dataset.arrays.items()}
+    sensor, model = SENSOR_KEYS[config["obs"]["name"]], config["model"]
     planner_config = PlannerConfig(
         observation=config["obs"]["name"],
         sensor_shape=shapes[sensor],
@@ -151,7 +140,7 @@ def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset)
         prediction=model["prediction"],
     )
     planner = Planner(planner_config)
-    planner.normalizer.fit(dataset.arrays())
+    planner.normalizer.fit(dataset.arrays)
     return planner
 
 
