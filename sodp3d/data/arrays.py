@@ -1,7 +1,9 @@
 """The Zarr arrays of a store: how they are made, opened, checked and committed. Used by `store.py` alone."""
 
 import json
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from sodp3d.data.files import PARTIAL, check_header, chunk_fault, read_json, replace_file
-from sodp3d.data.schema import METADATA, Field, Specification
+from sodp3d.data.files import PARTIAL, check_header, chunk_fault, read_json, replace_file, write_json
+from sodp3d.data.schema import METADATA, SCHEMA_VERSION, Field, Specification
 from sodp3d.errors import InputError
 
 _CHUNK_BYTES, _CHUNK_STEPS = 1_500_000, 1000  # large chunks: zarr 3 pays about a millisecond for each
-_ENDS_PER_CHUNK = 8192
-_ENDS = "meta/episode_ends"
+_ROWS_PER_COLUMN_CHUNK = 8192
 
 Arrays = dict[str, zarr.Array[Any]]
 
@@ -35,7 +36,7 @@ class CorruptEpisode(InputError):  # noqa: N818
 def make_array(group: zarr.Group, name: str, length: int, field: Field, compress: bool = True) -> None:
     """One array of `length` rows in chunks of at most _CHUNK_BYTES and _CHUNK_STEPS rows."""
     row_bytes = int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize
-    rows = min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_STEPS) if compress else _ENDS_PER_CHUNK
+    rows = min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_STEPS) if compress else _ROWS_PER_COLUMN_CHUNK
     group.create_array(
         name,
         shape=(length, *field.shape),
@@ -46,20 +47,27 @@ def make_array(group: zarr.Group, name: str, length: int, field: Field, compress
     )
 
 
-def make_store(path: Path, specification: Specification) -> None:
-    """The groups and empty arrays of a new store."""
-    root = zarr.open_group(path, mode="w-", zarr_format=2)
-    data, meta = root.create_group("data"), root.create_group("meta")
-    for key, field in specification.items():
-        make_array(data, key, 0, field)
-    for name, dtype in METADATA.items():
-        make_array(meta, name, 0, Field((), dtype))
-    make_array(meta, "episode_ends", 0, Field((), "int64"), compress=False)
+def make_store(path: Path, attributes: Mapping[str, Any], specification: Specification) -> None:
+    """A new store without episodes, whole or not at all: made beside `path`, then renamed."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        root = zarr.open_group(partial, mode="w-", zarr_format=2)
+        data, meta = root.create_group("data"), root.create_group("meta")
+        for key, field in specification.items():
+            make_array(data, key, 0, field)
+        for name, dtype in {**METADATA, "episode_ends": "int64"}.items():
+            make_array(meta, name, 0, Field((), dtype), compress=False)
+        fields = {key: field._asdict() for key, field in specification.items()}
+        write_json(partial / ".zattrs", {**attributes, "schema_version": SCHEMA_VERSION, "specification": fields})
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
-def open_arrays(path: Path, group: str, writable: bool) -> Arrays:
-    """The arrays of a group by name, their headers checked first. Raises InputError for foreign headers."""
-    folders = sorted(header.parent for header in (path / group).glob("*/.zarray"))
+def open_arrays(path: Path, writable: bool) -> Arrays:
+    """The arrays of a group's folder by name, their headers checked first. Raises InputError for foreign headers."""
+    folders = sorted(header.parent for header in path.glob("*/.zarray"))
     for folder in folders:
         check_header(folder)
     # Chunks of zeros must be written too: a missing file then always means a loss.
@@ -68,30 +76,34 @@ def open_arrays(path: Path, group: str, writable: bool) -> Arrays:
         return {folder.name: zarr.open_array(folder, mode=mode, zarr_format=2) for folder in folders}
 
 
-def read_ends(path: Path) -> NDArray[np.int64]:
-    """(E,) committed episode ends. Raises InputError unless they increase from at least 1."""
-    folder = path / _ENDS
-    count = int(check_header(folder)["shape"][0])
-    chunks = -(-count // _ENDS_PER_CHUNK)
+def read_column(folder: Path) -> NDArray[Any]:
+    """(E,) values of an array of `meta`, which are never compressed. Raises InputError when a file is not whole."""
+    header = check_header(folder)
+    count, dtype = int(header["shape"][0]), np.dtype(header["dtype"])
     try:
-        ends = np.concatenate([np.fromfile(folder / str(chunk), "<i8") for chunk in range(chunks)] or [np.zeros(0)])
+        files = [folder / str(chunk) for chunk in range(-(-count // _ROWS_PER_COLUMN_CHUNK))]
+        values = np.concatenate([np.zeros(0, dtype), *(np.fromfile(file, dtype) for file in files)])[:count]
     except OSError as error:
         raise InputError(f"{folder}: {error.strerror}; the store is damaged: restore this file from a copy.") from error
-    ends = ends[:count].astype(np.int64)
-    if len(ends) != count or (np.diff(ends, prepend=0) < 1).any():
-        raise InputError(f"{folder}: expected {count} increasing episode ends; restore this file from a copy.")
-    return ends
+    if len(values) != count:
+        raise InputError(f"{folder}: holds {len(values)} values instead of {count}; restore this file from a copy.")
+    return values
 
 
-def commit_ends(path: Path, ends: NDArray[np.int64]) -> None:
-    """Publish `ends`, one longer than before: the last chunk first, then, as the commit, the grown shape."""
-    folder, chunk = path / _ENDS, (len(ends) - 1) // _ENDS_PER_CHUNK
-    values = np.zeros(_ENDS_PER_CHUNK, "<i8")
-    tail = ends[chunk * _ENDS_PER_CHUNK :]
-    values[: len(tail)] = tail
-    replace_file(folder / str(chunk), values.tobytes())
+def write_column(folder: Path, values: NDArray[Any]) -> None:
+    """Append the last of `values` to an array of `meta`, or cut it to a shorter length: chunk first, then the shape.
+
+    The value lies beyond the shape until the shape's file is replaced, so that replacement is the whole change. For
+    `episode_ends` it is the commit.
+    """
     header = read_json(folder / ".zarray")
-    header["shape"] = [len(ends)]
+    if len(values) > header["shape"][0]:
+        chunk = (len(values) - 1) // _ROWS_PER_COLUMN_CHUNK
+        tail = values[chunk * _ROWS_PER_COLUMN_CHUNK :]
+        padded = np.zeros(_ROWS_PER_COLUMN_CHUNK, header["dtype"])
+        padded[: len(tail)] = tail
+        replace_file(folder / str(chunk), padded.tobytes())
+    header["shape"] = [len(values)]
     replace_file(folder / ".zarray", json.dumps(header, indent=2).encode())
 
 
@@ -107,11 +119,9 @@ def faulty_rows(path: Path, array: "zarr.Array[Any]", start: int, stop: int) -> 
 
 
 def cut(path: Path, arrays: Arrays, length: int) -> None:
-    """Shorten arrays that a killed writer left longer than `length`, and remove its unfinished files."""
+    """Shorten arrays that a killed writer left longer than `length` rows."""
     for name, array in arrays.items():
         if array.shape[0] < length:
             raise InputError(f"{path / name}: holds {array.shape[0]} rows of {length} committed ones; it is damaged.")
         if array.shape[0] > length:
             array.resize((length, *array.shape[1:]))
-        for partial in (path / name).glob(f"*{PARTIAL}"):
-            partial.unlink(missing_ok=True)

@@ -71,14 +71,14 @@ def _prepare(store: EpisodeStore, output: str, parameters: dict[str, Any]) -> di
     """The output's state, newly made or checked against the parameters now asked for."""
     if output in store.specification:
         raise InputError(f"output: {output!r} is a collected key of {store.path}; choose another name.")
-    state = store.attributes.get("conversion", {}).get(output)
+    state = store.conversions.get(output)
     if state is None:
         store.add_array(output, Field((parameters["points"], 3), "float32"))
         store.add_array(f"{output}_kept", Field((), "int32"))
         state = {"keys": [output, f"{output}_kept"], "episodes": 0, "parameters": parameters, "statistics": {}}
         _record(store, output, state)
     for key, value in parameters.items():
-        stored = state["parameters"][key]
+        stored = state["parameters"].get(key)
         # Both backends choose the same points, so a conversion may go on with the other one.
         if stored != value and key != "backend":
             raise InputError(
@@ -89,7 +89,7 @@ def _prepare(store: EpisodeStore, output: str, parameters: dict[str, Any]) -> di
 
 
 def _record(store: EpisodeStore, output: str, state: dict[str, Any]) -> None:
-    store.update_attributes({"conversion": {**store.attributes.get("conversion", {}), output: state}})
+    store.update_attributes({"conversion": {**store.conversions, output: state}})
 
 
 def _episodes(arguments: tuple[Any, ...], indices: range, workers: int) -> Generator[Result, None, None]:
@@ -138,7 +138,7 @@ def _finish(store: EpisodeStore, output: str, points: int) -> dict[str, Any]:
         "below_points": round(float((kept < points).mean()), 6),
         **dict(zip(names, np.percentile(kept, [float(name[1:]) for name in names]).round(1).tolist(), strict=True)),
     }
-    state = store.attributes["conversion"][output]
+    state = store.conversions[output]
     if state["statistics"] != statistics:
         _record(store, output, {**state, "statistics": statistics})
     if statistics["below_points"] > _WARN_SHARE:

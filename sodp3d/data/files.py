@@ -63,7 +63,7 @@ def plain(value: Any) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Atomically write `value` as strict JSON. Raises InputError for what JSON cannot hold (NaN, objects)."""
     try:
-        text = json.dumps(plain(value), indent=2, allow_nan=False)
+        text = json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise InputError(f"{path.name}: attributes must be plain JSON values: {error}.") from error
     replace_file(path, text.encode())

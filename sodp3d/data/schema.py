@@ -68,6 +68,17 @@ def read_specification(attributes: Mapping[str, Any], where: str) -> Specificati
     return check_specification(fields)
 
 
+def read_conversions(attributes: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
+    """Output key to {keys, episodes, parameters, statistics} of each conversion. Raises InputError when damaged."""
+    conversions = attributes.get("conversion", {})
+    kinds = {"keys": list, "episodes": int, "parameters": dict, "statistics": dict}
+    states = conversions.values() if isinstance(conversions, dict) else [None]
+    for state in states:
+        if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
+            raise InputError(f"{where}: attribute 'conversion' is damaged; restore .zattrs from a copy.")
+    return dict(conversions)
+
+
 def check_specification(specification: Mapping[str, tuple[Sequence[int], str]]) -> Specification:
     """Plain (shape, dtype) pairs as a Specification. Raises InputError for object types and impossible shapes."""
     checked: Specification = {}
@@ -152,9 +163,9 @@ def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: s
     """Raises InputError naming the first attribute in which `given` is another environment, camera or renderer."""
     for key in REQUIRED_ATTRIBUTES:
         one, other = stored.get(key), plain(given.get(key))
-        if key == "env_config":
-            one = {name: (one or {}).get(name) for name in _RECORDED_CONFIG}
-            other = {name: (other or {}).get(name) for name in _RECORDED_CONFIG}
+        if key == "env_config" and isinstance(one, dict) and isinstance(other, dict):
+            one = {name: one.get(name) for name in _RECORDED_CONFIG}
+            other = {name: other.get(name) for name in _RECORDED_CONFIG}
         for name, old, new in _differences(one, other, key):
             raise InputError(
                 f"{where}: holds data with {name} = {old!r}, but {new!r} came. A store keeps one environment, camera "

@@ -14,8 +14,6 @@ the process, not of the machine: files are not synced to the disk one by one.)
 """
 
 import contextlib
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +26,8 @@ from sodp3d.data import arrays
 from sodp3d.data.arrays import CorruptEpisode
 from sodp3d.data.files import PARTIAL, WriterLock, disk_errors, read_json, write_json
 from sodp3d.data.schema import (
+    METADATA,
     REQUIRED_ATTRIBUTES,
-    SCHEMA_VERSION,
     Field,
     Specification,
     check_episode,
@@ -37,6 +35,7 @@ from sodp3d.data.schema import (
     check_metadata,
     check_same_specification,
     check_specification,
+    read_conversions,
     read_specification,
 )
 from sodp3d.errors import InputError
@@ -55,7 +54,7 @@ class EpisodeStore:
         self.specification: Specification = read_specification(self.attributes, str(path))
         self.episode_ends: NDArray[np.int64]  # (E,) rows after the last step of each committed episode
         self._arrays: arrays.Arrays
-        self._meta: arrays.Arrays
+        self._metadata: dict[str, NDArray[Any]]
         self._load()
 
     @classmethod
@@ -74,17 +73,13 @@ class EpisodeStore:
             raise InputError(f"{path}: attribute {missing[0]!r} is missing; a store needs {REQUIRED_ATTRIBUTES}.")
         checked = check_specification(specification)
         lock = WriterLock(path)
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
             if path.exists():
                 raise InputError(f"{path}: exists already and is never overwritten; choose another path or append.")
-            arrays.make_store(partial, checked)
-            fields = {key: field._asdict() for key, field in checked.items()}
-            write_json(partial / ".zattrs", {**attributes, "schema_version": SCHEMA_VERSION, "specification": fields})
-            partial.rename(path)  # whole or not at all
+            with disk_errors(path, "no store was made"):
+                arrays.make_store(path, attributes, checked)
             return cls(path, "a", lock)
         except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
             lock.release()
             raise
 
@@ -120,8 +115,6 @@ class EpisodeStore:
                 lock.release()
             raise
 
-    # -- reading -------------------------------------------------------------------------------------------------------
-
     def __len__(self) -> int:
         """Number of committed episodes."""
         return len(self.episode_ends)
@@ -145,7 +138,7 @@ class EpisodeStore:
     @property
     def metadata(self) -> dict[str, NDArray[Any]]:
         """Per-episode values: (E,) each."""
-        return {name: np.asarray(array[: len(self)]) for name, array in self._meta.items()}
+        return dict(self._metadata)
 
     def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
         """Arrays (T, ...) of one episode. Raises CorruptEpisode, or InputError for unknown or unconverted keys."""
@@ -168,6 +161,11 @@ class EpisodeStore:
                 return np.concatenate([self.read(key, index, index + 1) for index in range(first, last)])
             raise CorruptEpisode(self.path, first, key, str(error)) from error
 
+    @property
+    def conversions(self) -> dict[str, dict[str, Any]]:
+        """Output key to {keys, episodes, parameters, statistics} of each conversion (see `conversion.py`)."""
+        return read_conversions(self.attributes, str(self.path))
+
     def step_shape(self, key: str) -> tuple[int, ...]:
         """Shape of one step of `key`. Raises InputError for keys that are not there."""
         self._check_readable(key, 0)
@@ -177,8 +175,8 @@ class EpisodeStore:
         """How many episodes of `key` can be read: all for collected keys, the converted ones for derived keys."""
         if key in self.specification:
             return len(self)
-        conversions = self.attributes.get("conversion", {})
-        return min(len(self), max((int(c["episodes"]) for c in conversions.values() if key in c["keys"]), default=0))
+        converted = [state["episodes"] for state in self.conversions.values() if key in state["keys"]]
+        return min(len(self), max(converted, default=0))
 
     def verify(self) -> list[str]:
         """One line for every episode and key that cannot be read whole; [] for a sound store. Decodes everything."""
@@ -193,8 +191,6 @@ class EpisodeStore:
                 if values.dtype.kind == "f" and not np.isfinite(values).all():
                     problems.append(f"{self.path}: episode {index}: data/{key} holds NaN or infinity")
         return problems
-
-    # -- writing -------------------------------------------------------------------------------------------------------
 
     def append(self, episode: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> int:
         """Commit one episode; its index. Either all of it is in the store afterwards or nothing.
@@ -213,16 +209,15 @@ class EpisodeStore:
                     array.resize((start + length, *array.shape[1:]))
                     if key in episode:
                         array[start:] = episode[key]
-                for name, array in self._meta.items():
-                    array.resize((index + 1,))
-                    array[index] = metadata[name]
-                arrays.commit_ends(self.path, np.append(self.episode_ends, start + length))
+                for name, values in self._metadata.items():
+                    arrays.write_column(self.path / "meta" / name, np.append(values, values.dtype.type(metadata[name])))
+                arrays.write_column(self.path / "meta/episode_ends", np.append(self.episode_ends, start + length))
         except BaseException:  # interrupted: see what is committed, tidy up as far as the disk allows
             with contextlib.suppress(OSError):
                 self._load()
                 self._cut_uncommitted()
             raise
-        self.episode_ends = np.append(self.episode_ends, start + length)
+        self._load_columns()
         return index
 
     def add_array(self, key: str, field: Field) -> None:
@@ -265,20 +260,28 @@ class EpisodeStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # -- inner -------------------------------------------------------------------------------------------------------
-
     def _load(self) -> None:
-        self.episode_ends = arrays.read_ends(self.path)
-        self._arrays = arrays.open_arrays(self.path, "data", self.mode == "a")
-        self._meta = arrays.open_arrays(self.path, "meta", self.mode == "a")
-        del self._meta["episode_ends"]
+        self._load_columns()
+        self._arrays = arrays.open_arrays(self.path / "data", self.mode == "a")
         found = {key: Field(array.shape[1:], array.dtype.name) for key, array in self._arrays.items()}
         present = {key: field for key, field in self.specification.items() if key in found}
         check_same_specification(present, {key: found[key] for key in present}, str(self.path))
 
+    def _load_columns(self) -> None:
+        self.episode_ends = arrays.read_column(self.path / "meta/episode_ends")
+        if (np.diff(self.episode_ends, prepend=0) < 1).any():
+            raise InputError(f"{self.path}: meta/episode_ends does not increase; restore it from a copy.")
+        self._metadata = {name: arrays.read_column(self.path / "meta" / name)[: len(self)] for name in METADATA}
+        if any(len(values) != len(self) for values in self._metadata.values()):
+            raise InputError(f"{self.path}: meta holds fewer than {len(self)} values; restore it from a copy.")
+
     def _cut_uncommitted(self) -> None:
         arrays.cut(self.path / "data", self._arrays, self.steps)
-        arrays.cut(self.path / "meta", self._meta, len(self))
+        for name, values in self._metadata.items():
+            if len(arrays.read_column(self.path / "meta" / name)) > len(self):
+                arrays.write_column(self.path / "meta" / name, values)
+        for partial in self.path.glob(f"*/*/*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
 
     def _check_writable(self) -> None:
         if self._lock is None:
