@@ -4,6 +4,7 @@ Shape letters: B batch, To observed steps, Tp planned steps, Ta executed steps, 
 K training steps, K' inference steps, F = To * 128 features.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -19,6 +20,7 @@ from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
 from sodp3d.models.encoders import FEATURE_SIZE, SENSOR_KEYS, ObservationEncoder
 from sodp3d.models.unet import UNETS, UNet1d
 
+HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 Observation = Mapping[str, Tensor | np.ndarray]
 
 
@@ -116,8 +118,10 @@ class Planner(nn.Module):
         return self.encoder(normalized)
 
     def features(self, observation: Mapping[str, Tensor] | Tensor) -> Tensor:
-        """Features (B, F) of an observation; features given as a tensor pass through (a frozen encoder's cache)."""
-        return observation if isinstance(observation, Tensor) else self.encode(observation)
+        """Features (B, F) of a raw observation. Cached ones, as a tensor or under the key "features", pass through."""
+        if isinstance(observation, Tensor):
+            return observation
+        return observation["features"] if "features" in observation else self.encode(observation)
 
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Denoising loss (SODP eq. 7): MSE of the predicted noise (or clean plan) at a random step of each sample.
@@ -125,8 +129,7 @@ class Planner(nn.Module):
         batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them.
         """
         clean = self.normalizer.normalize("action", batch["action"])
-        features = batch["features"] if "features" in batch else self.encode(batch)
-        return self.denoising_loss(features, clean, generator)
+        return self.denoising_loss(self.features(batch), clean, generator)
 
     def denoising_loss(self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The same loss from features (B, F) and normalized plans (B, Tp, Da)."""
@@ -146,15 +149,17 @@ class Planner(nn.Module):
         floored = {"all": torch.ones_like(last), "last": last, "all_but_last": ~last}[options.floor_steps]
         return mean, torch.where(floored, sigma.clamp(min=options.sigma_floor), sigma)
 
+    def reduce(self, elements: Tensor, options: ChainOptions) -> Tensor:
+        """Per-element values (..., Tp, Da) of a plan -> one (...), by the options' rows and reduction."""
+        chosen = self.executed(elements) if options.rows == "executed" else elements
+        return chosen.mean((-2, -1)) if options.reduction == "mean" else chosen.sum((-2, -1))
+
     def step_log_prob(self, mean: Tensor, sigma: Tensor, value: Tensor, options: ChainOptions) -> Tensor:
-        """Normal log-density of value (B, Tp, Da), reduced over elements -> (B,); 0 where sigma (B, 1, 1) is 0."""
+        """Normal log-density of value (..., Tp, Da), reduced -> (...); 0 where sigma (..., 1, 1) is 0."""
         random = sigma > 0
-        scale = torch.where(random, sigma, torch.ones_like(sigma))
-        log_prob = -0.5 * ((value - mean) / scale).square() - scale.log() - 0.5 * np.log(2 * np.pi)
-        if options.rows == "executed":
-            log_prob = self.executed(log_prob)
-        reduced = log_prob.mean((1, 2)) if options.reduction == "mean" else log_prob.sum((1, 2))
-        return torch.where(random.flatten(), reduced, torch.zeros_like(reduced))
+        scale = torch.where(random, sigma, 1.0)
+        log_prob = -0.5 * ((value - mean) / scale).square() - scale.log() - HALF_LOG_TWO_PI
+        return self.reduce(torch.where(random, log_prob, 0.0), options)
 
     def sample_chain(
         self, observation: Mapping[str, Tensor] | Tensor, noise: Tensor, options: ChainOptions | None = None
@@ -175,21 +180,27 @@ class Planner(nn.Module):
             log_probs.append(self.step_log_prob(mean, sigma, latents[-1], options))
         return Chain(torch.stack(latents, dim=1), torch.stack(log_probs, dim=1))
 
+    def chain_moments(self, features: Tensor, latents: Tensor, options: ChainOptions) -> tuple[Tensor, Tensor]:
+        """Moments of every step of given chains, in one network call.
+
+        features (B, F), latents (B, K'+1, Tp, Da) -> mean (B, K', Tp, Da) and standard deviation (B, K', 1, 1).
+        """
+        size, steps = len(latents), self.config.inference_steps
+        step_index = torch.arange(steps, device=latents.device).repeat(size)
+        repeated = features.repeat_interleave(steps, dim=0)
+        mean, sigma = self.moments(repeated, latents[:, :-1].flatten(0, 1), step_index, options)
+        return mean.unflatten(0, (size, steps)), sigma.unflatten(0, (size, steps))
+
     def log_prob(
         self, observation: Mapping[str, Tensor] | Tensor, latents: Tensor, options: ChainOptions | None = None
     ) -> Tensor:
-        """Log-probability of each step of given chains under the present parameters, all steps in one network call.
+        """Log-probability of each step of given chains under the present parameters.
 
         observation raw, or features (B, F); latents (B, K'+1, Tp, Da) -> (B, K').
         """
         options = options or ChainOptions()
-        features = self.features(observation)
-        steps = self.config.inference_steps
-        step_index = torch.arange(steps, device=latents.device).repeat(len(latents))
-        mean, sigma = self.moments(
-            features.repeat_interleave(steps, dim=0), latents[:, :-1].flatten(0, 1), step_index, options
-        )
-        return self.step_log_prob(mean, sigma, latents[:, 1:].flatten(0, 1), options).view(-1, steps)
+        mean, sigma = self.chain_moments(self.features(observation), latents, options)
+        return self.step_log_prob(mean, sigma, latents[:, 1:], options)
 
     def actions(self, latents: Tensor) -> Tensor:
         """Final latents (B, Tp, Da) -> plan in raw action units; clipped to the data's range, which noise may leave."""

@@ -1,0 +1,160 @@
+"""Memory of fine-tuning: recent episodes (replay) and proficient episodes (target), at the level of episodes.
+
+Shape letters: C chunks of an episode, E episodes, K' denoising steps, Tp planned steps, Da action size, F features.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sodp3d.errors import InputError
+
+CHAIN_KEYS = ("latents", "log_prob", "reward")
+
+
+@dataclass(frozen=True)
+class EpisodeRecord:
+    """One episode as fine-tuning needs it; tensors on the CPU, one row per chunk.
+
+    observation: raw keys (C, To, ...), or {"features": (C, F)} where the encoder is frozen.
+    latents: (C, K'+1, Tp, Da) normalized; log_prob: (C, K'); reward: (C,), the chunk rewards.
+    """
+
+    observation: Mapping[str, Tensor]
+    latents: Tensor
+    log_prob: Tensor
+    reward: Tensor
+    success: bool
+    terminated: bool  # by the task; False where the time limit cut it
+
+    def rows(self) -> dict[str, Tensor]:
+        """All per-chunk tensors. InputError where lengths differ, or it is empty or not finite."""
+        rows = {**self.observation, "latents": self.latents, "log_prob": self.log_prob, "reward": self.reward}
+        lengths = {key: len(value) for key, value in rows.items()}
+        if len(set(lengths.values())) != 1 or lengths["reward"] == 0:
+            raise InputError(f"episode: expected at least one chunk and as many of everything, got {lengths}.")
+        for key in CHAIN_KEYS:
+            if not rows[key].isfinite().all():
+                raise InputError(f"episode: {key} has values that are not finite; nothing was added.")
+        return rows
+
+
+class EpisodeTable:
+    """Episodes one after the other in flat tensors, (sum of C_e, ...), with one row of facts per episode."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Tensor] = {}
+        self.facts: dict[str, Tensor] = {
+            "length": torch.zeros(0, dtype=torch.int64),
+            "success": torch.zeros(0, dtype=torch.bool),
+            "terminated": torch.zeros(0, dtype=torch.bool),
+            "episode_return": torch.zeros(0, dtype=torch.float64),
+        }
+
+    def __len__(self) -> int:
+        return len(self.facts["length"])
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks of all episodes."""
+        return int(self.facts["length"].sum())
+
+    def append(self, episode: EpisodeRecord) -> None:
+        """Add one episode at the end. Raises InputError where its keys or shapes differ from the others'."""
+        rows = episode.rows()
+        shapes = {key: value.shape[1:] for key, value in rows.items()}
+        expected = {key: value.shape[1:] for key, value in self.rows.items()} or shapes
+        if shapes != expected:
+            raise InputError(f"episode: expected {expected} per chunk, got {shapes}.")
+        self.rows = {key: torch.cat([self.rows[key], value]) if self.rows else value for key, value in rows.items()}
+        facts = {
+            "length": torch.tensor([len(episode.reward)]),
+            "success": torch.tensor([episode.success]),
+            "terminated": torch.tensor([episode.terminated]),
+            "episode_return": episode.reward.double().sum()[None],
+        }
+        self.facts = {key: torch.cat([self.facts[key], value]) for key, value in facts.items()}
+
+    def keep(self, mask: Tensor) -> None:
+        """Forget the episodes where mask (E,) is False."""
+        chunks = mask.repeat_interleave(self.facts["length"])
+        self.rows = {key: value[chunks] for key, value in self.rows.items()}
+        self.facts = {key: value[mask] for key, value in self.facts.items()}
+
+    def per_episode(self, flat: Tensor) -> list[Tensor]:
+        """Split (sum of C_e, ...) into E of (C_e, ...)."""
+        return list(flat.split(self.facts["length"].tolist()))
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Chunks drawn uniformly with replacement: every key (batch_size, ...), and "index", their flat positions.
+
+        Raises InputError while empty.
+        """
+        if not self.chunks:
+            raise InputError("buffer: it holds no episode yet; roll out first.")
+        index = torch.randint(self.chunks, (batch_size,), generator=generator)
+        return {"index": index, **{key: value[index] for key, value in self.rows.items()}}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors, all a later run needs to go on exactly."""
+        return {f"rows.{k}": v for k, v in self.rows.items()} | {f"facts.{k}": v for k, v in self.facts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `state_dict`."""
+        self.rows = {key[5:]: value.clone() for key, value in state.items() if key.startswith("rows.")}
+        self.facts = {key[6:]: value.clone() for key, value in state.items() if key.startswith("facts.")}
+
+
+class ReplayBuffer(EpisodeTable):
+    """The most recent `capacity` episodes, whatever their outcome."""
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        if capacity < 1:
+            raise InputError(f"replay capacity: expected at least 1 episode, got {capacity}.")
+        self.capacity = capacity
+
+    def add(self, episode: EpisodeRecord) -> None:
+        """Add an episode and forget the oldest beyond the capacity."""
+        self.append(episode)
+        if len(self) > self.capacity:
+            self.keep(torch.arange(len(self)) >= len(self) - self.capacity)
+
+    def rewards(self) -> list[Tensor]:
+        """Chunk rewards of each episode, E of (C_e,), in the order of the flat positions."""
+        return self.per_episode(self.rows["reward"])
+
+
+class TargetBuffer(EpisodeTable):
+    """Proficient episodes (SODP's target policy mu): successful ones, or the best returns while none succeeded.
+
+    capacity: most episodes kept; the oldest successful ones are forgotten beyond it.
+    best: how many of the highest returns stand in while there is no success.
+    """
+
+    def __init__(self, capacity: int, best: int = 10) -> None:
+        super().__init__()
+        if capacity < 1 or best < 1:
+            raise InputError(f"target capacity and best: expected at least 1 episode, got {capacity} and {best}.")
+        self.capacity, self.best = capacity, min(best, capacity)
+
+    @property
+    def has_success(self) -> bool:
+        """Whether the target is made of successes (and not of best returns)."""
+        return bool(self.facts["success"].any())
+
+    def add(self, episode: EpisodeRecord) -> bool:
+        """Offer an episode; returns whether it was kept."""
+        if self.has_success and not episode.success:
+            return False
+        self.append(episode)
+        success = self.facts["success"]
+        if success.any():
+            kept = success & (torch.arange(len(self)) >= len(self) - self.capacity)
+        else:
+            kept = torch.zeros(len(self), dtype=torch.bool)
+            kept[self.facts["episode_return"].argsort(descending=True, stable=True)[: self.best]] = True
+        self.keep(kept)
+        return bool(kept[-1])

@@ -1,0 +1,99 @@
+"""What keeps fine-tuning from collapsing (SODP eq. 14 and appendix E): one plug-in each, chosen by `reg=`.
+
+All look at `batch` (recent chunks of the policy) or `target_batch` (chunks of proficient episodes); both hold raw
+observations or "features" (B, F), and "latents" (B, K'+1, Tp, Da) in normalized action units.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sodp3d.errors import InputError
+from sodp3d.models.diffusion import ChainOptions
+from sodp3d.models.planner import Planner
+
+Batch = Mapping[str, Tensor]
+
+
+class Regularizer(Protocol):
+    """A scalar that is added, times lambda, to the importance loss."""
+
+    def loss(
+        self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Scalar with gradient in the planner's parameters."""
+        ...
+
+
+def _clean(batch: Batch) -> Tensor:
+    """The plans as executed: final latents, clipped to the range of actions, (B, Tp, Da)."""
+    return batch["latents"][:, -1].clamp(-1, 1)
+
+
+class NoRegularizer:
+    """The importance loss alone (as DDPO and DPPO)."""
+
+    def loss(
+        self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Always 0."""
+        return torch.zeros((), device=planner.device)
+
+
+class BehaviorCloning:
+    """SODP's own (eq. 14): the denoising loss on plans of the policy's proficient episodes."""
+
+    def loss(
+        self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """MSE of the predicted noise on re-noised plans of `target_batch`."""
+        return planner.denoising_loss(planner.features(target_batch), _clean(target_batch), generator)
+
+
+class PretrainingLoss:
+    """DLPO's (eq. 24): the denoising loss on the current policy's own plans, good or bad."""
+
+    def loss(
+        self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """MSE of the predicted noise on re-noised plans of `batch`."""
+        return planner.denoising_loss(planner.features(batch), _clean(batch), generator)
+
+
+class KLToPretrained:
+    """DPOK's (eq. 23): KL(p_theta(x_{k-1} | x_k) || p_pre(x_{k-1} | x_k)) summed over the denoising steps.
+
+    Both are normal with the same standard deviation, so it is |mu - mu_pre|^2 / (2 sigma^2), over the elements that
+    `options` choose and reduced as they say. Steps without noise drop out, as in the likelihood.
+    """
+
+    def __init__(self, pretrained: Planner, options: ChainOptions) -> None:
+        self.pretrained = pretrained.requires_grad_(False).eval()
+        self.options = options
+
+    def loss(
+        self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Mean over `batch` of the sum over steps, at the latents of its chains."""
+        latents = batch["latents"]
+        mean, sigma = planner.chain_moments(planner.features(batch), latents, self.options)
+        with torch.no_grad():
+            reference, _ = self.pretrained.chain_moments(self.pretrained.features(batch), latents, self.options)
+        precision = torch.where(sigma > 0, 1 / sigma.square(), 0.0)
+        return planner.reduce(0.5 * precision * (mean - reference).square(), self.options).sum(1).mean()
+
+
+def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:
+    """The regularizer called `name`: bc | none | kl | pl. `pretrained`: a separate, frozen copy (kl only uses it)."""
+    match name:
+        case "bc":
+            return BehaviorCloning()
+        case "none":
+            return NoRegularizer()
+        case "kl":
+            return KLToPretrained(pretrained, options)
+        case "pl":
+            return PretrainingLoss()
+    raise InputError(f"reg: expected one of bc, none, kl, pl, got {name!r}.")

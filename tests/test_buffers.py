@@ -1,0 +1,117 @@
+"""Replay and target buffers: what stays, what is drawn, what is restored."""
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sodp3d.errors import InputError
+from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
+
+
+def make_episode(number: int, length: int = 3, success: bool = False, reward: float | None = None) -> EpisodeRecord:
+    """Every chunk carries `number` in its features, so that its episode can be told."""
+    value = float(number if reward is None else reward)
+    return EpisodeRecord(
+        observation={"features": torch.full((length, 4), float(number))},
+        latents=torch.zeros(length, 11, 4, 2),
+        log_prob=torch.zeros(length, 10),
+        reward=torch.full((length,), value / max(length, 1)),
+        success=success,
+        terminated=success,
+    )
+
+
+def numbers(buffer: ReplayBuffer | TargetBuffer) -> list[int]:
+    return [int(rows[0, 0]) for rows in buffer.per_episode(buffer.rows["features"])]
+
+
+@settings(deadline=None, max_examples=30)
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=12), capacity=st.integers(1, 6))
+def test_replay_keeps_the_newest_episodes(lengths: list[int], capacity: int) -> None:
+    buffer = ReplayBuffer(capacity)
+    for number, length in enumerate(lengths):
+        buffer.add(make_episode(number, length))
+    assert numbers(buffer) == list(range(len(lengths)))[-capacity:]
+    assert buffer.chunks == sum(lengths[-capacity:]) == len(buffer.rows["latents"])
+    assert [len(reward) for reward in buffer.rewards()] == lengths[-capacity:]
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    outcomes=st.lists(st.tuples(st.booleans(), st.integers(0, 20)), min_size=1, max_size=15),
+    capacity=st.integers(1, 5),
+    best=st.integers(1, 5),
+)
+def test_target_holds_successes_or_the_best_returns(outcomes: list[tuple[bool, int]], capacity: int, best: int) -> None:
+    buffer = TargetBuffer(capacity, best)
+    for number, (success, reward) in enumerate(outcomes):
+        kept = buffer.add(make_episode(number, success=success, reward=float(reward)))
+        assert kept == (number in numbers(buffer))
+    successes = [number for number, (success, _) in enumerate(outcomes) if success]
+    assert buffer.has_success == bool(successes)
+    if successes:
+        assert numbers(buffer) == successes[-capacity:]
+    else:
+        highest = sorted((reward for _, reward in outcomes), reverse=True)[: min(best, capacity)]
+        assert sorted((outcomes[n][1] for n in numbers(buffer)), reverse=True) == highest
+
+
+def test_samples_are_uniform_over_chunks_and_decided_by_the_generator() -> None:
+    buffer = ReplayBuffer(5)
+    buffer.add(make_episode(0, length=1))
+    buffer.add(make_episode(1, length=3))
+    batch = buffer.sample(4000, torch.Generator().manual_seed(0))
+    assert batch["latents"].shape == (4000, 11, 4, 2)
+    counts = torch.bincount(batch["index"], minlength=4)
+    assert (counts - 1000).abs().max() < 150  # more than five standard deviations
+    assert torch.equal(batch["features"][:, 0] == 1, batch["index"] > 0)
+    again = buffer.sample(4000, torch.Generator().manual_seed(0))
+    assert torch.equal(batch["index"], again["index"])
+
+
+@pytest.mark.parametrize("kind", [ReplayBuffer, TargetBuffer])
+def test_restored_buffer_goes_on_exactly(kind: type[ReplayBuffer] | type[TargetBuffer]) -> None:
+    buffer, restored = kind(3), kind(3)
+    for number in range(5):
+        buffer.add(make_episode(number, length=1 + number % 3, success=number in (1, 3)))
+    restored.load_state_dict({key: value.clone() for key, value in buffer.state_dict().items()})
+    for number in range(5, 8):
+        for each in (buffer, restored):
+            each.add(make_episode(number, success=True))
+        ours, theirs = (each.sample(16, torch.Generator().manual_seed(number)) for each in (buffer, restored))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert all(value.is_contiguous() for value in buffer.state_dict().values())
+
+
+def test_empty_state_restores() -> None:
+    restored = TargetBuffer(2)
+    restored.load_state_dict(TargetBuffer(2).state_dict())
+    assert len(restored) == 0 and restored.add(make_episode(0))
+
+
+def test_bad_episodes_are_refused_and_change_nothing() -> None:
+    buffer = ReplayBuffer(2)
+    buffer.add(make_episode(0))
+    bad = make_episode(1)
+    bad.log_prob[1, 2] = float("nan")
+    with pytest.raises(InputError, match="log_prob has values that are not finite"):
+        buffer.add(bad)
+    with pytest.raises(InputError, match="at least one chunk"):
+        buffer.add(make_episode(1, length=0))
+    wider = dataclasses.replace(make_episode(1), observation={"features": torch.zeros(3, 5)})
+    with pytest.raises(InputError, match=r"expected .* per chunk, got"):
+        buffer.add(wider)
+    assert numbers(buffer) == [0]
+
+
+def test_empty_and_useless_buffers_are_refused() -> None:
+    with pytest.raises(InputError, match="holds no episode yet"):
+        ReplayBuffer(2).sample(1, torch.Generator())
+    with pytest.raises(InputError, match="at least 1 episode"):
+        ReplayBuffer(0)
+    with pytest.raises(InputError, match="at least 1 episode"):
+        TargetBuffer(2, best=0)
