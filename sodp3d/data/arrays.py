@@ -65,6 +65,23 @@ def make_store(path: Path, attributes: Mapping[str, Any], specification: Specifi
         raise
 
 
+def add_array(path: Path, key: str, length: int, field: Field) -> None:
+    """An array of zeros data/`key` in the store `path`, in place of whatever was there."""
+    folder = path / "data" / key
+    if folder.exists():
+        folder.rename(path / f"{uuid.uuid4().hex}{PARTIAL}")
+        remove_partial(path)
+    make_array(zarr.open_group(path / "data", mode="r+", zarr_format=2), key, length, field)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what a killed writer left unfinished."""
+    for folder in path.glob(f"*{PARTIAL}"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in path.glob(f"*/*/*{PARTIAL}"):
+        file.unlink(missing_ok=True)
+
+
 def open_arrays(path: Path, writable: bool) -> Arrays:
     """The arrays of a group's folder by name, their headers checked first. Raises InputError for foreign headers."""
     folders = sorted(header.parent for header in path.glob("*/.zarray"))

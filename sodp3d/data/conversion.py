@@ -44,8 +44,8 @@ def convert_store(
     Crop and N come from `config`, the camera from the store. workers: 0 converts in this process, n in n spawned
     ones; this process alone writes. output: the key of the clouds, (steps, N, 3) float32; `<output>_kept` (steps,)
     holds the number of points inside the crop before sampling. progress(done, total): called after each episode.
-    Raises InputError when the key holds clouds made with other parameters, when a frame has no point in the crop,
-    when another process writes to the store, or when the disk is full; what was converted by then stays.
+    Raises InputError when the key holds a finished conversion with other parameters, when a frame has no point in the
+    crop, when another process writes to the store, or when the disk is full; what was converted by then stays.
     """
     with EpisodeStore.open(path, "a") as store:
         if store.attributes["env"] != config.name:
@@ -72,20 +72,31 @@ def _prepare(store: EpisodeStore, output: str, parameters: dict[str, Any]) -> di
     if output in store.specification:
         raise InputError(f"output: {output!r} is a collected key of {store.path}; choose another name.")
     state = store.conversions.get(output)
-    if state is None:
-        store.add_array(output, Field((parameters["points"], 3), "float32"))
-        store.add_array(f"{output}_kept", Field((), "int32"))
+    if state is None or _may_start_over(store, output, state, parameters):
         state = {"keys": [output, f"{output}_kept"], "episodes": 0, "parameters": parameters, "statistics": {}}
         _record(store, output, state)
-    for key, value in parameters.items():
-        stored = state["parameters"].get(key)
-        # Both backends choose the same points, so a conversion may go on with the other one.
-        if stored != value and key != "backend":
-            raise InputError(
-                f"{store.path}: data/{output} was converted with {key} = {stored}, now {key} = {value} is asked for. "
-                f"Clouds are not overwritten: use the stored value, or output=<another key> for a second conversion."
-            )
+        store.add_array(output, Field((parameters["points"], 3), "float32"))
+        store.add_array(f"{output}_kept", Field((), "int32"))
     return dict(state)
+
+
+def _may_start_over(store: EpisodeStore, output: str, state: dict[str, Any], parameters: dict[str, Any]) -> bool:
+    """Whether nothing is converted yet, or a conversion with other parameters never came to its end.
+
+    Raises InputError when it did: clouds that may have been trained on are not overwritten.
+    """
+    # Both backends choose the same points, so a conversion may go on with the other one.
+    differing = [key for key, value in parameters.items() if key != "backend" and state["parameters"].get(key) != value]
+    if differing and state["statistics"]:
+        key = differing[0]
+        raise InputError(
+            f"{store.path}: data/{output} was converted with {key} = {state['parameters'].get(key)}, now {key} = "
+            f"{parameters[key]} is asked for. Clouds are not overwritten: use the stored value, or output=<another "
+            f"key> for a second conversion."
+        )
+    if differing and state["episodes"]:
+        _log.warning("%s: an unfinished conversion with another %s starts over", store.path, differing[0])
+    return bool(differing) or state["episodes"] == 0
 
 
 def _record(store: EpisodeStore, output: str, state: dict[str, Any]) -> None:

@@ -35,8 +35,9 @@ def select_episodes(
     metadata = store.metadata
     order = np.lexsort((metadata["seed"], metadata["agent_step"]))
     lengths = np.diff(store.episode_ends, prepend=0)[order]
-    # An episode counts when it starts before the limit: a tolerance keeps 0.3 * 10 steps from becoming 2.999.
-    chosen = order[np.cumsum(lengths) - lengths < fraction * store.steps - 1e-6]
+    # Episodes that start before the limit, which rounding (0.7 * 10 > 7) must not push over the next start.
+    limit = max(fraction * store.steps - 1e-6, 0.5)
+    chosen = order[np.cumsum(lengths) - lengths < limit]
     if success is not None:
         chosen = chosen[metadata[f"success_{success}"][chosen]]
     chosen = np.sort(chosen[:max_episodes])

@@ -129,7 +129,8 @@ class _Open3D:
     def _inside(self, frame: NDArray[np.uint16]) -> Points:
         # Unprojected in the camera frame and then moved: an extrinsic argument would be inverted inside Open3D,
         # whose rounding no other backend could repeat.
-        image = self.open3d.geometry.Image(np.ascontiguousarray(frame))
+        # Copied, because Open3D does not take the explicit byte order of arrays read from a store for uint16.
+        image = self.open3d.geometry.Image(frame.astype(np.dtype("uint16"), order="C"))
         cloud = self.open3d.geometry.PointCloud.create_from_depth_image(
             image, self.intrinsics, np.eye(4), depth_scale=_MILLIMETRES, depth_trunc=_MILLIMETRES
         )

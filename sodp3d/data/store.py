@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from sodp3d.data import arrays
 from sodp3d.data.arrays import CorruptEpisode
-from sodp3d.data.files import PARTIAL, WriterLock, disk_errors, read_json, write_json
+from sodp3d.data.files import WriterLock, disk_errors, read_json, write_json
 from sodp3d.data.schema import (
     METADATA,
     REQUIRED_ATTRIBUTES,
@@ -221,11 +220,15 @@ class EpisodeStore:
         return index
 
     def add_array(self, key: str, field: Field) -> None:
-        """A derived per-step array of the committed length, zero until written (see `conversion.py`)."""
+        """A new derived per-step array of the committed length, zero until written (see `conversion.py`).
+
+        Takes the place of an abandoned one. Raises InputError where episodes of `key` are readable.
+        """
         self._check_writable()
-        if key not in self._arrays:
-            group = zarr.open_group(self.path / "data", mode="r+", zarr_format=2)
-            arrays.make_array(group, key, self.steps, field)
+        if self.readable(key):
+            raise InputError(f"{self.path}: data/{key} holds {self.readable(key)} episodes and is not overwritten.")
+        with disk_errors(self.path, f"data/{key} was not made"):
+            arrays.add_array(self.path, key, self.steps, field)
             self._load()
 
     def write_rows(self, key: str, index: int, values: NDArray[Any]) -> None:
@@ -280,8 +283,7 @@ class EpisodeStore:
         for name, values in self._metadata.items():
             if len(arrays.read_column(self.path / "meta" / name)) > len(self):
                 arrays.write_column(self.path / "meta" / name, values)
-        for partial in self.path.glob(f"*/*/*{PARTIAL}"):
-            partial.unlink(missing_ok=True)
+        arrays.remove_partial(self.path)
 
     def _check_writable(self) -> None:
         if self._lock is None:
