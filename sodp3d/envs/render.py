@@ -3,7 +3,8 @@
 Depth images show what the robot could touch or must find: geoms of groups 0 to 2 (MuJoCo's default) and the sites that
 a task names as its goal; no other sites, tendons or skins. Both ways of drawing agree on this.
 
-Resolution: images are rounded to 1 mm (error at most 0.5 mm); the 32-bit reversed z-buffer adds less than 0.01 mm.
+Resolution: images are rounded to 1 mm (error at most 0.5 mm); the 32-bit reversed z-buffer adds about 0.01 mm
+at these distances.
 """
 
 import hashlib
