@@ -61,6 +61,11 @@ class PlannerConfig:
         steps = self.n_obs_steps
         return {"agent_pos": (steps, self.proprioception_size), self.sensor_key: (steps, *self.sensor_shape)}
 
+    @property
+    def feature_size(self) -> int:
+        """F: of an encoded observation."""
+        return self.n_obs_steps * 2 * FEATURE_SIZE
+
     def normalized_sizes(self) -> dict[str, int]:
         """Channels of what the normalizer scales: all but images."""
         sizes = {"action": self.action_size, "agent_pos": self.proprioception_size}
@@ -90,8 +95,7 @@ class Planner(nn.Module):
         self.config = config
         self.normalizer = Normalizer(config.normalized_sizes())
         self.encoder = ObservationEncoder(config.observation, config.sensor_shape, config.proprioception_size)
-        features = config.n_obs_steps * 2 * FEATURE_SIZE
-        self.unet = UNet1d(config.action_size, features, UNETS[config.unet])
+        self.unet = UNet1d(config.action_size, config.feature_size, UNETS[config.unet])
         self.diffusion = Diffusion(config.diffusion_steps, config.inference_steps, config.prediction)
 
     @property
@@ -145,9 +149,18 @@ class Planner(nn.Module):
         """Mean (B, Tp, Da) and floored standard deviation (B, 1, 1) of the step from latent (B, Tp, Da)."""
         output = self.unet(latent, self.diffusion.timesteps[step_index], features)
         mean, sigma = self.diffusion.ddim_moments(output, latent, step_index, options.eta)
-        last = (step_index == self.config.inference_steps - 1).view(-1, 1, 1)
+        return mean, self._floored(sigma, step_index.view(-1, 1, 1), options)
+
+    def _floored(self, sigma: Tensor, step_index: Tensor, options: ChainOptions) -> Tensor:
+        last = step_index == self.config.inference_steps - 1
         floored = {"all": torch.ones_like(last), "last": last, "all_but_last": ~last}[options.floor_steps]
-        return mean, torch.where(floored, sigma.clamp(min=options.sigma_floor), sigma)
+        return torch.where(floored, sigma.clamp(min=options.sigma_floor), sigma)
+
+    def random_steps(self, options: ChainOptions) -> Tensor:
+        """Indices of the steps that draw noise under `options`: those whose likelihood depends on the parameters."""
+        index = torch.arange(self.config.inference_steps, device=self.device)
+        sigma = self._floored(self.diffusion.sigma(index, options.eta).flatten(), index, options)
+        return index[sigma > 0].cpu()
 
     def reduce(self, elements: Tensor, options: ChainOptions) -> Tensor:
         """Per-element values (..., Tp, Da) of a plan -> one (...), by the options' rows and reduction."""
