@@ -190,6 +190,7 @@ class Collection:
         tensors, state = self.agent.state()
         loop = {
             "episodes": len(self.store),
+            "steps": self.steps_done,
             "update_debt": self._update_debt,
             "last_evaluation": self._last_evaluation,
             "offline_total": self.offline_total,

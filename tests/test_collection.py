@@ -1,6 +1,9 @@
 """The collection loop: what is committed, exact resumption, and that a kill loses at most the wave in flight."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from data_collection.collection import FIRST_SEED, Collection, Schedule, episode
 from sodp3d import checkpoint
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
+from sodp3d.files import PROJECT
 from sodp3d.run import Run
 
 torch.set_num_threads(1)
@@ -137,3 +141,27 @@ def test_a_store_that_lost_episodes_is_refused(tmp_path: Path) -> None:
 def test_schedule_is_checked() -> None:
     with pytest.raises(InputError, match=r"collect\.environments: expected at least 1, got 0"):
         replace(SCHEDULE, environments=0)
+
+
+def test_killed_command_continues(tmp_path: Path) -> None:
+    options = [
+        "env=adroit_door", "agent=scripted", "agent.policy=random", "env.episode_steps=8", "env.camera.height=16",
+        "env.camera.width=16", "render=raycast", "workers=2", "threads=1", f"root={tmp_path}", "collect.fraction=1",
+        "collect.agent_steps=96", "collect.environments=2", "collect.checkpoint_every=32", "collect.evaluate_every=0",
+    ]  # fmt: skip
+    command = [sys.executable, str(PROJECT / "data_collection" / "collect.py"), *options]
+    path = tmp_path / "data" / "adroit_door" / "episodes.zarr"
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and (not (path / ".zattrs").exists() or len(EpisodeStore.open(path)) < 3):
+            time.sleep(0.02)
+        assert process.poll() is None, "it ended before it could be killed"
+        process.kill()
+    kept = EpisodeStore.open(path).metadata["seed"].tolist()
+    refused = subprocess.run([*command, "seed=1"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "seed: 0 there, 1 here" in refused.stderr and "data=<folder>" in refused.stderr
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    store = EpisodeStore.open(path)
+    seeds = store.metadata["seed"].tolist()
+    assert store.verify() == [] and store.steps == 96
+    assert seeds == [episode_seed(0, 0, index) for index in range(12)] and seeds[: len(kept)] == kept

@@ -1,0 +1,149 @@
+"""Record successful roll-outs of a trained agent as demonstrations: a compact Minari dataset and its card.
+
+python data_collection/record.py env=adroit_door
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder, installed or not
+
+from data_collection import agents, demos
+from data_collection.collection import Waves, episode_seed, trajectory
+from data_collection.environments import CollectionGroup, Finished
+from sodp3d.cli import command, data_root
+from sodp3d.envs.config import EnvConfig
+from sodp3d.errors import InputError
+
+log = logging.getLogger(__name__)
+_STREAM = 1  # of episode seeds: these episodes are neither collected nor evaluated on
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The episodes kept, in the order of their seeds, out of `attempts`; and the agent that made them."""
+
+    episodes: Sequence[Finished]
+    attempts: int
+    steps: int  # agent steps of its training
+    config: Mapping[str, Any]  # of its run
+
+
+@command("record")
+def main(config: dict[str, Any]) -> None:
+    """Record the task's agent."""
+    from sodp3d.setup import task_configs
+
+    tasks = task_configs(config)
+    if len(tasks) > 1:
+        raise InputError(f"env={config['env']['name']} is a set of tasks; record one of them.")
+    env = tasks[0]
+    output = Path(config["output"]).expanduser() if config["output"] else demos.SHIPPED / env.name
+    if output.exists():
+        raise InputError(f"{output}: exists already and is never overwritten; move it away or name another output=.")
+    recording = record(config, env)
+    save(output, env, recording)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    log.info("%d of %d episodes kept in %s (%.2f MB)", len(recording.episodes), recording.attempts, output, size / 1e6)
+
+
+def record(config: Mapping[str, Any], env: EnvConfig) -> Recording:
+    """Deterministic roll-outs on seeds of their own until enough have succeeded.
+
+    Raises InputError when there is no trained agent, or too few attempts succeed.
+    """
+    from sodp3d import checkpoint
+    from sodp3d.run import read_config
+    from sodp3d.setup import prepare_torch
+    from sodp3d.workers import Workers
+
+    folder = Path(config["run"]).expanduser() if config["run"] else data_root(config) / env.name / "agent"
+    trained = read_config(folder)
+    found = checkpoint.load_latest(folder / "checkpoints")
+    if found is None:
+        raise InputError(f"run: {folder} has no checkpoint; train the agent with data_collection/collect.py first.")
+    device = prepare_torch(config)
+    count = min(config["workers"] or os.cpu_count() or 1, config["environments"])
+    with Workers(CollectionGroup, [(env, config["render"])] * count) as workers:
+        workers.start(0, "describe")
+        facts = workers.result(0)
+        sizes = facts["state_size"], facts["action_size"]
+        agent = agents.build(trained["agent"], env, *sizes, trained["seed"], device)
+        agent.load_state(found[1], found[2]["agent"])
+        kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], config)
+    return Recording(kept, attempts, found[2]["loop"]["steps"], trained)
+
+
+def _successes(
+    waves: Waves, agent: agents.Agent, env: EnvConfig, seed: int, config: Mapping[str, Any]
+) -> tuple[list[Finished], int]:
+    kept: list[Finished] = []
+    for first in range(0, config["attempts"], config["environments"]):
+        last = min(first + config["environments"], config["attempts"])
+        seeds = [episode_seed(seed, _STREAM, index) for index in range(first, last)]
+        for place, episode in enumerate(waves.run(agent, seeds, explore=False, record=False)):
+            if episode.success[env.success_metric]:
+                kept.append(episode)
+            if len(kept) == config["episodes"]:
+                return kept, first + place + 1
+    raise InputError(
+        f"episodes: only {len(kept)} of {config['attempts']} attempts succeeded ({env.success_metric}), but "
+        f"{config['episodes']} were asked for; train the agent for longer, or allow more attempts=."
+    )
+
+
+def save(output: Path, env: EnvConfig, recording: Recording) -> None:
+    """Write the dataset and, beside it, the card that says how it was made."""
+    from sodp3d.files import write_text
+    from sodp3d.run import versions
+
+    episodes = recording.episodes
+    name = f"sodp3d/{env.name}-v0"
+    facts = {
+        "dataset_id": name,
+        "algorithm_name": f"{recording.config['agent']['name']}, deterministic roll-outs",
+        "description": f"{len(episodes)} successful episodes of our own agent on {env.name}",
+        "successes": len(episodes),
+        "versions": versions(),
+    }
+    demos.write(output, env, [trajectory(e) for e in episodes], [e.seed for e in episodes], facts)
+    write_text(output / "README.md", card(name, env, recording))
+
+
+def card(name: str, env: EnvConfig, recording: Recording) -> str:
+    """The dataset's card, Markdown."""
+    from sodp3d.run import versions
+
+    episodes, trained = recording.episodes, recording.config
+    returns = [episode.episode_return for episode in episodes]
+    packages = ", ".join(f"{key} {value}" for key, value in versions().items() if key != "command")
+    settings = "\n".join(f"    {key}: {value}" for key, value in trained["agent"].items())
+    shown = trained["demos"] or f"those shipped for {env.name}"
+    return f"""# {name}
+
+{len(episodes)} successful episodes on `{env.name}`, made by this project's own agent: the default demonstrations of
+`data_collection/collect.py env={env.name}`.
+
+* Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
+  {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
+* Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} deterministic
+  roll-outs, on seeds that neither collection nor evaluation uses (seeds are stored per episode).
+* Agent: `{trained["agent"]["name"]}`, trained for {recording.steps} control steps with seed {trained["seed"]} by
+  `data_collection/collect.py`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
+* Format: a Minari dataset (HDF5, float32, gzip): `observations` (T + 1, {episodes[0].states.shape[1]}) is the state
+  vector, `actions` (T, {episodes[0].actions.shape[1]}) in [-1, 1], `rewards` (T,) the task's, summed over the repeat.
+* Versions: {packages}.
+
+Agent settings:
+
+{settings}
+"""
+
+
+if __name__ == "__main__":
+    main()
