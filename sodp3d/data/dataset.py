@@ -128,11 +128,12 @@ class WindowDataset:
 
 
 def _common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
-    first = stores[0].step_shape(key)
+    first = stores[0].field(key).shape
     for store in stores[1:]:
-        if store.step_shape(key) != first:
+        shape = store.field(key).shape
+        if shape != first:
             raise InputError(
-                f"data/{key}: {first} per step in {stores[0].path} but {store.step_shape(key)} in {store.path}; "
+                f"data/{key}: {first} per step in {stores[0].path} but {shape} in {store.path}; "
                 f"stores trained together must agree. Convert both with the same env.points, or train them apart."
             )
     return first

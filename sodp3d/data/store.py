@@ -165,10 +165,10 @@ class EpisodeStore:
         """Output key to {keys, episodes, parameters, statistics} of each conversion (see `conversion.py`)."""
         return read_conversions(self.attributes, str(self.path))
 
-    def step_shape(self, key: str) -> tuple[int, ...]:
-        """Shape of one step of `key`. Raises InputError for keys that are not there."""
+    def field(self, key: str) -> Field:
+        """Shape of one step and type of `key`. Raises InputError for keys that are not there."""
         self._check_readable(key, 0)
-        return tuple(self._arrays[key].shape[1:])
+        return Field(self._arrays[key].shape[1:], self._arrays[key].dtype.name)
 
     def readable(self, key: str) -> int:
         """How many episodes of `key` can be read: all for collected keys, the converted ones for derived keys."""
@@ -266,9 +266,8 @@ class EpisodeStore:
     def _load(self) -> None:
         self._load_columns()
         self._arrays = arrays.open_arrays(self.path / "data", self.mode == "a")
-        found = {key: Field(array.shape[1:], array.dtype.name) for key, array in self._arrays.items()}
-        present = {key: field for key, field in self.specification.items() if key in found}
-        check_same_specification(present, {key: found[key] for key in present}, str(self.path))
+        present = {key: field for key, field in self.specification.items() if key in self._arrays}
+        check_same_specification(present, {key: self.field(key) for key in present}, str(self.path))
 
     def _load_columns(self) -> None:
         self.episode_ends = arrays.read_column(self.path / "meta/episode_ends")
