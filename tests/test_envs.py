@@ -1,22 +1,18 @@
-"""Environments: the Gymnasium contract, seeds, exact state, rewards and success, chunks, and errors."""
+"""Environments: the Gymnasium contract, seeds, exact state, action repeat and success, and errors."""
 
 import functools
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import gymnasium
 import mujoco
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_env import config, slider_env
 
-from sodp3d.envs import EnvConfig, RobotEnv, adroit, expand, make, metaworld, score_states
-from sodp3d.envs.wrappers import ChunkedEnv
+from sodp3d.envs import EnvConfig, RobotEnv, expand, make, metaworld
 from sodp3d.errors import InputError
 
 ADROIT = ("adroit_hammer", "adroit_door", "adroit_pen")
@@ -163,98 +159,6 @@ def test_wrong_actions_are_refused(action: np.ndarray) -> None:
         env.step(action)
 
 
-def hammer_distance(env: RobotEnv) -> float:
-    return float(np.linalg.norm(env.data.site("S_target").xpos - env.data.site("nail_goal").xpos))
-
-
-def pen_distance(env: RobotEnv) -> float:
-    return float(np.linalg.norm(env.data.body("Object").xpos - env.data.site("eps_ball").xpos))
-
-
-def test_reward_reads_the_right_places_of_the_state() -> None:
-    """The quantities in the state vector equal those that the simulator has, after random steps."""
-    for name, joints in (("hammer", 2), ("door", 4), ("pen", 0)):
-        env = make(config(f"adroit_{name}"), "raycast")
-        env.reset(seed=0)
-        if name == "hammer":  # drive the nail in, or its distance never changes
-            env.data.joint("nail_dir").qpos[0] = 0.05
-            env.task.forward()
-        for _ in range(3):
-            env.step(env.action_space.sample())
-        hand = [env.model.joint(index).name for index in range(joints, joints + 24)]
-        assert hand[0] == "WRJ1" and hand[-1] == "THJ0"
-        np.testing.assert_array_equal(env.task.proprioception(), [env.data.joint(joint).qpos[0] for joint in hand])
-        reward, goal = adroit.reward_and_goal(name, env.task.state())
-        if name == "hammer":
-            assert reward * 100 == pytest.approx(-10 * hammer_distance(env), abs=1e-6) and not goal
-        elif name == "door":
-            angle = env.data.joint("door_hinge").qpos[0]
-            assert reward * 20 == pytest.approx(-0.1 * (angle - 1.57) ** 2) and not goal
-        else:
-            state = env.task.state()
-            assert np.linalg.norm(state[39:42]) == pytest.approx(pen_distance(env))
-            assert adroit.pen_dropped(state) == (env.data.body("Object").xpos[2] < 0.075)
-
-
-def hammer_state(distance: float) -> np.ndarray:
-    state = np.zeros(46)
-    state[26] = 0.091 - distance
-    return state
-
-
-def door_state(angle: float) -> np.ndarray:
-    state = np.zeros(39)
-    state[28] = angle
-    return state
-
-
-def pen_state(distance: float, cosine: float) -> np.ndarray:
-    state = np.zeros(45)
-    state[33:36], state[36:39] = [1, 0, 0], [cosine, np.sqrt(1 - cosine**2), 0]
-    state[39] = distance
-    return state
-
-
-@pytest.mark.parametrize(
-    ("task", "state", "reward", "goal"),
-    [
-        ("hammer", hammer_state(0.05), -0.5 / 100, False),
-        ("hammer", hammer_state(0.015), (25 - 0.15) / 100, False),
-        ("hammer", hammer_state(0.005), (100 - 0.05) / 100, True),
-        ("door", door_state(0.0), -0.1 * 1.57**2 / 20, False),
-        ("door", door_state(0.5), (2 - 0.1 * 1.07**2) / 20, False),
-        ("door", door_state(1.2), (10 - 0.1 * 0.37**2) / 20, False),
-        ("door", door_state(1.35), (10 - 0.1 * 0.22**2) / 20, True),
-        ("door", door_state(1.4), (20 - 0.1 * 0.17**2) / 20, True),
-        ("pen", pen_state(0.07, 0.96), 1.0, True),
-        ("pen", pen_state(0.08, 0.96), 0.0, False),
-        ("pen", pen_state(0.07, 0.94), 0.0, False),
-    ],
-)
-def test_vrl3_rewards(task: str, state: np.ndarray, reward: float, goal: bool) -> None:
-    rewards, goals = score_states(config(f"adroit_{task}"), np.stack([state, state]))
-    assert rewards == pytest.approx(reward) and goals.tolist() == [goal, goal]
-
-
-def test_goal_placed_by_hand_succeeds() -> None:
-    hammer, door = make(config("adroit_hammer"), "raycast"), make(config("adroit_door"), "raycast")
-    hammer.reset(seed=0)
-    door.reset(seed=0)
-    hammer.data.joint("nail_dir").qpos[0] = 0.09
-    door.data.joint("latch").qpos[0], door.data.joint("door_hinge").qpos[0] = 1.8, 1.45
-    for env in (hammer, door):
-        _, reward, _, _, info = env.step(np.zeros(env.task.action_size))
-        assert info["goal_steps"] == 2 and info["success_final"] and reward > 1.9
-
-
-def test_a_dropped_pen_ends_the_episode() -> None:
-    env = make(config("adroit_pen"), "raycast")
-    env.reset(seed=0)
-    env.data.joint("OBJTx").qpos[0] = 0.3  # the pen's body points its x axis down
-    terminated, truncated = env.step(np.zeros(24))[2:4]
-    assert terminated and not truncated
-
-
 @pytest.mark.filterwarnings("ignore:Constant")  # the experts' gains exceed the action space; they clip
 @pytest.mark.parametrize("task", ["reach", "drawer-open", "window-close"])
 def test_scripted_policies_succeed(task: str) -> None:
@@ -301,94 +205,6 @@ def test_a_missing_camera_names_those_there_are() -> None:
 def test_a_wrong_renderer_is_refused_before_anything_is_drawn() -> None:
     with pytest.raises(InputError, match="auto, egl, osmesa, raycast"):
         make(config("adroit_door"), "vulkan")
-
-
-def count_draws(env: RobotEnv, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Instead of drawing, note the control steps left, and give an image full of that number."""
-    drawn: list[int] = []
-
-    def draw() -> np.ndarray:
-        drawn.append(env.steps_left)
-        return np.full((32, 32, 3), env.steps_left, dtype=np.uint8)
-
-    monkeypatch.setattr(env, "render_rgb", draw)
-    return drawn
-
-
-def test_chunks_draw_only_what_the_planner_sees(monkeypatch: pytest.MonkeyPatch) -> None:
-    env = slider_env(episode_steps=8)
-    drawn = count_draws(env, monkeypatch)
-    chunks = ChunkedEnv(env, "image")
-    observation, info = chunks.reset(seed=0)
-    assert chunks.observation_space.contains(observation) and info["executed"] == 0
-    assert observation["image"][:, 0, 0, 0].tolist() == [8, 8] and drawn == [8]
-    observation, reward, _, truncated, info = chunks.step(np.full((3, 1), 0.5, dtype=np.float32))
-    assert observation["image"][:, 0, 0, 0].tolist() == [6, 5] and drawn == [8, 6, 5]
-    np.testing.assert_allclose(observation["agent_pos"][:, 0], [0.2, 0.3], atol=1e-6)
-    np.testing.assert_allclose(info["rewards"], [0.15, 0.35, 0.55])
-    assert reward == pytest.approx(1.05) and info["goal_steps"] == 1 and info["executed"] == 3 and not truncated
-    chunks.step(np.zeros((3, 1), dtype=np.float32))
-    observation, _, _, truncated, info = chunks.step(np.zeros((3, 1), dtype=np.float32))  # two steps are left
-    assert truncated and info["executed"] == 2 and info["rewards"][2] == 0
-    assert observation["image"][:, 0, 0, 0].tolist() == [1, 0] and drawn == [8, 6, 5, 3, 2, 1, 0]
-
-
-@pytest.mark.parametrize(("start", "executed", "seen"), [(0.95, 1, [6, 5]), (0.75, 2, [4, 4])])
-def test_chunk_stops_at_a_termination(
-    start: float, executed: int, seen: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A termination is not foreseen: where the frame before was not drawn, the last one is repeated."""
-    env = slider_env()
-    count_draws(env, monkeypatch)
-    chunks = ChunkedEnv(env, "image")
-    chunks.reset(seed=0)
-    env.data.qpos[0] = start
-    observation, reward, terminated, truncated, info = chunks.step(np.ones((3, 1), dtype=np.float32))
-    assert terminated and not truncated and info["executed"] == executed
-    assert observation["image"][:, 0, 0, 0].tolist() == seen
-    assert reward == pytest.approx(info["rewards"].sum()) and not info["rewards"][executed:].any()
-
-
-def test_wrong_chunks_are_refused() -> None:
-    chunks = ChunkedEnv(slider_env(), "state")
-    chunks.reset(seed=0)
-    with pytest.raises(InputError, match=r"\(3, 1\)"):
-        chunks.step(np.zeros((2, 1), dtype=np.float32))
-    with pytest.raises(InputError, match="pointcloud, state, image"):
-        ChunkedEnv(slider_env(), "voxels")
-
-
-def test_chunks_of_point_clouds_hold_real_points_of_the_scene() -> None:
-    chunks = ChunkedEnv(slider_env(points=64), "pointcloud", "torch")
-    observation, _ = chunks.reset(seed=0)
-    assert chunks.observation_space.contains(observation)
-    assert np.linalg.norm(observation["point_cloud"], axis=-1) == pytest.approx(0.1, abs=0.002)  # the ball
-    moved, *_ = chunks.step(np.full((3, 1), 0.5, dtype=np.float32))
-    center = np.array([0.3, 0, 0])
-    assert np.linalg.norm(moved["point_cloud"][-1] - center, axis=-1) == pytest.approx(0.1, abs=0.002)
-
-
-def make_chunks(name: str) -> gymnasium.Env:
-    return ChunkedEnv(make(task_config(name)), "image")
-
-
-def test_vector_environments_give_the_same_episodes_in_workers() -> None:
-    """Made inside spawned workers, which render; episodes start anew at the step after the last (NEXT_STEP)."""
-    makers: list[Callable[[], gymnasium.Env]] = [functools.partial(make_chunks, name) for name in ("adroit_door",) * 2]
-    mode = AutoresetMode.NEXT_STEP
-    workers = AsyncVectorEnv(makers, context="spawn", autoreset_mode=mode)
-    local = SyncVectorEnv(makers, autoreset_mode=mode)
-    try:
-        first, second = workers.reset(seed=[3, 4])[0], local.reset(seed=[3, 4])[0]
-        assert same(first, second) and not np.array_equal(first["image"][0], first["image"][1])
-        for _ in range(2):
-            actions = rollout(size=(2, 3, 28)).astype(np.float32)
-            first, rewards, *_ = workers.step(actions)
-            second, others, *_ = local.step(actions)
-            assert same(first, second) and np.array_equal(rewards, others)
-    finally:
-        workers.close(terminate=True)
-        local.close()
 
 
 def test_making_environments_is_quiet_and_light() -> None:
