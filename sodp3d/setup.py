@@ -100,7 +100,7 @@ def checkpoint_of(path: Path) -> Path:
     """A checkpoint directory from itself, or from a run directory (its best, or else its newest)."""
     if (path / checkpoint.TENSORS).is_file():
         return path
-    for folder in (path / "best", path / "checkpoints"):
+    for folder in (path / "best", path / "checkpoints", path):
         if checkpoint.steps(folder):
             return folder / f"{checkpoint.steps(folder)[-1]:08d}"
     raise InputError(f"planner: {path} is neither a run directory with checkpoints nor a checkpoint.")

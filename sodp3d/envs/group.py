@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sodp3d.envs.wrappers import ChunkedEnv
 
 from sodp3d.envs import make
 from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.wrappers import ChunkedEnv
 
 Observation = dict[str, NDArray[Any]]
 

@@ -165,7 +165,7 @@ class Finetuning:
         loss.backward()
         metrics["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["gradient_norm"])
         self.optimizer.step()
-        return {f"train/{name}": float(value) for name, value in metrics.items()}
+        return {f"train/{name}": float(value.detach()) for name, value in metrics.items()}
 
     def _importance(self, batch: dict[str, Tensor], credit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. (12) on one random denoising step of each plan: the mean over steps, at a K'-th of its price."""
