@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sodp3d.errors import InputError
 from sodp3d.models.encoders import ImageEncoder, ObservationEncoder, PointCloudEncoder, StateEncoder
+from sodp3d.models.pooling import first_maximum
 
 
 def trained_like(seed: int) -> PointCloudEncoder:
@@ -43,6 +44,16 @@ def assert_same_as_dense(encoder: PointCloudEncoder, points: Tensor, tolerance: 
 def test_sparse_backward_equals_dense(dtype: torch.dtype, tolerance: float, shape: tuple[int, ...]) -> None:
     encoder = trained_like(0).to(dtype)
     assert_same_as_dense(encoder, torch.randn(shape, dtype=dtype), tolerance)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 1000), count=st.integers(1, 3), size=st.integers(1, 100), levels=st.integers(1, 30))
+def test_first_maximum_equals_torch(seed: int, count: int, size: int, levels: int) -> None:
+    """With few distinct values, so that ties are common: the first index wins."""
+    x = torch.randint(levels, (count, size, 5), generator=torch.Generator().manual_seed(seed)).float()
+    values, indices = first_maximum(x)
+    assert torch.equal(values, x.amax(1))
+    assert torch.equal(indices, (x == values[:, None]).to(torch.uint8).cumsum(1).eq(0).sum(1))
 
 
 @settings(max_examples=20, deadline=None)

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from sodp3d.errors import InputError
+from sodp3d.models.pooling import SharedMaximum
 
 FEATURE_SIZE = 64
 SENSOR_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image"}
-CHUNK_POINTS = 4096  # of the pass without gradient: the widest layer's output (4 MB) stays in cache
 
 
 class PointCloudEncoder(nn.Module):
     """DP3's encoder: shared MLP 3-64-128-256 (LayerNorm and ReLU after each), max over points, Linear 64, LayerNorm.
 
-    Only points that win the maximum of some channel receive gradient. So in training the shared MLP runs without
-    gradient over all points, and again with gradient over the winners alone: same output, same gradients of the
-    parameters, a fraction of the work. The cloud itself receives no gradient (`dense=True` gives one).
+    On the CPU the maximum over points has a backward that touches only the points that win some channel
+    (`pooling.SharedMaximum`): the same output, the same gradients of the parameters, a fraction of the time and
+    memory. The cloud itself then receives no gradient.
 
-    dense: keep the straightforward path (the reference in tests; also the faster one where kernels are launch-bound).
+    dense: take the straightforward path there too (the reference in tests, and the way to a gradient in the points).
     """
 
     def __init__(self, dense: bool = False) -> None:
@@ -38,30 +38,11 @@ class PointCloudEncoder(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """points: (..., N, 3) -> (..., 64)."""
         clouds = points.reshape(-1, *points.shape[-2:])
-        if self.dense:
+        if self.dense or clouds.device.type != "cpu":
             pooled = self.shared(clouds).max(dim=1).values
-        elif torch.is_grad_enabled():
-            pooled = self._pool_winners(clouds)
         else:
-            pooled = self._pool(clouds)[0]
+            pooled = SharedMaximum.apply(clouds, *self.shared.parameters())
         return self.project(pooled).view(*points.shape[:-2], FEATURE_SIZE)
-
-    @torch.no_grad()
-    def _pool(self, clouds: Tensor) -> tuple[Tensor, Tensor]:
-        """Maximum over points and which point attains it. (C, N, 3) -> (C, 256), (C, 256) int64."""
-        step = max(1, CHUNK_POINTS // clouds.shape[1])
-        chunks = [self.shared(chunk).max(dim=1) for chunk in clouds.split(step)]
-        return torch.cat([chunk.values for chunk in chunks]), torch.cat([chunk.indices for chunk in chunks])
-
-    def _pool_winners(self, clouds: Tensor) -> Tensor:
-        """The same maximum with gradient, by recomputing the winners only. (C, N, 3) -> (C, 256)."""
-        count, size, _ = clouds.shape
-        winners = self._pool(clouds)[1] + torch.arange(count, device=clouds.device)[:, None] * size
-        kept = torch.zeros(count * size, dtype=torch.bool, device=clouds.device)
-        kept[winners.flatten()] = True
-        rows = kept.cumsum(0) - 1  # where each kept point lies in the packed matrix
-        packed = self.shared(clouds.reshape(-1, 3)[kept])
-        return packed.gather(0, rows[winners])
 
 
 class StateEncoder(nn.Module):

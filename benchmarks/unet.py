@@ -1,0 +1,63 @@
+"""The U-Net on short horizons: torch's convolutions against one product per output step.
+
+python benchmarks/unet.py [--batch 256] [--rounds 5] -> docs/results/benchmarks/unet.json
+"""
+
+import argparse
+
+import torch
+from timing import compare, write
+
+from sodp3d.models.convolution import Convolution
+from sodp3d.models.unet import UNETS, UNet1d
+
+CASES = (("simple_dp3", 28, 4), ("simple_dp3", 4, 12), ("simple_dp3", 28, 16))
+
+
+def measure(name: str, action_size: int, horizon: int, batch: int, rounds: int) -> dict[str, object]:
+    """Forward + backward, and the ten forward passes of sampling for fifty observations."""
+    torch.manual_seed(0)
+    network = UNet1d(action_size, 256, UNETS[name])
+    convolutions = [module for module in network.modules() if isinstance(module, Convolution)]
+    longest = convolutions[0].longest
+    inputs = torch.randn(batch, horizon, action_size), torch.randint(100, (batch,)), torch.randn(batch, 256)
+    fifty = tuple(value[:50] for value in inputs)
+
+    def train(limit: int) -> None:
+        for convolution in convolutions:
+            convolution.longest = limit
+        network.zero_grad()
+        network(*inputs).square().mean().backward()
+
+    def sample(limit: int) -> None:
+        for convolution in convolutions:
+            convolution.longest = limit
+        with torch.no_grad():
+            for _ in range(10):
+                network(*fifty)
+
+    training = compare({"torch": lambda: train(0), "sodp3d": lambda: train(longest)}, rounds)
+    sampling = compare({"torch": lambda: sample(0), "sodp3d": lambda: sample(longest)}, rounds)
+    return {
+        "unet": name,
+        "action_size": action_size,
+        "horizon": horizon,
+        "training_seconds": training,
+        "training_ratio": training["torch"] / training["sodp3d"],
+        "sampling_seconds": sampling,
+        "sampling_ratio": sampling["torch"] / sampling["sodp3d"],
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    cases = [measure(*case, arguments.batch, arguments.rounds) for case in CASES]
+    write("unet", {**vars(arguments), "cases": cases})
+
+
+if __name__ == "__main__":
+    main()
