@@ -1,7 +1,7 @@
 """Let an agent learn, and keep every step of its experience, with depth, in data/<env>/episodes.zarr.
 
     python data_collection/collect.py env=adroit_door
-    python data_collection/collect.py env=metaworld env.task=reach agent=sac
+    python data_collection/collect.py env=metaworld env.task=reach
 
 The same command continues a stopped or killed collection, and does nothing once the asked number of steps is there.
 A set of tasks (env=mt10_paper) is collected task by task, each into its own store by its own agent.
@@ -20,14 +20,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any
 from data_collection import agents, demos
 from data_collection.collection import Collection, Schedule
 from data_collection.environments import CollectionGroup
-from sodp3d.cli import command, data_root
+from sodp3d.cli import command, compose, data_root
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 
 log = logging.getLogger(__name__)
+DEFAULT_AGENTS = {"adroit": "vrl3", "metaworld": "sac"}
 
 
-@command("collect")
+def with_default_agent(arguments: list[str]) -> list[str]:
+    """The command line, with the agent of the env's family where none is named."""
+    if any(argument.startswith("agent=") for argument in arguments):
+        return arguments
+    named = [argument for argument in arguments if argument.startswith("env=") and "," not in argument]
+    return [f"agent={DEFAULT_AGENTS[compose('collect', named)['env']['family']]}", *arguments]
+
+
+@command("collect", with_default_agent)
 def main(config: dict[str, Any]) -> None:
     """Collect every task that `env=` names."""
     from sodp3d.setup import task_configs

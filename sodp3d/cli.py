@@ -18,8 +18,12 @@ from sodp3d.files import PROJECT
 CONFIGS = PROJECT / "configs"
 
 
-def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
+def command(
+    config_name: str, complete: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
     """Decorator: `function(config)` gets the composed configuration as plain dicts and lists.
+
+    `complete` may add to the command line's arguments.
 
     Wrong options and InputError end with one message on stderr and exit status 2; misspelt options name the valid ones.
     """
@@ -29,7 +33,7 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
         def main() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
             try:
-                _run(config_name, function)
+                _run(config_name, function, complete)
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place that talks to the user
                 sys.exit(2)
@@ -39,7 +43,9 @@ def command(config_name: str) -> Callable[[Callable[[dict[str, Any]], None]], Ca
     return decorate
 
 
-def _run(config_name: str, function: Callable[[dict[str, Any]], None]) -> None:
+def _run(
+    config_name: str, function: Callable[[dict[str, Any]], None], complete: Callable[[list[str]], list[str]]
+) -> None:
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
@@ -55,6 +61,7 @@ def _run(config_name: str, function: Callable[[dict[str, Any]], None]) -> None:
         function(config)  # type: ignore[arg-type]
 
     try:
+        sys.argv[1:] = complete(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, config_name)) from error
