@@ -137,8 +137,8 @@ def _point_clouds(store: EpisodeStore) -> Iterator[str]:
         parameters = state["parameters"]
         yield (
             f"`data/{output}`: {state['episodes']} of {len(store)} episodes, {parameters.get('points')} points by "
-            f"farthest-point sampling ({parameters.get('backend')}), crop {parameters.get('low')} to "
-            f"{parameters.get('high')} (world frame, metres).\n"
+            f"farthest-point sampling ({parameters.get('backend')}), crop {_numbers([parameters.get('low')])} to "
+            f"{_numbers([parameters.get('high')])} (world frame, metres).\n"
         )
         done = store.readable(f"{output}_kept")
         if done:
@@ -180,7 +180,7 @@ def _pairs(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 
 def _numbers(matrix: Any) -> str:
     try:
-        return "; ".join(" ".join(f"{value:.6g}" for value in row) for row in matrix)
+        return "; ".join(" ".join(f"{float(value):.6g}" for value in row) for row in matrix)
     except (TypeError, ValueError):
         return str(matrix)
 
