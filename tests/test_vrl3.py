@@ -106,9 +106,13 @@ def test_wrong_sizes_and_numbers_are_refused() -> None:
 # ---- networks and losses ---------------------------------------------------------------------------------------------
 
 
-def test_twin_critic_equals_two_plain_networks() -> None:
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_twin_critic_equals_two_plain_networks(layer_norm: bool) -> None:
+    def activate(x: torch.Tensor) -> torch.Tensor:
+        return (torch.nn.functional.layer_norm(x, (16,)) if layer_norm else x).relu()
+
     generator = torch.Generator().manual_seed(0)
-    critic = TwinCritic(5, 3, 8, 16, generator)
+    critic = TwinCritic(5, 3, 8, 16, generator, layer_norm)
     states, actions = torch.randn(7, 5, generator=generator), torch.randn(7, 4, 3, generator=generator)
     values = critic(states, actions)
     assert values.shape == (2, 7, 4)
@@ -116,10 +120,10 @@ def test_twin_critic_equals_two_plain_networks() -> None:
     for head in range(2):
         columns = slice(16 * head, 16 * (head + 1))
         first = torch.cat([critic.state_weight[:, columns], critic.action_weight[:, columns]])
-        torch.testing.assert_close(first.T @ first, torch.eye(16)) if first.shape[0] >= 16 else None
+        torch.testing.assert_close(first @ first.T, torch.eye(11))  # orthogonal as one matrix per head
         for m in range(4):
             x = torch.cat([features, actions[:, m]], dim=1) @ first + critic.first_bias[columns]
-            x = (x.relu() @ critic.hidden_weight[head] + critic.hidden_bias[head]).relu()
+            x = activate(activate(x) @ critic.hidden_weight[head] + critic.hidden_bias[head])
             expected = (x @ critic.value_weight[head] + critic.value_bias[head])[:, 0]
             torch.testing.assert_close(values[head, :, m], expected, rtol=1e-5, atol=1e-6)
 

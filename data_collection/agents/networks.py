@@ -81,12 +81,22 @@ class Actor(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Two action-value heads (leading dimension 2) over one trunk."""
+    """Two action-value heads (leading dimension 2) over one trunk.
+
+    layer_norm: normalize hidden layers too, which bounds the values of actions far from the data (RLPD; not in VRL3).
+    """
 
     def __init__(
-        self, state_size: int, action_size: int, features: int, hidden: int, generator: torch.Generator
+        self,
+        state_size: int,
+        action_size: int,
+        features: int,
+        hidden: int,
+        generator: torch.Generator,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.layer_norm = layer_norm
         self.trunk = Trunk(state_size, features, generator)
         # An orthogonal (F + Da, h) matrix per head, stored as its state rows and its action rows: the state's part
         # of the first layer is then computed once per state, however many actions are asked about.
@@ -103,10 +113,15 @@ class TwinCritic(nn.Module):
         """Scaled states (B, Ds), actions (B, M, Da) -> values (2, B, M)."""
         batch, count, _ = actions.shape
         from_state = torch.addmm(self.first_bias, self.trunk(states), self.state_weight)  # (B, 2h)
-        x = functional.relu(from_state[:, None] + actions @ self.action_weight)  # (B, M, 2h)
-        x = x.view(batch * count, 2, -1).transpose(0, 1)  # (2, B M, h)
-        x = torch.baddbmm(self.hidden_bias, x, self.hidden_weight).relu()
+        x = (from_state[:, None] + actions @ self.action_weight).view(
+            batch * count, 2, -1
+        )  # each head's h side by side
+        x = self._activate(x).transpose(0, 1)  # (2, B M, h)
+        x = self._activate(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
         return torch.baddbmm(self.value_bias, x, self.value_weight).view(2, batch, count)
+
+    def _activate(self, x: Tensor) -> Tensor:
+        return functional.relu(functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
 
 
 def noisy_action(pre_tanh: Tensor, std: float, generator: torch.Generator | None, clip: float | None = None) -> Tensor:

@@ -30,6 +30,7 @@ class VRL3Config:
     encoder: str = "state"
     hidden: int = 1024
     features: int = 50
+    layer_norm: bool = False  # ours (RLPD's): in the critics' hidden layers
     learning_rate: float = 1e-4
     batch_size: int = 256
     discount: float = 0.99
@@ -94,8 +95,8 @@ class VRL3:
         sizes = (state_size, action_size, config.features, config.hidden)
         self.scaler = StateScaler(state_size).to(self.device)
         self.actor = Actor(*sizes, initial).to(self.device)
-        self.critic = TwinCritic(*sizes, initial).to(self.device)
-        self.target = TwinCritic(*sizes, initial).to(self.device).requires_grad_(False)
+        self.critic = TwinCritic(*sizes, initial, config.layer_norm).to(self.device)
+        self.target = TwinCritic(*sizes, initial, config.layer_norm).to(self.device).requires_grad_(False)
         self.target.load_state_dict(self.critic.state_dict())
         self._actor_parameters: list[Tensor] = list(self.actor.parameters())
         self._critic_parameters: list[Tensor] = list(self.critic.parameters())
