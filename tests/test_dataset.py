@@ -27,7 +27,7 @@ def naive_window(number: int, step: int, horizon: int, n_obs_steps: int, key: st
     return np.stack(rows)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.lists(st.integers(1, 9), min_size=0, max_size=3), min_size=1, max_size=2),
     n_obs_steps=st.integers(1, 4),

@@ -76,6 +76,7 @@ def assert_holds(store: EpisodeStore, numbers: list[int], length: int | None = N
     assert len(store) == len(numbers)
     found = store.metadata
     for index, number in enumerate(numbers):
+        stored = store.episode(index)
         for key, values in episode(number, length).items():
-            np.testing.assert_array_equal(store.episode(index)[key], values, err_msg=f"{number} {key}")
+            np.testing.assert_array_equal(stored[key], values, err_msg=f"{number} {key}")
         assert {key: values[index].item() for key, values in found.items()} == metadata(number)
