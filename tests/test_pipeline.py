@@ -1,0 +1,117 @@
+"""The README's commands at the smallest size, through the real command line, from another folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sodp3d.files import PROJECT
+
+SMALL = (
+    "env=adroit_door preset=quick threads=1 workers=1 device=cpu "
+    "env.camera.height=32 env.camera.width=32 env.points=64 env.episode_steps=9"
+).split()
+COLLECT = (
+    "agent=scripted agent.policy=random collect.agent_steps=90 collect.environments=2 collect.evaluate_every=0".split()
+)
+TRAIN = (
+    "pretrain.steps=4 pretrain.batch_size=8 pretrain.log_every=1 pretrain.checkpoint_every=2 "
+    "finetune.episodes=4 finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
+    "finetune.initial_attempts=2 finetune.evaluate_every=2 finetune.checkpoint_every=2 "
+    "evaluation.episodes=2 evaluation.environments=2 evaluation.validation_episodes=2 evaluation.videos=1"
+).split()
+
+
+def run(script: str, *arguments: str, folder: Path, fails: bool = False) -> str:
+    """Run a command from `folder`; returns what it said."""
+    command = [sys.executable, str(PROJECT / script), *SMALL, f"root={folder}/root", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    assert not fails or (done.returncode == 2 and "Traceback" not in done.stderr), done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where collect, convert and pretrain have run."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    run("data_collection/collect.py", *COLLECT, folder=folder)
+    run("data_collection/convert.py", folder=folder)
+    run("train.py", "mode=pretrain", *TRAIN, folder=folder)
+    return folder
+
+
+def runs(folder: Path, mode: str) -> list[Path]:
+    return sorted((folder / "root" / "outputs" / mode).glob("*/*/config.yaml"))
+
+
+def test_every_stage_leaves_what_the_readme_promises(folder: Path) -> None:
+    run("train.py", "mode=finetune", *TRAIN, folder=folder)
+    said = run("train.py", "mode=eval", *TRAIN, folder=folder)
+    assert "success (count)" in said and "on 2 episodes" in said
+    subprocess.run(
+        [sys.executable, str(PROJECT / "replay.py"), f"data={folder}/root/data/adroit_door", "count=1"],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        timeout=200,
+    )
+    assert list((folder / "root/data/adroit_door/videos").glob("*.mp4"))
+    for mode in ("pretrain", "finetune"):
+        directory = runs(folder, mode)[0].parent
+        for name in ("metrics.jsonl", "curve.png", "result.json", "versions.json", "tensorboard"):
+            assert (directory / name).exists(), f"{mode}: {name}"
+        assert list((directory / "videos").glob("*.mp4"))
+    result = json.loads((runs(folder, "finetune")[0].parent / "result.json").read_text())
+    assert {"before", "evaluation", "best"} <= set(result)
+
+
+def test_evaluation_repeats_the_number_that_training_reported(folder: Path) -> None:
+    directory = runs(folder, "pretrain")[0].parent
+    run("train.py", "mode=eval", f"planner={directory}", *TRAIN, f"run_dir={folder}/again", folder=folder)
+    reported = json.loads((directory / "evaluation/adroit_door/evaluation.json").read_text())
+    assert json.loads((folder / "again/evaluation/adroit_door/evaluation.json").read_text()) == reported
+
+
+@pytest.mark.parametrize("mode", ["pretrain", "finetune"])
+def test_killed_and_continued_equals_never_stopped(folder: Path, mode: str) -> None:
+    straight, broken = folder / f"{mode}-straight", folder / f"{mode}-broken"
+    run("train.py", f"mode={mode}", *TRAIN, f"run_dir={straight}", folder=folder)
+    command = [sys.executable, str(PROJECT / "train.py"), *SMALL, f"root={folder}/root", f"mode={mode}", *TRAIN]
+    process = subprocess.Popen([*command, f"run_dir={broken}"], cwd=folder, stderr=subprocess.DEVNULL)
+    for _ in range(1000):
+        if list((broken / "checkpoints").glob("0*")) if broken.exists() else []:
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (broken / "result.json").exists(), "it finished before it was killed: nothing is shown"
+    run("train.py", f"mode={mode}", *TRAIN, f"run_dir={broken}", folder=folder)
+    newest = sorted((straight / "checkpoints").iterdir())[-1].name
+    for name in ("tensors.safetensors",):
+        assert (straight / "checkpoints" / newest / name).read_bytes() == (
+            broken / "checkpoints" / newest / name
+        ).read_bytes()
+    assert (straight / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
+
+
+def test_missing_stages_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    assert "data_collection/collect.py env=adroit_door" in run(
+        "data_collection/convert.py", folder=tmp_path, fails=True
+    )
+    assert "data_collection/collect.py env=adroit_door" in run("train.py", "mode=pretrain", folder=tmp_path, fails=True)
+    assert "train.py mode=pretrain" in run("train.py", "mode=finetune", folder=tmp_path, fails=True)
+
+
+def test_wrong_planners_and_devices_are_refused(folder: Path) -> None:
+    planner = runs(folder, "pretrain")[0].parent
+    said = run("train.py", "mode=eval", "obs=state", f"planner={planner}", folder=folder, fails=True)
+    assert "obs=pointcloud" in said and "obs=state" in said
+    said = run("train.py", "mode=finetune", "env=adroit_pen", f"planner={planner}", folder=folder, fails=True)
+    assert "adroit_door" in said and "adroit_pen" in said
+    assert "device" in run("train.py", "mode=pretrain", "device=tpu", folder=folder, fails=True)
