@@ -70,7 +70,7 @@ class KLToPretrained:
     """
 
     def __init__(self, pretrained: Planner, options: ChainOptions) -> None:
-        self.pretrained = pretrained.requires_grad_(False).eval()
+        self.pretrained = pretrained
         self.options = options
 
     def loss(
