@@ -1,6 +1,7 @@
 """Pre-training: fit the planner to all tasks' observations and actions; no rewards, no task labels (paper, eq. 7)."""
 
 import logging
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from sodp3d import checkpoint
 from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
+from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate
 from sodp3d.learning.ema import EMA
 from sodp3d.models.encoders import SENSOR_KEYS
@@ -27,6 +29,7 @@ class Pretraining:
 
     def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
         self.planner = planner
+        self.settings = settings
         self.ema = EMA(planner)
         self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings["learning_rate"], fused=True)
         self.batches = np.random.default_rng(seed)
@@ -35,6 +38,8 @@ class Pretraining:
 
     def update(self, batch: dict[str, Tensor]) -> Tensor:
         """One gradient step; returns the loss. Raises FloatingPointError where it is not finite."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.settings, self.step)
         loss = self.planner.loss(batch, self.noise)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"pre-training loss is {loss.item()} at step {self.step}; nothing was updated.")
@@ -68,6 +73,16 @@ class Pretraining:
         self.noise.set_state(tensors["noise"])
         self.batches.bit_generator.state = state["batches"]
         log.info("resumed at step %d", self.step)
+
+
+def learning_rate(settings: dict[str, Any], step: int) -> float:
+    """Linear warm-up, then constant (paper) or half a cosine down to 0 at the last step (DP3)."""
+    warm = min(1.0, (step + 1) / max(settings["warmup_steps"], 1))
+    if settings["schedule"] == "constant":
+        return settings["learning_rate"] * warm
+    if settings["schedule"] != "cosine":
+        raise InputError(f"pretrain.schedule: expected constant or cosine, got {settings['schedule']!r}.")
+    return settings["learning_rate"] * warm * 0.5 * (1 + math.cos(math.pi * step / settings["steps"]))
 
 
 def pretrain(
