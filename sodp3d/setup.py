@@ -45,7 +45,8 @@ def task_configs(config: Mapping[str, Any]) -> list[EnvConfig]:
 
 def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[EpisodeStore]:
     """The episode stores to learn from. Raises InputError naming the command that makes a missing one."""
-    folders = [Path(path) for path in config["data"]] if config["data"] else [data_root(config) / t.name for t in tasks]
+    given = [config["data"]] if isinstance(config["data"], str) else config["data"]
+    folders = [Path(path).expanduser() for path in given or [data_root(config) / task.name for task in tasks]]
     stores = []
     for folder in folders:
         path = folder if folder.suffix == ".zarr" else folder / "episodes.zarr"
@@ -62,6 +63,42 @@ def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int)
     workers = min(config["workers"] or os.cpu_count() or 1, environments)
     obs = config["obs"]
     return Rollouts(task, obs["name"], config["render"], obs["backend"], workers, environments)
+
+
+def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:
+    """The configuration, with the renderer that drew the stores' images where those are learned from.
+
+    Raises InputError where there are none, drawn by several renderers or another than `render=` names, or seen through
+    another camera than roll-outs would be.
+    """
+    if config["obs"]["name"] != "image":
+        return config
+    from sodp3d.data.rendering import image_renderer
+
+    recorded = {store.path: image_renderer(store, tasks[0].camera) for store in open_stores(config, tasks)}
+    if len(set(recorded.values())) > 1:
+        named = ", ".join(f"{path}: {name}" for path, name in recorded.items())
+        raise InputError(f"data: images drawn by different renderers cannot be learned together ({named}).")
+    return _with_renderer(config, next(iter(recorded.values())), f"data/image of {next(iter(recorded))}")
+
+
+def with_renderer_of_planner(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration, with the renderer of the images that the planner at `path` was trained on, if it sees images.
+
+    Raises InputError when `render=` names another.
+    """
+    _, state = checkpoint.load(checkpoint_of(path))
+    renderer = state.get("planner", {}).get("renderer")
+    return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")
+
+
+def _with_renderer(config: dict[str, Any], renderer: str, what: str) -> dict[str, Any]:
+    if config["render"] not in ("auto", renderer):
+        raise InputError(
+            f"render: {what} was drawn by {renderer}, but render={config['render']} came, whose images differ; "
+            f"use render=auto or render={renderer}."
+        )
+    return {**config, "render": renderer}
 
 
 def label(config: Mapping[str, Any], *more: str) -> str:

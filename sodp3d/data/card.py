@@ -43,6 +43,7 @@ def card_text(store: EpisodeStore, figures: list[str]) -> str:
         ["## Returns and success over agent time", "", *_over_time(store)],
         ["## Returns", "", *_histogram(store.metadata["episode_return"], "return")],
         ["## Point clouds", "", *_point_clouds(store)],
+        ["## Images", "", *_images(store)],
         ["## Samples", "", *[f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in figures]],
     ]
     return "\n\n".join("\n".join(lines).rstrip() for lines in sections) + "\n"
@@ -67,6 +68,10 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
         yield _row("depth image", f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid")
     yield _row("camera intrinsics (px)", _numbers(camera.get("intrinsics")))
     yield _row("camera pose (camera to world, OpenCV axes, m)", _numbers(camera.get("pose")))
+    if "rendered_again" in attributes:
+        before = attributes["rendered_again"]
+        size = "{height} x {width} px".format_map(before["camera"])
+        yield _row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
     yield _row("seed", attributes.get("seed"))
     seeds = store.metadata["seed"]
     if len(seeds):
@@ -131,9 +136,10 @@ def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
 
 
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
-    if not store.conversions:
+    clouds = {output: state for output, state in store.conversions.items() if "points" in state["parameters"]}
+    if not clouds:
         yield f"None yet: `python data_collection/convert.py env={store.attributes['env']}`."
-    for output, state in store.conversions.items():
+    for output, state in clouds.items():
         parameters = state["parameters"]
         yield (
             f"`data/{output}`: {state['episodes']} of {len(store)} episodes, {parameters.get('points')} points by "
@@ -150,6 +156,16 @@ def _point_clouds(store: EpisodeStore) -> Iterator[str]:
             )
             yield from _histogram(kept, "points inside the crop")
             yield ""
+
+
+def _images(store: EpisodeStore) -> Iterator[str]:
+    """One line for each set of images; without any, how to make them."""
+    found = {output: state for output, state in store.conversions.items() if "points" not in state["parameters"]}
+    if not found:
+        yield f"None: `python data_collection/convert.py env={store.attributes['env']} again=image` for obs=image."
+    for output, state in found.items():
+        size = "{height} x {width} px, by {renderer}".format_map(state["parameters"])
+        yield f"`data/{output}`: RGB of {state['episodes']} of {len(store)} episodes, {size}.\n"
 
 
 def _bar(share: float) -> str:

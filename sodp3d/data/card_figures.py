@@ -13,13 +13,13 @@ _EPISODES, _FRAMES = 4, 3
 
 
 def draw_figures(store: EpisodeStore, folder: Path) -> list[str]:
-    """Write depth.png, and point_cloud.png where there are clouds; their paths relative to the folder's parent.
+    """Write depth.png, and point_cloud.png and image.png where there are any; paths relative to the folder's parent.
 
     Takes a few episodes spread over the store, each at its start, middle and end; damaged ones are left out.
     Raises InputError when the folder cannot be written.
     """
     drawn = []
-    for key in ("depth", "point_cloud"):
+    for key in ("depth", "point_cloud", "image"):
         count = store.readable(key) if key in store.keys else 0
         episodes = sorted({round(index) for index in np.linspace(0, count - 1, _EPISODES)}) if count else []
         samples = [sample for index in episodes if (sample := _sample(store, key, index))]
@@ -59,6 +59,10 @@ def _draw(path: Path, key: str, samples: list[list[tuple[str, NDArray[Any]]]]) -
                 image = axes.imshow(np.where(frame == 0, np.nan, frame / 1000.0), cmap="viridis")
                 axes.set_axis_off()
                 figure.colorbar(image, ax=axes, shrink=0.7, label="m")
+            elif key == "image":
+                axes = figure.add_subplot(*place)
+                axes.imshow(frame.transpose(1, 2, 0))
+                axes.set_axis_off()
             else:
                 axes = figure.add_subplot(*place, projection="3d")
                 axes.scatter(*frame.T, s=2, c=frame[:, 2], cmap="viridis")

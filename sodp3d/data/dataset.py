@@ -8,6 +8,7 @@ never reaches into another episode. Every step of every episode is the current s
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,9 +75,10 @@ class WindowDataset:
         """Load `action` and the observation `keys` into memory.
 
         episodes: for each store the indices to use (all by default). compact: keep float observations as float16
-        (half the memory; about 0.5 mm at 1 m), windows are float32 all the same. memory_limit: bytes, 80 % of what the
-        machine has free by default. Raises InputError when stores differ in a key's shape, a key is not there, the
-        windows do not fit the horizon, there is no step at all, or memory would not suffice.
+        (half the memory; about 0.5 mm at 1 m), windows are float32 all the same. Images are uint8 here and in windows.
+        memory_limit: bytes, 80 % of what the machine has free by default. Raises InputError when stores differ in a
+        key's shape, a key is not there, the windows do not fit the horizon, there is no step at all, or memory would
+        not suffice.
         """
         if n_obs_steps - 1 + n_action_steps > horizon:
             raise InputError(
@@ -91,11 +93,11 @@ class WindowDataset:
         self.episode_ends: NDArray[np.int64] = ends
         self.arrays: dict[str, NDArray[np.generic]] = {}
         shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
-        needed = {key: int(np.prod(shape)) * int(ends[-1]) * (2 if compact else 4) for key, shape in shapes.items()}
+        kinds = {key: _kind(stores, key, compact) for key in shapes}
+        needed = {key: int(np.prod(shape)) * int(ends[-1]) * kinds[key].itemsize for key, shape in shapes.items()}
         _check_memory(needed, _free_bytes() if memory_limit is None else memory_limit)
         for key, shape in shapes.items():
-            kind = np.float16 if compact and key != "action" else np.float32
-            self.arrays[key] = _gather(stores, chosen, key, (int(ends[-1]), *shape), kind)
+            self.arrays[key] = _gather(stores, chosen, key, (int(ends[-1]), *shape), kinds[key])
         counts = np.diff(ends, prepend=0)
         self._first = np.repeat(ends - counts, counts)  # first and last row of each row's episode
         self._last = np.repeat(ends - 1, counts)
@@ -109,20 +111,21 @@ class WindowDataset:
         """Channels (last axis) of each key, as `Normalizer` wants them."""
         return {key: array.shape[-1] for key, array in self.arrays.items()}
 
-    def windows(self, current: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    def windows(self, current: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The windows of the given current steps (B,), rows over all episodes end to end.
 
-        "action": (B, Tp, Da) and every other key (B, To, ...), all float32 in raw units.
+        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8.
         """
         offsets = np.arange(self.horizon) - (self.n_obs_steps - 1)
         rows = np.clip(current[:, None] + offsets, self._first[current, None], self._last[current, None])
         taken = {"action": rows}
+        found = {key: array[taken.get(key, rows[:, : self.n_obs_steps])] for key, array in self.arrays.items()}
         return {
-            key: array[taken.get(key, rows[:, : self.n_obs_steps])].astype(np.float32, copy=False)
-            for key, array in self.arrays.items()
+            key: values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+            for key, values in found.items()
         }
 
-    def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[np.float32]]:
+    def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """`windows` of current steps drawn uniformly with replacement."""
         return self.windows(generator.integers(len(self), size=batch_size))
 
@@ -139,12 +142,19 @@ def _common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
     return first
 
 
+def _kind(stores: Sequence[EpisodeStore], key: str, compact: bool) -> np.dtype[Any]:
+    """How a key is held: images as they are, at a quarter of float32's size."""
+    if all(store.field(key).dtype == "uint8" for store in stores):
+        return np.dtype(np.uint8)
+    return np.dtype(np.float16 if compact and key != "action" else np.float32)
+
+
 def _gather(
     stores: Sequence[EpisodeStore],
     chosen: Sequence[NDArray[np.int64]],
     key: str,
     shape: tuple[int, ...],
-    kind: type[np.floating],
+    kind: np.dtype[Any],
 ) -> NDArray[np.generic]:
     """The chosen episodes of all stores end to end, read in runs of neighbours."""
     result, row = np.empty(shape, kind), 0

@@ -145,13 +145,14 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
             raise InputError(f"episode metadata.{key}: expected a finite number, got {value!r}.")
 
 
-def _differences(expected: Any, found: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+def differences(expected: Any, found: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, expected, found) of every value in which two JSON trees differ; floats up to rounding."""
     if isinstance(expected, dict) and isinstance(found, dict):
         for key in sorted(expected.keys() | found.keys()):
-            yield from _differences(expected.get(key), found.get(key), f"{where}.{key}")
+            yield from differences(expected.get(key), found.get(key), f"{where}.{key}")
     elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         for index, (one, other) in enumerate(zip(expected, found, strict=True)):
-            yield from _differences(one, other, f"{where}[{index}]")
+            yield from differences(one, other, f"{where}[{index}]")
     elif isinstance(expected, float) and isinstance(found, int | float):
         if not math.isclose(expected, found, rel_tol=1e-6, abs_tol=1e-9):
             yield where, expected, found
@@ -166,7 +167,7 @@ def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: s
         if key == "env_config" and isinstance(one, dict) and isinstance(other, dict):
             one = {name: one.get(name) for name in _RECORDED_CONFIG}
             other = {name: other.get(name) for name in _RECORDED_CONFIG}
-        for name, old, new in _differences(one, other, key):
+        for name, old, new in differences(one, other, key):
             raise InputError(
                 f"{where}: holds data with {name} = {old!r}, but {new!r} came. A store keeps one environment, camera "
                 f"and renderer: use the same settings, or write to another folder."

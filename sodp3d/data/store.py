@@ -292,8 +292,8 @@ class EpisodeStore:
         if key not in self._arrays and key in self.specification:
             raise CorruptEpisode(self.path, 0, key, "the array is missing")
         if key not in self._arrays or last > self.readable(key):
-            env = self.attributes["env"]
+            command = f"convert.py env={self.attributes['env']}{' again=image' if key == 'image' else ''}"
             raise InputError(
                 f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
-                f"{', '.join(self.keys)}. Point clouds are made by data_collection/convert.py env={env}."
+                f"{', '.join(self.keys)}. What is derived is made by data_collection/{command}."
             )

@@ -153,6 +153,7 @@ def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset)
         diffusion_steps=model["denoising_steps"],
         inference_steps=model["sampling_steps"],
         prediction=model["prediction"],
+        renderer=config["render"] if config["obs"]["name"] == "image" else None,
     )
     planner = Planner(planner_config)
     planner.normalizer.fit(dataset.arrays)

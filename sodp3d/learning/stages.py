@@ -21,6 +21,8 @@ from sodp3d.setup import (
     prepare_torch,
     require_same_task,
     task_configs,
+    with_renderer_of_data,
+    with_renderer_of_planner,
 )
 from sodp3d.video import write_rollout_videos
 
@@ -38,6 +40,7 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one planner."""
     tasks, device = task_configs(config), prepare_torch(config)
+    config = with_renderer_of_data(config, tasks)
     single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
     evaluation = make_rollouts(config, tasks[0], config["evaluation"]["environments"]) if single else nullcontext()
     with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:
@@ -53,6 +56,7 @@ def run_finetune(config: dict[str, Any]) -> None:
             f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
         )
     path = find_planner(config, ("pretrain",))
+    config = with_renderer_of_planner(config, path)
     environments = max(config["evaluation"]["environments"], config["finetune"]["episodes_per_iteration"])
     with (
         _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), config["reg"]["name"]) as run,
@@ -66,6 +70,7 @@ def run_eval(config: dict[str, Any]) -> None:
     """mode=eval: success rates with intervals on held-out seeds, and videos, for every task of `env=`."""
     tasks, device = task_configs(config), prepare_torch(config)
     path = find_planner(config, ("finetune", "pretrain"))
+    config = with_renderer_of_planner(config, path)
     planner, state = load_planner_and_state(path, device)
     results = {}
     with _open({**config, "planner": str(path)}, ("planner",)) as run:

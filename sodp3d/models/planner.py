@@ -26,7 +26,10 @@ Observation = Mapping[str, Tensor | np.ndarray]
 
 @dataclass(frozen=True)
 class PlannerConfig:
-    """All that determines a planner's architecture; JSON-able. Raises InputError on values that cannot work."""
+    """All that determines a planner's architecture, and what it must be shown; JSON-able.
+
+    Raises InputError on values that cannot work.
+    """
 
     observation: str  # pointcloud | state | image
     sensor_shape: tuple[int, ...]  # of one step: (N, 3) | (Ds,) | (3, H, W)
@@ -39,6 +42,7 @@ class PlannerConfig:
     diffusion_steps: int = 100  # K
     inference_steps: int = 10  # K'
     prediction: str = "epsilon"  # epsilon | sample
+    renderer: str | None = None  # of images only: who drew what it was trained on, egl | osmesa | raycast
 
     def __post_init__(self) -> None:
         if self.observation not in SENSOR_KEYS:

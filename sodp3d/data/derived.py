@@ -1,0 +1,135 @@
+"""Per-step arrays that follow from what was collected: made beside it, episode by episode, by workers, resumable.
+
+The attribute `conversion` maps each output key to {keys, episodes, parameters, statistics}: `episodes` counts the
+finished ones and is raised, atomically, only after an episode's values are on disk.
+"""
+
+import contextlib
+import logging
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from sodp3d.data.schema import Field
+from sodp3d.data.store import EpisodeStore
+from sodp3d.errors import InputError
+from sodp3d.workers import Workers
+
+_log = logging.getLogger(__name__)
+
+Arrays = tuple[NDArray[Any], ...]
+Progress = Callable[[int, int], None]  # (episodes done, episodes in all)
+
+
+class EpisodeMaker(Protocol):
+    """What a worker holds: makes one episode's arrays (T, ...) from its index."""
+
+    def make(self, index: int) -> Arrays:
+        """The arrays of episode `index`."""
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What to make, and how.
+
+    fields: the arrays in the order in which the maker gives them; the first is the output that names them all.
+    parameters: recorded with the result; those named in `free` do not change it. factory(*arguments): an EpisodeMaker,
+    picklable by name.
+    """
+
+    fields: dict[str, Field]
+    parameters: dict[str, Any]
+    factory: Callable[..., EpisodeMaker]
+    arguments: tuple[Any, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """Key of the first array."""
+        return next(iter(self.fields))
+
+
+def derive(store: EpisodeStore, derivation: Derivation, workers: int, progress: Progress | None = None) -> None:
+    """Make the arrays of every episode of `store` (open for appending) that does not have them yet.
+
+    workers: 0 works in this process, n in n spawned ones; this process alone writes. Raises InputError when the output
+    is finished with other parameters, what the maker raises, or when the disk is full; what was made by then stays.
+    """
+    state = _prepare(store, derivation)
+    first, total = int(state["episodes"]), len(store)
+    if progress is not None:
+        progress(first, total)
+    results = in_order(derivation.factory, derivation.arguments, range(first, total), workers)
+    with contextlib.closing(results):
+        for index, values in zip(range(first, total), results, strict=True):
+            for key, array in zip(derivation.fields, values, strict=True):
+                store.write_rows(key, index, array)
+            _record(store, derivation.output, {**state, "episodes": index + 1})
+            if progress is not None:
+                progress(index + 1, total)
+
+
+def in_order(
+    factory: Callable[..., EpisodeMaker], arguments: tuple[Any, ...], indices: range, workers: int
+) -> Generator[Arrays, None, None]:
+    """The made episodes in order. Each worker has one episode in work while its last one is written."""
+    if workers == 0:
+        if indices:
+            yield from map(factory(*arguments).make, indices)
+        return
+    count = min(workers, len(indices))
+    with Workers(factory, [arguments] * count) as pool:
+        for place, index in enumerate(indices[:count]):
+            pool.start(place, "make", index)
+        for place, index in enumerate(indices):
+            result = pool.result(place % count)
+            if index + count < indices.stop:
+                pool.start(place % count, "make", index + count)
+            yield result
+
+
+def record_statistics(store: EpisodeStore, output: str, statistics: dict[str, Any]) -> None:
+    """Note that `output` is finished; from then on it is not overwritten with other parameters."""
+    state = store.conversions[output]
+    if state["statistics"] != statistics:
+        _record(store, output, {**state, "statistics": statistics})
+
+
+def _prepare(store: EpisodeStore, derivation: Derivation) -> dict[str, Any]:
+    """The output's state, newly made or checked against the parameters now asked for."""
+    output = derivation.output
+    if output in store.specification:
+        raise InputError(f"output: {output!r} is a collected key of {store.path}; choose another name.")
+    state = store.conversions.get(output)
+    if state is None or _may_start_over(store, derivation, state):
+        keys = list(derivation.fields)
+        state = {"keys": keys, "episodes": 0, "parameters": derivation.parameters, "statistics": {}}
+        _record(store, output, state)
+        for key, field in derivation.fields.items():
+            store.add_array(key, field)
+    return dict(state)
+
+
+def _may_start_over(store: EpisodeStore, derivation: Derivation, state: dict[str, Any]) -> bool:
+    """Whether nothing is made yet, or what has other parameters never came to its end.
+
+    Raises InputError when it did: data that may have been trained on is not overwritten.
+    """
+    wanted, stored = derivation.parameters, state["parameters"]
+    differing = [key for key in wanted if key not in derivation.free and stored.get(key) != wanted[key]]
+    if differing and state["statistics"]:
+        key = differing[0]
+        raise InputError(
+            f"{store.path}: data/{derivation.output} was made with {key} = {stored.get(key)}, now {key} = "
+            f"{wanted[key]} is asked for. It is not overwritten: use the stored value, or output=<another key> for a "
+            f"second array."
+        )
+    if differing and state["episodes"]:
+        _log.warning("%s: an unfinished conversion with another %s starts over", store.path, differing[0])
+    return bool(differing) or state["episodes"] == 0
+
+
+def _record(store: EpisodeStore, output: str, state: dict[str, Any]) -> None:
+    store.update_attributes({"conversion": {**store.conversions, output: state}})
