@@ -100,7 +100,6 @@ def _successes(
 def save(output: Path, env: EnvConfig, recording: Recording) -> None:
     """Write the dataset and, beside it, the card that says how it was made."""
     from sodp3d.files import write_text
-    from sodp3d.run import versions
 
     episodes = recording.episodes
     name = f"sodp3d/{env.name}-v0"
@@ -109,7 +108,7 @@ def save(output: Path, env: EnvConfig, recording: Recording) -> None:
         "algorithm_name": f"{recording.config['agent']['name']}, deterministic roll-outs",
         "description": f"{len(episodes)} successful episodes of our own agent on {env.name}",
         "successes": len(episodes),
-        "versions": versions(),
+        "versions": _versions(),
     }
     demos.write(output, env, [trajectory(e) for e in episodes], [e.seed for e in episodes], facts)
     write_text(output / "README.md", card(name, env, recording))
@@ -117,13 +116,11 @@ def save(output: Path, env: EnvConfig, recording: Recording) -> None:
 
 def card(name: str, env: EnvConfig, recording: Recording) -> str:
     """The dataset's card, Markdown."""
-    from sodp3d.run import versions
-
     episodes, trained = recording.episodes, recording.config
     returns = [episode.episode_return for episode in episodes]
-    packages = ", ".join(f"{key} {value}" for key, value in versions().items() if key != "command")
+    packages = ", ".join(f"{key} {value}" for key, value in _versions().items())
     settings = "\n".join(f"    {key}: {value}" for key, value in trained["agent"].items())
-    shown = trained["demos"] or f"those shipped for {env.name}"
+    shown = Path(trained["demos"]).name if trained["demos"] else f"those shipped for {env.name}"
     return f"""# {name}
 
 {len(episodes)} successful episodes on `{env.name}`, made by this project's own agent: the default demonstrations of
@@ -143,6 +140,13 @@ Agent settings:
 
 {settings}
 """
+
+
+def _versions() -> dict[str, str]:
+    """Without the command line: a dataset that is handed on should hold no paths of this machine."""
+    from sodp3d.run import versions
+
+    return {key: value for key, value in versions().items() if key != "command"}
 
 
 if __name__ == "__main__":
