@@ -48,7 +48,7 @@ def convert(config: dict[str, Any], task: EnvConfig) -> None:
     folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / task.name
     path = folder / "episodes.zarr"
     if not path.exists():
-        raise InputError(f"data: no store at {path}; make it with: python data_collection/collect.py env={task.name}")
+        raise InputError(f"data: no store at {path}; make it with: python data_collection/collect.py {task.choice}")
     progress = progress_lines(task.name)
     if config["again"] is None:
         make_clouds(config, task, path, progress)

@@ -47,12 +47,13 @@ def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Episo
     """The episode stores to learn from. Raises InputError naming the command that makes a missing one."""
     given = [config["data"]] if isinstance(config["data"], str) else config["data"]
     folders = [Path(path).expanduser() for path in given or [data_root(config) / task.name for task in tasks]]
-    stores = []
+    stores: list[EpisodeStore] = []
     for folder in folders:
         path = folder if folder.suffix == ".zarr" else folder / "episodes.zarr"
         if not path.exists():
+            missing = tasks[min(len(stores), len(tasks) - 1)]
             raise InputError(
-                f"data: no store at {path}; make it with: python data_collection/collect.py env={config['env']['name']}"
+                f"data: no store at {path}; make it with: python data_collection/collect.py {missing.choice}"
             )
         stores.append(EpisodeStore.open(path))
     return stores
@@ -116,7 +117,7 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
         finished = [path for path in found if path is not None]
         if finished:
             return max(finished, key=lambda path: path.name)
-    overrides = f"obs={config['obs']['name']} env={config['env']['name']}"
+    overrides = f"obs={config['obs']['name']} {EnvConfig.from_config(config['env']).choice}"
     raise InputError(
         f"planner: no finished {' or '.join(stages)} run of {label(config)} under {root(config) / 'outputs'}; "
         f"make one with: python train.py mode={stages[-1]} {overrides} (or name one: planner=<run dir>)"

@@ -67,7 +67,7 @@ def write_rollout_videos(directory: Path, config: EnvConfig, renderer: str, coun
     """
     path = directory / "rollouts.npz"
     if not path.is_file():
-        raise InputError(f"run: {path} is missing; evaluate first: python train.py mode=eval env={config.name}")
+        raise InputError(f"run: {path} is missing; evaluate first: python train.py mode=eval {config.choice}")
     with np.load(path, allow_pickle=False) as data:
         seeds, ends, actions, success = data["seeds"], data["ends"], data["actions"], data["success"]
     headline = success[:, SUCCESS_METRICS.index(config.success_metric)]

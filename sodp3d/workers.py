@@ -114,7 +114,7 @@ def _serve(connection: Connection, factory: Callable[..., Any], values: tuple[An
     while True:
         try:
             method, arguments = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the parent closed the pipe, or was killed
             return
         try:
             if made is None:
@@ -124,4 +124,7 @@ def _serve(connection: Connection, factory: Callable[..., Any], values: tuple[An
             answer = ("input error", str(error))
         except Exception:
             answer = ("error", traceback.format_exc())
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except BrokenPipeError:
+            return

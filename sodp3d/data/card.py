@@ -138,7 +138,7 @@ def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
     clouds = {output: state for output, state in store.conversions.items() if "points" in state["parameters"]}
     if not clouds:
-        yield f"None yet: `python data_collection/convert.py env={store.attributes['env']}`."
+        yield f"None yet: `python data_collection/convert.py {store.choice}`."
     for output, state in clouds.items():
         parameters = state["parameters"]
         yield (
@@ -162,7 +162,7 @@ def _images(store: EpisodeStore) -> Iterator[str]:
     """One line for each set of images; without any, how to make them."""
     found = {output: state for output, state in store.conversions.items() if "points" not in state["parameters"]}
     if not found:
-        yield f"None: `python data_collection/convert.py env={store.attributes['env']} again=image` for obs=image."
+        yield f"None: `python data_collection/convert.py {store.choice} again=image` for obs=image."
     for output, state in found.items():
         size = "{height} x {width} px, by {renderer}".format_map(state["parameters"])
         yield f"`data/{output}`: RGB of {state['episodes']} of {len(store)} episodes, {size}.\n"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
 from sodp3d.data.files import plain
 from sodp3d.data.pointcloud import Converter
-from sodp3d.data.schema import Field
+from sodp3d.data.schema import Field, differences
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.camera import Camera
 from sodp3d.envs.config import CropConfig, EnvConfig
@@ -94,3 +94,18 @@ def _finish(store: EpisodeStore, output: str, points: int) -> dict[str, Any]:
             statistics["minimum"],
         )
     return statistics
+
+
+def require_same_clouds(store: EpisodeStore, config: EnvConfig, output: str = "point_cloud") -> None:
+    """Raises InputError where roll-outs of `config` would see other clouds than the store's: camera, crop or N."""
+    state = store.conversions.get(output)
+    if state is None:
+        return  # reading the clouds will say that they are missing
+    recorded = {"camera": store.attributes["env_config"]["camera"]}
+    recorded |= {key: state["parameters"][key] for key in ("low", "high", "points")}
+    given = {"camera": plain(asdict(config.camera)), **plain(asdict(config.crop)), "points": config.points}
+    for name, stored, now in differences(recorded, given, "env"):
+        raise InputError(
+            f"{store.path}: its clouds were made with {name} = {stored!r}, but roll-outs would use {now!r}. Give the "
+            f"stored value, or convert again with the new one (convert.py output=<new key>, again=depth for a camera)."
+        )

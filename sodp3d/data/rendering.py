@@ -90,7 +90,7 @@ def image_renderer(store: EpisodeStore, camera: CameraConfig) -> str:
     if state is None:
         raise InputError(
             f"{store.path}: holds no data/image; make it with: "
-            f"python data_collection/convert.py env={store.attributes['env']} again=image"
+            f"python data_collection/convert.py {store.choice} again=image"
         )
     _require_camera(store, camera)
     return str(state["parameters"].get("renderer"))

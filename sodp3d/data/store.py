@@ -15,6 +15,7 @@ the process, not of the machine: files are not synced to the disk one by one.)
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from sodp3d.data.schema import (
     read_conversions,
     read_specification,
 )
+from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 
 __all__ = ["CorruptEpisode", "EpisodeStore"]
@@ -159,6 +161,14 @@ class EpisodeStore:
             if last - first > 1:  # find the one to name
                 return np.concatenate([self.read(key, index, index + 1) for index in range(first, last)])
             raise CorruptEpisode(self.path, first, key, str(error)) from error
+
+    @property
+    def choice(self) -> str:
+        """What to type to choose the store's task, for messages."""
+        recorded = self.attributes["env_config"]
+        if set(recorded) == {field.name for field in fields(EnvConfig)}:
+            return EnvConfig.from_config(recorded).choice
+        return f"env={self.attributes['env']}"
 
     @property
     def conversions(self) -> dict[str, dict[str, Any]]:
@@ -292,7 +302,7 @@ class EpisodeStore:
         if key not in self._arrays and key in self.specification:
             raise CorruptEpisode(self.path, 0, key, "the array is missing")
         if key not in self._arrays or last > self.readable(key):
-            command = f"convert.py env={self.attributes['env']}{' again=image' if key == 'image' else ''}"
+            command = f"convert.py {self.choice}{' again=image' if key == 'image' else ''}"
             raise InputError(
                 f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
                 f"{', '.join(self.keys)}. What is derived is made by data_collection/{command}."

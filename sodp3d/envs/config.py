@@ -106,6 +106,12 @@ class EnvConfig:
         config._validate()
         return config
 
+    @property
+    def choice(self) -> str:
+        """What to type to choose this task."""
+        of_family = self.name == f"{self.family}_{self.task}" and self.family != "adroit"
+        return f"env={self.family} env.task={self.task}" if of_family else f"env={self.name}"
+
     def _validate(self) -> None:
         for key in ("action_repeat", "episode_steps", "points", "horizon", "n_obs_steps", "n_action_steps"):
             if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:

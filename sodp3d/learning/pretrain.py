@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sodp3d import checkpoint
+from sodp3d.data.conversion import require_same_clouds
 from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
@@ -129,6 +130,9 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     """
     task, settings = tasks[0], config["pretrain"]
     stores = open_stores(config, tasks)
+    if config["obs"]["name"] == "pointcloud":
+        for store in stores:
+            require_same_clouds(store, task)
     success = task.success_metric if settings["successful_only"] else None
     episodes = [select_episodes(store, settings["fraction"], settings["max_episodes"], success) for store in stores]
     keys = ["agent_pos", SENSOR_KEYS[config["obs"]["name"]]]
