@@ -1,0 +1,129 @@
+"""Fine-tuning's own state and updates, on made-up episodes of a small state planner."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_planner import STATE, make_observation, make_planner
+
+from sodp3d.cli import compose
+from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.finetune import Finetuning, find_proficient
+from sodp3d.models.planner import Planner
+from sodp3d.rollout import Episode
+from sodp3d.run import Run
+
+TASK = EnvConfig.from_config(compose("train")["env"])
+
+
+def settings(**changes: Any) -> dict[str, Any]:
+    return {**compose("train")["finetune"], "batch_size": 16, **changes}
+
+
+def episode(planner: Planner, tuning: Finetuning, seed: int, success: bool, chunks: int = 5) -> Episode:
+    """A roll-out as `Rollouts` would return it, with made-up observations and rewards."""
+    generator = torch.Generator().manual_seed(seed)
+    made = Episode(seed, success={"final": success, "count": success, "any": success})
+    for chunk in range(chunks):
+        seen = make_observation(planner.config, 1, seed=seed * 100 + chunk)
+        with torch.no_grad():
+            features = planner.encode(seen)
+            chain = planner.sample_chain(features, planner.noise(1, generator), tuning.options)
+        made.observations.append({key: value[0].numpy() for key, value in seen.items()})
+        made.features.append(features[0])
+        made.latents.append(chain.latents[0])
+        made.log_prob.append(chain.log_prob[0])
+        made.actions.append(np.zeros((3, 2), np.float32))
+        made.rewards.append(np.random.default_rng(seed + chunk).normal(size=3))
+    return made
+
+
+def prepare(regularizer: str = "bc", **changes: Any) -> Finetuning:
+    planner = make_planner(STATE)
+    tuning = Finetuning(planner, settings(**changes), {"name": regularizer, "weight": 1.0}, seed=0)
+    tuning.remember([episode(planner, tuning, seed, success=seed % 2 == 0) for seed in range(4)], TASK)
+    return tuning
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "tuned"])
+@pytest.mark.parametrize("floor_steps", ["all", "all_but_last"])
+def test_the_ratio_is_one_before_the_first_update(encoder: str, floor_steps: str) -> None:
+    sampler = {**settings()["sampler"], "floor_steps": floor_steps}
+    tuning = prepare(encoder=encoder, sampler=sampler)
+    batch = tuning.replay.sample(64, tuning.batches)
+    _, metrics = tuning._importance(batch, torch.randn(64))
+    assert float(metrics["ratio_max"]) == pytest.approx(1, abs=1e-5)
+    assert float(metrics["approx_kl"]) == pytest.approx(0, abs=1e-7)
+    assert float(metrics["clip_fraction"]) == 0
+
+
+@pytest.mark.parametrize("regularizer", ["bc", "none", "kl", "pl"])
+@pytest.mark.parametrize("credit", [("chunk", "none"), ("return_to_go", "time"), ("gae", "mean"), ("chunk", "value")])
+def test_updates_change_the_denoiser_and_leave_a_frozen_encoder(regularizer: str, credit: tuple[str, str]) -> None:
+    tuning = prepare(regularizer, credit=credit[0], baseline=credit[1])
+    before = {name: value.clone() for name, value in tuning.planner.state_dict().items()}
+    metrics = tuning.learn(2)
+    changed = {name for name, value in tuning.planner.state_dict().items() if not torch.equal(value, before[name])}
+    assert metrics["train/updates"] == 2 and any(name.startswith("unet") for name in changed)
+    assert not any(name.startswith(("encoder", "normalizer")) for name in changed)
+
+
+def test_only_successes_are_cloned_and_old_episodes_are_forgotten() -> None:
+    tuning = prepare(replay_episodes=3)
+    assert len(tuning.target) == 2 and len(tuning.replay) == 3
+    assert bool(tuning.target.facts["success"].all())
+
+
+def test_the_kl_bound_ends_an_iteration() -> None:
+    assert prepare(target_kl=-1.0).learn(10)["train/updates"] == 1
+
+
+def test_direct_cloning_never_looks_at_rewards() -> None:
+    tuning = prepare(importance_weight=0)
+    other = prepare(importance_weight=0)
+    other.replay.rows["reward"] += 5
+    tuning.learn(3), other.learn(3)
+    for name, value in tuning.planner.state_dict().items():
+        assert torch.equal(value, other.planner.state_dict()[name]), name
+
+
+def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    straight, stopped = prepare(), prepare()
+    for tuning in (straight, stopped):
+        tuning.learn(2)
+    with Run(tmp_path, {}) as run:
+        stopped.save(run, {"format": 1})
+        resumed = Finetuning(make_planner(STATE), settings(), {"name": "bc", "weight": 1.0}, seed=9)
+        assert resumed.load(run)
+    assert resumed.environment_steps == stopped.environment_steps > 0
+    straight.learn(2), resumed.learn(2)
+    for name, value in straight.planner.state_dict().items():
+        assert torch.equal(value, resumed.planner.state_dict()[name]), name
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    tuning = prepare()
+    tuning.replay.rows["features"][:] = float("nan")
+    before = [parameter.clone() for parameter in tuning.parameters]
+    with pytest.raises(FloatingPointError, match="after 0 episodes"):
+        tuning.learn(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True))
+
+
+def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(caplog: pytest.LogCaptureFixture) -> None:
+    planner = make_planner(STATE)
+    tuning = Finetuning(planner, settings(best_returns=3), {"name": "bc", "weight": 1.0}, seed=0)
+
+    class Failing:
+        def run(self, planner: Planner, seeds: list[int], *_: Any, **__: Any) -> list[Episode]:
+            return [episode(planner, tuning, seed % 1000, success=False) for seed in seeds]
+
+    with caplog.at_level(logging.WARNING):
+        found = find_proficient(planner, tuning, Failing(), TASK, settings(initial_attempts=6), 0)  # type: ignore[arg-type]
+    assert len(found) == 6 and "never succeeds" in caplog.text and "initial_attempts=6" in caplog.text
+    tuning.remember(found, TASK)
+    kept = tuning.target.facts["episode_return"]
+    assert len(kept) == 3 and kept.min() >= sorted(e.episode_return for e in found)[-3] - 1e-5
