@@ -62,6 +62,7 @@ def schedule(config: Mapping[str, Any]) -> Schedule:
 def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
     """Collect one task. Returns whether it is complete. Raises InputError before anything is written."""
     from sodp3d import checkpoint
+    from sodp3d.envs.gl import settle
     from sodp3d.setup import prepare_torch
     from sodp3d.workers import Workers
 
@@ -69,6 +70,7 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
     folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / env.name
     device = prepare_torch(config)
     count = min(config["workers"] or os.cpu_count() or 1, plan.environments)
+    settle(config["render"])
     with Workers(CollectionGroup, [(env, config["render"])] * count) as workers:
         workers.start(0, "describe")
         facts = workers.result(0)

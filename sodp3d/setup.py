@@ -12,6 +12,7 @@ from sodp3d import checkpoint
 from sodp3d.cli import data_root, root
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig, expand
+from sodp3d.envs.gl import settle
 from sodp3d.errors import InputError
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
@@ -63,6 +64,8 @@ def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int)
     """Worker processes for roll-outs of `task`, seeing what `obs=` says."""
     workers = min(config["workers"] or os.cpu_count() or 1, environments)
     obs = config["obs"]
+    if obs["name"] != "state":
+        settle(config["render"])
     return Rollouts(task, obs["name"], config["render"], obs["backend"], workers, environments)
 
 

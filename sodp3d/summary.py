@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from sodp3d.evaluate import sentence
 from sodp3d.files import PROJECT, read_json
@@ -23,7 +22,7 @@ def newest_runs(outputs: Path, env: str) -> dict[str, Path]:
     return found
 
 
-def lines(mode: str, run: Path) -> list[str]:
+def lines(run: Path) -> list[str]:
     """What to say of one run."""
     result: dict[str, Any] = read_json(run / "result.json")
     said = [sentence(summary) for summary in result.get("tasks", {}).values()]
@@ -35,16 +34,14 @@ def lines(mode: str, run: Path) -> list[str]:
 
 
 def main() -> None:
-    """Print one table row per stage."""
+    """Print each stage's results and files, one per line so that paths can be copied."""
     env = sys.argv[1] if len(sys.argv) > 1 else "adroit_door"
-    table = Table("stage", "results", show_lines=True)
+    console = Console(soft_wrap=True, highlight=False)
     data = PROJECT / "data" / env
     collected = [str(path) for path in (data / "README.md", *sorted((data / "videos").glob("*.mp4"))) if path.exists()]
-    if collected:
-        table.add_row("collect", "\n".join(collected))
-    for mode, run in newest_runs(PROJECT / "outputs", env).items():
-        table.add_row(mode, "\n".join(lines(mode, run)))
-    Console(soft_wrap=True).print(table)
+    said = {"collect": collected} | {mode: lines(run) for mode, run in newest_runs(PROJECT / "outputs", env).items()}
+    for stage, results in said.items():
+        console.print(f"[bold]{stage}[/bold]", *results, sep="\n  ")
 
 
 if __name__ == "__main__":

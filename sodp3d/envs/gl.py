@@ -103,6 +103,12 @@ def choose(wanted: str) -> str:
     return wanted
 
 
+def settle(wanted: str) -> None:
+    """Decide what `auto` means, and say so, before worker processes start: they inherit the choice."""
+    if wanted == "auto" and os.environ.get(_CHOICE) not in BACKENDS:
+        _choose_automatically()
+
+
 def _choose_automatically() -> str:
     bound = _bound()
     failures = []
