@@ -57,7 +57,9 @@ class Run:
         self.stop_requested = False
         self._stack = ExitStack()
         self._started = time.monotonic()
+        self._first_step: int | None = None  # logged by this process; a resumed run does not start at 0
         self._last_line = -math.inf
+        self._bar: Any = None
 
     def __enter__(self) -> "Run":
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,7 @@ class Run:
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
-        """Append to metrics.jsonl and TensorBoard, and say it in the terminal (at most every two seconds).
+        """Append to metrics.jsonl and TensorBoard, and show it: a progress bar in a terminal, else a line every 2 s.
 
         Args:
             step: the run's own counter (gradient steps, environment steps); the same for a resumed run.
@@ -106,10 +108,22 @@ class Run:
             file.write(json.dumps(record) + "\n")
         for name, value in metrics.items():
             self._board().add_scalar(name, value, step)
+        self._show(step, total, metrics)
+
+    def _show(self, step: int, total: int | None, metrics: dict[str, float]) -> None:
         now = time.monotonic()
-        if now - self._last_line > 2 or step == total:
+        if self._first_step is None:
+            self._first_step, self._started = step, now
+        values = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
+        if total and sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = self._stack.enter_context(_progress())
+                self._task = self._bar.add_task("", total=total, values="")
+            self._bar.update(self._task, completed=step, total=total, values=values)
+        elif now - self._last_line > 2 or step == total:
             self._last_line = now
-            log.info("%s", _line(step, total, now - self._started, metrics))
+            seconds = now - self._started
+            log.info("%s", _line(step, total, step - self._first_step, seconds, values))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records logged so far."""
@@ -141,9 +155,22 @@ def _step_of(line: str) -> float:
         return math.inf  # the torn last line of a killed run
 
 
-def _line(step: int, total: int | None, seconds: float, metrics: dict[str, float]) -> str:
-    values = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
-    return f"{step}/{total}  {seconds:.0f}s  {values}" if total else f"{step}  {seconds:.0f}s  {values}"
+def _progress() -> Any:
+    """A bar with count, time left and the newest metrics, on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _line(step: int, total: int | None, new: int, seconds: float, values: str) -> str:
+    """Count, seconds, and once steps were made, their rate and the time left; `new`: steps since `seconds` ago."""
+    rate = new / seconds if new > 0 and seconds > 0 else 0.0
+    pace = (
+        f"  {rate:.3g}/s" + (f"  {(total - step) / rate:.0f}s left" if total and total > step else "") if rate else ""
+    )
+    return f"{step}{f'/{total}' if total else ''}  {seconds:.0f}s{pace}  {values}"
 
 
 def is_finished(directory: Path) -> bool:
