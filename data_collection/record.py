@@ -53,7 +53,10 @@ def main(config: dict[str, Any]) -> None:
 
 
 def record(config: Mapping[str, Any], env: EnvConfig) -> Recording:
-    """Deterministic roll-outs on seeds of their own until enough have succeeded.
+    """Roll-outs with exploration noise, on seeds of their own, until enough have succeeded.
+
+    The noise makes the demonstrations cover what lies beside the path: an agent cloned from deterministic ones fails as
+    soon as it explores (docs/results/log.md).
 
     Raises InputError when there is no trained agent, or too few attempts succeed.
     """
@@ -86,7 +89,7 @@ def _successes(
     for first in range(0, config["attempts"], config["environments"]):
         last = min(first + config["environments"], config["attempts"])
         seeds = [episode_seed(seed, _STREAM, index) for index in range(first, last)]
-        for place, episode in enumerate(waves.run(agent, seeds, explore=False, record=False)):
+        for place, episode in enumerate(waves.run(agent, seeds, explore=True, record=False)):
             if episode.success[env.success_metric]:
                 kept.append(episode)
             if len(kept) == config["episodes"]:
@@ -105,7 +108,7 @@ def save(output: Path, env: EnvConfig, recording: Recording) -> None:
     name = f"sodp3d/{env.name}-v0"
     facts = {
         "dataset_id": name,
-        "algorithm_name": f"{recording.config['agent']['name']}, deterministic roll-outs",
+        "algorithm_name": f"{recording.config['agent']['name']}, roll-outs with exploration noise",
         "description": f"{len(episodes)} successful episodes of our own agent on {env.name}",
         "successes": len(episodes),
         "versions": _versions(),
@@ -128,8 +131,8 @@ def card(name: str, env: EnvConfig, recording: Recording) -> str:
 
 * Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
   {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
-* Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} deterministic
-  roll-outs, on seeds that neither collection nor evaluation uses (seeds are stored per episode).
+* Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} roll-outs
+  with the exploration noise of training, on seeds that neither collection nor evaluation uses (seeds are stored per episode).
 * Agent: `{trained["agent"]["name"]}`, trained for {recording.steps} control steps with seed {trained["seed"]} by
   `data_collection/collect.py`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
 * Format: a Minari dataset (HDF5, float32, gzip): `observations` (T + 1, {episodes[0].states.shape[1]}) is the state
