@@ -42,9 +42,8 @@ if [ ! -e "$stamp" ]; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
   touch "$stamp"
 fi
-if ! .venv/bin/python -c 'import open3d' 2>/tmp/open3d-import-$$; then
-  cat /tmp/open3d-import-$$ >&2; rm -f /tmp/open3d-import-$$
+if ! failure=$(.venv/bin/python -c 'import open3d' 2>&1); then
+  echo "$failure" >&2
   echo "error: Open3D cannot be imported; install: sudo apt-get install -y libgl1 libegl1 libusb-1.0-0 libgomp1 libx11-6" >&2
   exit 1
 fi
-rm -f /tmp/open3d-import-$$

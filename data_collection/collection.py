@@ -27,10 +27,9 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.errors import InputError
 from sodp3d.run import Run
+from sodp3d.seeds import COLLECTION, FIRST_SEED, episode_seed
 from sodp3d.workers import Workers
 
-# Episode seeds below this are never collected from: they are for evaluation.
-FIRST_SEED = 2**20
 _OFFLINE_BLOCK = 100  # stage-2 updates between two looks at whether to stop
 _OFFLINE_CHECKPOINT = 2000  # and between two checkpoints
 
@@ -57,12 +56,6 @@ class Schedule:
                 raise InputError(f"collect.{key}: expected at least 1, got {getattr(self, key)}.")
         if self.evaluation_seed + self.evaluation_episodes > FIRST_SEED:
             raise InputError(f"collect.evaluation_seed: seeds from {FIRST_SEED} on are for collection.")
-
-
-def episode_seed(seed: int, stream: int, index: int) -> int:
-    """Seed of the index-th episode of a stream (0 collection, 1 recorded demonstrations) of a run with `seed`."""
-    drawn = np.random.SeedSequence(seed, spawn_key=(stream, index)).generate_state(1)[0]
-    return FIRST_SEED + int(drawn) % (2**31 - FIRST_SEED)
 
 
 class Waves:
@@ -153,7 +146,7 @@ class Collection:
         left = -(-(self.schedule.steps - self.steps_done) // self.store.attributes["env_config"]["episode_steps"])
         first = len(self.store)
         count = min(self.schedule.environments, left)
-        seeds = [episode_seed(self.schedule.seed, 0, first + index) for index in range(count)]
+        seeds = [episode_seed(self.schedule.seed, COLLECTION, first + index) for index in range(count)]
         self._metrics = []
         episodes = self.waves.run(self.agent, seeds, explore=True, record=True, meanwhile=self._learn)
         for episode in episodes:

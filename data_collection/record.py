@@ -14,14 +14,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder, installed or not
 
 from data_collection import agents, demos
-from data_collection.collection import Waves, episode_seed, trajectory
+from data_collection.collection import Waves, trajectory
 from data_collection.environments import CollectionGroup, Finished
 from sodp3d.cli import command, data_root
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
+from sodp3d.seeds import RECORDING, episode_seed
 
 log = logging.getLogger(__name__)
-_STREAM = 1  # of episode seeds: these episodes are neither collected nor evaluated on
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _successes(
     kept: list[Finished] = []
     for first in range(0, config["attempts"], config["environments"]):
         last = min(first + config["environments"], config["attempts"])
-        seeds = [episode_seed(seed, _STREAM, index) for index in range(first, last)]
+        seeds = [episode_seed(seed, RECORDING, index) for index in range(first, last)]
         for place, episode in enumerate(waves.run(agent, seeds, explore=True, record=False)):
             if episode.success[env.success_metric]:
                 kept.append(episode)
@@ -132,7 +132,7 @@ def card(name: str, env: EnvConfig, recording: Recording) -> str:
 * Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
   {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
 * Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} roll-outs
-  with the exploration noise of training, on seeds that neither collection nor evaluation uses (seeds are stored per episode).
+  with training's exploration noise, on seeds (stored per episode) that neither collection nor evaluation uses.
 * Agent: `{trained["agent"]["name"]}`, trained for {recording.steps} control steps with seed {trained["seed"]} by
   `data_collection/collect.py`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
 * Format: a Minari dataset (HDF5, float32, gzip): `observations` (T + 1, {episodes[0].states.shape[1]}) is the state

@@ -14,12 +14,13 @@ import torch
 from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonstrations
 
 from data_collection.agents.vrl3 import VRL3, VRL3Config
-from data_collection.collection import FIRST_SEED, Collection, Schedule, episode_seed
+from data_collection.collection import Collection, Schedule
 from sodp3d import checkpoint
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
 from sodp3d.files import PROJECT
 from sodp3d.run import Run
+from sodp3d.seeds import FIRST_SEED, episode_seed
 
 torch.set_num_threads(1)
 AGENT = VRL3Config(hidden=8, features=4, batch_size=16, conservative_actions=2, offline_updates=250, online_std=0.3)

@@ -1,0 +1,47 @@
+"""Recorded demonstrations: what is written is what collection loads."""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_collection import demos
+from data_collection.environments import Finished
+from data_collection.record import Recording, save
+from sodp3d.cli import compose
+from sodp3d.envs.config import EnvConfig
+
+ENV = EnvConfig.from_config(compose("collect", ["agent=vrl3"])["env"])
+
+
+def finished(seed: int) -> Finished:
+    random = np.random.default_rng(seed)
+    states = random.normal(size=(101, 39)).astype(np.float32)
+    actions = random.uniform(-1, 1, (100, 28)).astype(np.float32)
+    return Finished(
+        seed, {}, states, actions, np.ones(100, np.float32), False, dict.fromkeys(("final", "count", "any"), True)
+    )
+
+
+def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_were_made(tmp_path: Path) -> None:
+    episodes = [finished(seed) for seed in (5, 6)]
+    config = {"agent": {"name": "vrl3"}, "demos": "/some/where/door-expert-v0", "demo_episodes": 25, "seed": 3}
+    save(tmp_path / "mine", ENV, Recording(episodes, attempts=7, steps=1234, config=config))
+    loaded = demos.load(ENV, str(tmp_path / "mine"), (39, 28), 25, 25)
+    assert len(loaded.trajectories) == 2
+    for trajectory, episode in zip(loaded.trajectories, episodes, strict=True):
+        np.testing.assert_array_equal(trajectory.actions, episode.actions)
+        np.testing.assert_array_equal(trajectory.states, episode.states)
+    card = (tmp_path / "mine" / "README.md").read_text()
+    assert "of 7 roll-outs" in card and "1234 control steps with seed 3" in card and "(door-expert-v0)" in card
+    everything = card + (tmp_path / "mine" / "data" / "metadata.json").read_text()
+    assert "/some/where" not in everything
+
+
+def test_the_shipped_demonstrations_load_and_are_small() -> None:
+    for env, sizes in (("adroit_door", (39, 28)), ("adroit_hammer", (46, 26))):
+        config = EnvConfig.from_config(compose("collect", ["agent=vrl3", f"env={env}"])["env"])
+        shown = demos.load(config, None, sizes, 25, 25)
+        assert len(shown.trajectories) == 25
+        assert all(np.isfinite(t.states).all() and np.abs(t.actions).max() <= 1 for t in shown.trajectories)
+        files = [path for path in (demos.SHIPPED / env).rglob("*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) < 1_000_000
