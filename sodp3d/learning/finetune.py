@@ -189,7 +189,7 @@ class Finetuning:
             self.best = evaluation.success_rate
             tensors = checkpoint.with_prefix("planner", self.planner.state_dict())
             checkpoint.save(run.directory / "best", self.environment_steps, tensors, described, keep=1)
-        return evaluation.metrics()
+        return {name.replace("evaluation", "validation"): value for name, value in evaluation.metrics().items()}
 
     def save(self, run: Run, described: dict[str, Any]) -> None:
         """Publish a checkpoint of everything."""
