@@ -21,6 +21,7 @@ from data_collection import agents, demos
 from data_collection.collection import Collection, Schedule
 from data_collection.environments import CollectionGroup
 from sodp3d.cli import command, compose, data_root
+from sodp3d.data.schema import QUALITIES
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 
@@ -51,12 +52,19 @@ def main(config: dict[str, Any]) -> None:
 
 
 def schedule(config: Mapping[str, Any]) -> Schedule:
-    """The `collect` section as numbers: the first `fraction` of an agent's `agent_steps` is run and kept."""
+    """The `collect` section as numbers.
+
+    Sub-optimal data is the first `fraction` of an agent's `agent_steps`, and only that is run. For the rest the agent
+    must run to its end, and then every step is kept: pretrain.quality chooses from it.
+    """
     settings = dict(config["collect"])
-    fraction, total = settings.pop("fraction"), settings.pop("agent_steps")
+    fraction, total, quality = settings.pop("fraction"), settings.pop("agent_steps"), settings.pop("quality")
     if not 0 < fraction <= 1:
         raise InputError(f"collect.fraction: expected a share above 0, up to 1, got {fraction}.")
-    return Schedule(steps=round(total * fraction), seed=config["seed"], **settings)
+    if quality not in QUALITIES:
+        raise InputError(f"collect.quality: expected one of {', '.join(QUALITIES)}, got {quality!r}.")
+    steps = round(total * fraction) if quality == "suboptimal" else total
+    return Schedule(steps=steps, seed=config["seed"], **settings)
 
 
 def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:

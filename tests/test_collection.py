@@ -14,8 +14,10 @@ import torch
 from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonstrations
 
 from data_collection.agents.vrl3 import VRL3, VRL3Config
+from data_collection.collect import schedule
 from data_collection.collection import Collection, Schedule
 from sodp3d import checkpoint
+from sodp3d.cli import compose
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
 from sodp3d.files import PROJECT
@@ -142,6 +144,16 @@ def test_a_store_that_lost_episodes_is_refused(tmp_path: Path) -> None:
 def test_schedule_is_checked() -> None:
     with pytest.raises(InputError, match=r"collect\.environments: expected at least 1, got 0"):
         replace(SCHEDULE, environments=0)
+
+
+@pytest.mark.parametrize(("quality", "steps"), [("suboptimal", 90_000), ("nearoptimal", 300_000), ("all", 300_000)])
+def test_quality_decides_how_far_the_agent_runs(quality: str, steps: int) -> None:
+    assert schedule(compose("collect", ["env=adroit_door", f"collect.quality={quality}"])).steps == steps
+
+
+def test_quality_is_checked() -> None:
+    with pytest.raises(InputError, match=r"collect\.quality: expected one of suboptimal, nearoptimal, all, got 'best'"):
+        schedule(compose("collect", ["collect.quality=best"]))
 
 
 def test_killed_command_continues(tmp_path: Path) -> None:

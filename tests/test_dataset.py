@@ -111,6 +111,11 @@ def test_selection(tmp_path: Path) -> None:
     assert sorted(store.metadata["seed"][select_episodes(store, success="count")]) == [0, 3, 6, 9]
     assert sorted(store.metadata["seed"][select_episodes(store, max_episodes=2, success="final")]) == [0, 2]
     assert len(select_episodes(store, fraction=1e-9)) == 1
+    assert sorted(store.metadata["seed"][select_episodes(store, 0.3, quality="nearoptimal")]) == [7, 8, 9]
+    assert select_episodes(store, 0.3, quality="all").tolist() == list(range(10))
+    assert store.metadata["seed"][select_episodes(store, 0.5, 2, quality="nearoptimal")].max() < 7
+    with pytest.raises(InputError, match="suboptimal, nearoptimal, all"):
+        select_episodes(store, quality="expert")
     with pytest.raises(InputError, match="fraction"):
         select_episodes(store, fraction=0)
     with pytest.raises(InputError, match="final, count, any"):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.data.schema import QUALITIES
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
 
@@ -21,24 +22,32 @@ _SUCCESS = ("success_final", "success_count", "success_any")
 
 
 def select_episodes(
-    store: EpisodeStore, fraction: float = 1.0, max_episodes: int | None = None, success: str | None = None
+    store: EpisodeStore,
+    fraction: float = 1.0,
+    max_episodes: int | None = None,
+    success: str | None = None,
+    quality: str = "suboptimal",
 ) -> NDArray[np.int64]:
-    """Indices of the store's earliest episodes, in order of agent experience.
+    """Indices of the store's episodes from one part of the agent's experience.
 
-    fraction: keep episodes until this share of all steps is reached (at least one; the paper takes the first 30 % or
-    50 %). success: then keep only episodes that succeeded by "final", "count" or "any". max_episodes: then at most so
-    many. Raises InputError when nothing is left.
+    quality: "suboptimal" the first `fraction` of all steps (the paper takes the first 30 % or 50 %), "nearoptimal" the
+    last `fraction` (C.2), "all". At least one episode. success: then only episodes that succeeded by "final", "count"
+    or "any". max_episodes: then at most so many, the earliest. Raises InputError when nothing is left.
     """
+    if quality not in QUALITIES:
+        raise InputError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}.")
     if not 0 < fraction <= 1:
         raise InputError(f"fraction: expected a number in (0, 1], got {fraction}.")
     if success is not None and f"success_{success}" not in _SUCCESS:
         raise InputError(f"success: expected final, count, any or nothing, got {success!r}.")
     metadata = store.metadata
     order = np.lexsort((metadata["seed"], metadata["agent_step"]))
+    order = order[::-1] if quality == "nearoptimal" else order
     lengths = np.diff(store.episode_ends, prepend=0)[order]
     # Episodes that start before the limit, which rounding (0.7 * 10 > 7) must not push over the next start.
-    limit = max(fraction * store.steps - 1e-6, 0.5)
+    limit = max(fraction * store.steps - 1e-6, 0.5) if quality != "all" else np.inf
     chosen = order[np.cumsum(lengths) - lengths < limit]
+    chosen = chosen[::-1] if quality == "nearoptimal" else chosen
     if success is not None:
         chosen = chosen[metadata[f"success_{success}"][chosen]]
     chosen = np.sort(chosen[:max_episodes])

@@ -15,6 +15,8 @@ REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
 # What the stored numbers depend on. Crop, points and horizons only matter to later stages.
 _RECORDED_CONFIG = ("family", "task", "action_repeat", "episode_steps", "camera")
 
+QUALITIES = ("suboptimal", "nearoptimal", "all")  # the part of an agent's experience to learn from
+
 METADATA: dict[str, str] = {
     "seed": "int64",
     "agent_step": "int64",

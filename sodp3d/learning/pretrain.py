@@ -134,7 +134,8 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
         for store in stores:
             require_same_clouds(store, task)
     success = task.success_metric if settings["successful_only"] else None
-    episodes = [select_episodes(store, settings["fraction"], settings["max_episodes"], success) for store in stores]
+    chosen = settings["fraction"], settings["max_episodes"], success, settings["quality"]
+    episodes = [select_episodes(store, *chosen) for store in stores]
     keys = ["agent_pos", SENSOR_KEYS[config["obs"]["name"]]]
     dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
     return dataset, "+".join(data_hash(store)[:16] for store in stores)
