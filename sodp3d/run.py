@@ -1,13 +1,15 @@
 """A run directory: configuration as composed, versions, metrics, TensorBoard, checkpoints, curve; and how to continue.
 
 outputs/<mode>/<label>/<time>-s<seed>/
-  config.yaml  versions.json  metrics.jsonl  tensorboard/  checkpoints/  videos/  curve.png  result.json (when finished)
+  config.yaml  versions.json  metrics.jsonl  wall_time.json  tensorboard/  checkpoints/  videos/  curve.png
+  result.json (when finished)
 """
 
 import json
 import logging
 import math
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,10 +24,12 @@ from typing import Any
 import yaml
 
 from sodp3d.errors import InputError
-from sodp3d.files import PROJECT, exclusive_lock, write_json, write_text
+from sodp3d.files import PROJECT, exclusive_lock, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "mujoco", "gymnasium", "gymnasium-robotics", "metaworld", "open3d", "zarr", "numpy", "sodp3d")
+WALL_TIME = "wall_time.json"
+TIME_EVERY = 30.0  # seconds between two notes of the time spent, so that a kill loses no more
 
 
 def git_commit() -> str:
@@ -39,7 +43,7 @@ def git_commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python, the packages that shape results, and the project's commit."""
-    found = {"python": platform.python_version(), "git_commit": git_commit(), "command": " ".join(sys.argv)}
+    found = {"python": platform.python_version(), "git_commit": git_commit(), "command": shlex.join(sys.argv)}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -56,7 +60,9 @@ class Run:
         self.config = config
         self.stop_requested = False
         self._stack = ExitStack()
-        self._started = time.monotonic()
+        self._entered = self._started = time.monotonic()
+        self._seconds_before = 0.0  # spent by earlier processes on this run
+        self._last_timed = -math.inf
         self._first_step: int | None = None  # logged by this process; a resumed run does not start at 0
         self._last_line = -math.inf
         self._bar: Any = None
@@ -67,6 +73,7 @@ class Run:
         if not (self.directory / "config.yaml").exists():
             write_text(self.directory / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         write_json(self.directory / "versions.json", versions())
+        self._seconds_before, self._entered = seconds_spent(self.directory) or 0.0, time.monotonic()
         for number in (signal.SIGINT, signal.SIGTERM):
             previous = signal.signal(number, self._request_stop)
             self._stack.callback(signal.signal, number, previous)
@@ -75,7 +82,15 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        try:
+            self._note_time()
+        finally:
+            self._stack.close()
+
+    def _note_time(self) -> None:
+        self._last_timed = time.monotonic()
+        seconds = self._seconds_before + self._last_timed - self._entered
+        write_json(self.directory / WALL_TIME, {"seconds": round(seconds, 1)})
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         if self.stop_requested:
@@ -109,6 +124,8 @@ class Run:
         for name, value in metrics.items():
             self._board().add_scalar(name, value, step)
         self._show(step, total, metrics)
+        if time.monotonic() - self._last_timed > TIME_EVERY:
+            self._note_time()
 
     def _show(self, step: int, total: int | None, metrics: dict[str, float]) -> None:
         now = time.monotonic()
@@ -203,6 +220,12 @@ def open_run(parent: Path, config: dict[str, Any], seed: int, directory: Path | 
             return Run(candidate, config)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     return Run(parent / f"{stamp}-s{seed}", config)
+
+
+def seconds_spent(directory: Path) -> float | None:
+    """Wall-clock seconds that all processes together spent on a run, the last 30 s before a kill left out; or None."""
+    path = directory / WALL_TIME
+    return float(read_json(path)["seconds"]) if path.exists() else None
 
 
 def newest_finished(parent: Path) -> Path | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sodp3d.errors import InputError
-from sodp3d.run import Run, is_finished, newest_finished, open_run
+from sodp3d.run import Run, is_finished, newest_finished, open_run, seconds_spent
 
 CONFIG = {"seed": 1, "pretrain": {"steps": 10}}
 
@@ -66,3 +66,18 @@ def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(tmp_path: Path)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_wall_time_adds_up_over_the_processes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("sodp3d.run.time.monotonic", lambda: now)
+    assert seconds_spent(tmp_path) is None
+    with Run(tmp_path, CONFIG):
+        now += 7
+    assert seconds_spent(tmp_path) == 7
+    now += 1000  # nobody works
+    with Run(tmp_path, CONFIG) as run:
+        for step in range(1, 4):
+            now += 20
+            run.log(step, {"train/loss": 1.0})
+        assert seconds_spent(tmp_path) == 7 + 60, "a run killed now would have lost this"
