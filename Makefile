@@ -1,10 +1,11 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
+# make results      tables and plots in docs/results again, from outputs/ and data/
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 QUICK := env=adroit_door preset=quick
 
-.PHONY: quickstart test lint setup
+.PHONY: quickstart test lint results setup
 
 quickstart: setup
 	$(PYTHON) -m sodp3d.doctor
@@ -23,6 +24,9 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+
+results: setup
+	$(PYTHON) -m sodp3d.results
 
 setup:
 	@.ci/setup.sh

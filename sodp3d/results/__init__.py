@@ -1,0 +1,1 @@
+"""Tables and figures made again from run directories and stores: `python -m sodp3d.results`."""

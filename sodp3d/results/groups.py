@@ -1,0 +1,225 @@
+"""Group runs that differ in nothing but their seed, name what was trained, and say what sets the groups apart."""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from sodp3d.evaluate import wilson_interval
+from sodp3d.results.scan import RunRecord, Score
+
+PRETRAINED, DIRECT_BC = "pre-trained", "direct BC"
+REGULARIZED = {
+    "none": "fine-tuned without BC",
+    "bc": "fine-tuned with BC",
+    "kl": "fine-tuned with KL (DPOK)",
+    "pl": "fine-tuned with PL (DLPO)",
+}
+METHODS = (PRETRAINED, *REGULARIZED.values(), DIRECT_BC)
+# Of no effect on the result, or told in other ways.
+_IGNORED = {
+    *("seed", "device", "threads", "workers", "run_dir", "mode", "planner", "data", "env.name", "obs.name", "reg.name"),
+    *("evaluation.videos", "evaluation.environments", "obs.backend", "render"),
+    *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "finetune.checkpoint_every"),
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs of one configuration, the newest of each seed, ascending by seed."""
+
+    task: str
+    observation: str
+    stage: str
+    method: str
+    variant: str  # what is unlike the plain method; empty for the plain one
+    settings: dict[str, Any]
+    runs: tuple[RunRecord, ...]
+    repeated: tuple[RunRecord, ...]  # older runs of the same seeds
+
+    @property
+    def label(self) -> str:
+        """Method and variant."""
+        return f"{self.method}, {self.variant}" if self.variant else self.method
+
+    @property
+    def rank(self) -> tuple[int, str, str]:
+        """Sorts methods as the paper lists them, plain ones before their variants."""
+        return METHODS.index(self.method) if self.method in METHODS else len(METHODS), self.method, self.variant
+
+    def scores(self, which: str) -> list[Score]:
+        """`last`, `best` or `before` of each run; [] unless every run has it."""
+        found = [run.scores[which] for run in self.runs if which in run.scores]
+        return found if len(found) == len(self.runs) else []
+
+    @property
+    def reported(self) -> tuple[str, list[Score]]:
+        """The score of the planner that other commands load: `best` where there is one, or else `last`."""
+        best = self.scores("best")
+        return ("best", best) if best else ("last", self.scores("last"))
+
+
+def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
+    """Groups of pre-training and fine-tuning runs, in the order of task, observation, method, variant, settings."""
+    by_name = {run.name: run for run in runs}
+    members: dict[str, list[RunRecord]] = defaultdict(list)
+    described: dict[str, tuple[tuple[str, str, str, str, str], dict[str, Any]]] = {}
+    for run in runs:
+        if run.stage == "eval":
+            continue
+        source = by_name.get(run.planner or "")
+        name = (run.task, run.observation, run.stage, *method_and_variant(run, source))
+        settings = settings_of(run, source)
+        key = repr((name, sorted(settings.items(), key=lambda item: item[0])))
+        members[key].append(run)
+        described[key] = name, settings
+    groups = []
+    for key, found in members.items():
+        newest = {run.seed: run for run in sorted(found, key=lambda run: (run.time, run.name))}
+        kept = tuple(newest[seed] for seed in sorted(newest))
+        older = tuple(run for run in found if run not in kept)
+        groups.append(Group(*described[key][0], described[key][1], kept, older))
+    return sorted(groups, key=_order)
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    newest = max(run.time for run in group.runs)
+    return group.task, group.observation, *group.rank, newest, repr(group.settings)
+
+
+def method_and_variant(run: RunRecord, source: RunRecord | None) -> tuple[str, str]:
+    """What the paper would call it, and what was done otherwise; `source`: the run that was fine-tuned."""
+    tuning = run.config.get("finetune", {})
+    parts = []
+    if run.stage == "pretrain":
+        method = PRETRAINED
+    else:
+        name, weight = run.config["reg"]["name"], run.config["reg"].get("weight", 1.0)
+        method = REGULARIZED.get(name if weight else "none", f"fine-tuned with {name}")
+        if not tuning.get("importance_weight", 1.0):
+            method = DIRECT_BC if name == "bc" else method
+            parts += [] if name == "bc" else ["no importance term"]
+        parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
+    parts += _pretraining_parts(run if run.stage == "pretrain" else source)
+    return method, ", ".join(parts)
+
+
+def _pretraining_parts(run: RunRecord | None) -> list[str]:
+    if run is None:
+        return []
+    model, settings, data = run.config.get("model", {}), run.config.get("pretrain", {}), run.config.get("data")
+    folders = [data] if isinstance(data, str) else data or []
+    names = [PurePath(folder).parent.name if folder.endswith(".zarr") else PurePath(folder).name for folder in folders]
+    unet = model.get("unet")
+    return [
+        *([f"predicts the {model['prediction']}"] if model.get("prediction", "epsilon") != "epsilon" else []),
+        *([f"U-Net {unet}"] if unet != run.config["env"].get("unet", unet) else []),
+        *(["successful episodes only"] if settings.get("successful_only") else []),
+        *([f"data {'+'.join(names)}"] if names and names != [run.task] else []),
+    ]
+
+
+def settings_of(run: RunRecord, source: RunRecord | None) -> dict[str, Any]:
+    """Dotted name to value of all that shapes the result but the seed; fine-tuning inherits its planner's."""
+    found = {"data_hash": run.data_hash, **_flat(run.config)}
+    if source is not None:
+        inherited = {name: value for name, value in _flat(source.config).items() if name.startswith("pretrain.")}
+        found |= inherited if run.stage == "finetune" else {}
+    return {name: value for name, value in sorted(found.items()) if name not in _IGNORED}
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def distinguishing(groups: Sequence[Group]) -> list[str]:
+    """For each group, the settings in which it differs from the others of its task, observation and stage."""
+    alike: dict[tuple[str, str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        alike[group.task, group.observation, group.stage].append(group)
+    told = []
+    for group in groups:
+        others = alike[group.task, group.observation, group.stage]
+        names = sorted({name for other in others for name in other.settings} - {"reg.weight"})
+        differing = [n for n in names if len({repr(other.settings.get(n, "-")) for other in others}) > 1]
+        told.append(", ".join(f"{_short(name)} {_brief(group.settings.get(name, '-'))}" for name in differing))
+    return told
+
+
+def _short(name: str) -> str:
+    return "data" if name == "data_hash" else name.removeprefix("finetune.")
+
+
+def _brief(value: Any) -> str:
+    return value[:8] if isinstance(value, str) and len(value) >= 16 else str(value)
+
+
+def representative(groups: Sequence[Group]) -> Group | None:
+    """The group that stands for its method in a table, chosen without a look at its success.
+
+    Most seeds first, then most evaluation episodes, then the newest.
+    """
+
+    def rank(group: Group) -> tuple[int, int, str, str]:
+        episodes = sum(score.episodes for score in group.reported[1])
+        return len(group.runs), episodes, max(run.time for run in group.runs), repr(group.settings)
+
+    return max((group for group in groups if group.reported[1]), key=rank, default=None)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A success rate, 0..1, with a 95 % Wilson interval (one seed) or the deviation over seeds (several)."""
+
+    rate: float
+    low: float | None
+    high: float | None
+    deviation: float | None
+    seeds: int
+    episodes: tuple[int, ...]  # of each seed
+    unit: str = "episodes"
+
+    def __str__(self) -> str:
+        if self.deviation is not None:
+            return f"{100 * self.rate:.3g} ± {100 * self.deviation:.3g}"
+        if self.low is None or self.high is None:
+            return f"{100 * self.rate:.3g}"
+        return f"{100 * self.rate:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+    @property
+    def basis(self) -> str:
+        """Seeds x what each was measured on."""
+        return f"{self.seeds} x {'/'.join(str(count) for count in sorted(set(self.episodes)))} {self.unit}"
+
+
+def estimate(scores: Sequence[Score], metric: str | None = None) -> Estimate | None:
+    """Over one or several seeds, by `metric` or the headline; the deviation is the sample's (n - 1). None of none."""
+    if not scores:
+        return None
+    rates = [score.rate(metric) for score in scores]
+    episodes = tuple(score.episodes for score in scores)
+    if len(scores) == 1:
+        low, high = wilson_interval(scores[0].successes[metric or scores[0].headline], scores[0].episodes)
+        return Estimate(rates[0], low, high, None, 1, episodes)
+    return Estimate(_mean(rates), None, None, float(np.std(rates, ddof=1)), len(rates), episodes)
+
+
+def estimate_top5(group: Group) -> Estimate | None:
+    """The paper's measure: the mean of the five highest validations of a run, over the seeds. None where not noted."""
+    means = [run.top5 for run in group.runs if run.top5 is not None]
+    if not means or len(means) < len(group.runs):
+        return None
+    deviation = float(np.std(means, ddof=1)) if len(means) > 1 else None
+    counts = tuple(min(5, len(run.validations)) for run in group.runs)
+    return Estimate(_mean(means), None, None, deviation, len(means), counts, "validations")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

@@ -1,0 +1,264 @@
+"""Find run directories and stores below some folders, and read what they record.
+
+Nothing here depends on the order or the names of the folders given: runs are named by their path from `outputs/` or
+`data/` on, and sorted by that name.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sodp3d import checkpoint
+from sodp3d.envs.config import SUCCESS_METRICS
+from sodp3d.errors import InputError
+from sodp3d.files import read_json
+from sodp3d.run import is_finished, read_config, seconds_spent
+
+ROOTS = ("outputs", "data")
+STAGES = ("pretrain", "finetune", "eval")
+_INSIDE_RUNS = {"checkpoints", "best", "tensorboard", "videos", "evaluation", "card"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Success of one planner on one task's evaluation episodes."""
+
+    headline: str
+    episodes: int
+    seeds: tuple[int, int]
+    successes: dict[str, int]  # by metric
+
+    @classmethod
+    def from_summary(cls, summary: dict[str, Any]) -> "Score":
+        """From `Evaluation.summary()`; KeyError, TypeError or ValueError where it is not one."""
+        count = int(summary["episodes"])
+        first, last = summary["seeds"]
+        successes = {metric: round(float(summary["success"][metric]["rate"]) * count) for metric in SUCCESS_METRICS}
+        if summary["headline_metric"] not in SUCCESS_METRICS or count < 1:
+            raise ValueError(f"headline_metric {summary['headline_metric']!r}, episodes {count}")
+        return cls(summary["headline_metric"], count, (int(first), int(last)), successes)
+
+    def rate(self, metric: str | None = None) -> float:
+        """Share of successful episodes, 0..1, by `metric` or the task's headline metric."""
+        return self.successes[metric or self.headline] / self.episodes
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run directory of train.py, as found."""
+
+    path: Path
+    config: dict[str, Any]
+    result: dict[str, Any] | None  # None: not finished
+
+    @property
+    def name(self) -> str:
+        """The path from `outputs/` on."""
+        return shown(self.path)
+
+    @property
+    def stage(self) -> str:
+        """pretrain, finetune or eval."""
+        return self.config["mode"]
+
+    @property
+    def task(self) -> str:
+        """The env's name."""
+        return self.config["env"]["name"]
+
+    @property
+    def observation(self) -> str:
+        """pointcloud, state or image."""
+        return self.config["obs"]["name"]
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+        return self.config["seed"]
+
+    @property
+    def time(self) -> str:
+        """Sorts runs by their start, where the directory's name tells it."""
+        return self.path.name
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """Records of metrics.jsonl."""
+        return read_metrics(self.path)
+
+    @cached_property
+    def scores(self) -> dict[str, Score]:
+        """Of pretrain and finetune: `last`, `best` (by validation, on the test seeds) and `before`, where recorded."""
+        keys = {"last": "evaluation", "best": "best", "before": "before"}
+        result = self.result or {}
+        return {name: Score.from_summary(result[key]) for name, key in keys.items() if result.get(key)}
+
+    @cached_property
+    def task_scores(self) -> dict[str, Score]:
+        """Of eval: the score of each task."""
+        tasks = (self.result or {}).get("tasks", {})
+        return {task: Score.from_summary(summary) for task, summary in sorted(tasks.items())}
+
+    @cached_property
+    def validations(self) -> list[tuple[int, float]]:
+        """(environment steps, success by the headline metric) of each evaluation during fine-tuning."""
+        name = f"success_{self.config['env']['success_metric']}"
+        found = [(record["step"], record.get(f"validation/{name}")) for record in self.metrics]
+        if all(rate is None for _, rate in found):  # earlier runs logged them under the test's name, beside the losses
+            losses = [record for record in self.metrics if any(key.startswith("train/") for key in record)]
+            found = [(record["step"], record.get(f"evaluation/{name}")) for record in losses]
+        return [(step, rate) for step, rate in found if rate is not None]
+
+    @property
+    def top5(self) -> float | None:
+        """Mean of the five highest validations, of all of them while they are fewer; None without any."""
+        best = sorted(rate for _, rate in self.validations)[-5:]
+        return sum(best) / len(best) if best else (self.result or {}).get("validation_top5")
+
+    @property
+    def planner(self) -> str | None:
+        """The name of the run whose planner was fine-tuned or evaluated."""
+        given = self.config.get("planner") or (self.result or {}).get("planner")
+        if not given:
+            return None
+        path = Path(given)
+        while path.name in ("best", "checkpoints") or re.fullmatch(r"\d{8}", path.name):
+            path = path.parent
+        return shown(path)
+
+    @cached_property
+    def data_hash(self) -> str | None:
+        """The start of the hash of the data behind the weights, from a checkpoint; None where none is left."""
+        for folder in (self.path / "best", self.path / "checkpoints"):
+            for step in reversed(checkpoint.steps(folder)):
+                return read_json(folder / f"{step:08d}" / checkpoint.STATE).get("data_hash")
+        return None
+
+    @property
+    def videos(self) -> list[str]:
+        """File names of its videos."""
+        return sorted(path.name for path in (self.path / "videos").glob("*.mp4"))
+
+    def check(self) -> None:
+        """Read everything a table needs, so that what is missing shows here. Raises as reading a dict does."""
+        _ = self.task, self.observation, self.seed, self.config["env"]["success_metric"], self.scores, self.task_scores
+        _ = self.validations, self.planner, self.data_hash, seconds(self.path), provenance(self.path)
+        if self.stage not in STAGES:
+            raise ValueError(f"mode {self.stage!r}")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Everything found, each list sorted by name."""
+
+    runs: list[RunRecord]  # finished
+    unfinished: list[RunRecord]
+    stores: list[Path]  # folders that hold episodes.zarr
+    broken: list[tuple[str, str]]  # name and reason
+
+
+def scan(folders: Iterable[Path]) -> Scan:
+    """Look through `folders`; what cannot be read is listed, never raised. Raises InputError for a missing folder."""
+    runs: list[RunRecord] = []
+    broken: list[tuple[str, str]] = []
+    stores: set[Path] = set()
+    for directory in sorted(set(_candidates(folders))):
+        if (directory / "episodes.zarr").is_dir():
+            stores.add(directory)
+        if (directory / "config.yaml").is_file():
+            try:
+                record = _read_run(directory)
+            except (InputError, yaml.YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+                broken.append((shown(directory), f"{type(error).__name__}: {error}".replace(str(directory), "...")))
+            else:
+                runs += [record] if record else []
+    runs.sort(key=lambda run: (run.name, json.dumps([run.config, run.result], sort_keys=True)))
+    finished = [run for run in runs if run.result is not None]
+    unfinished = [run for run in runs if run.result is None]
+    return Scan(finished, unfinished, sorted(stores, key=lambda path: (shown(path), path)), sorted(broken))
+
+
+def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; name folders that hold run directories or stores.")
+        for directory, inside, _ in os.walk(folder.resolve()):
+            inside[:] = sorted(name for name in inside if name not in _INSIDE_RUNS and not name.endswith(".zarr"))
+            yield Path(directory)
+
+
+def _read_run(directory: Path) -> RunRecord | None:
+    """The run, or None for an agent's run directory, which belongs to its store."""
+    config = read_config(directory)
+    if "mode" not in config and "agent" in config:
+        return None
+    result = read_json(directory / "result.json") if is_finished(directory) else None
+    if not isinstance(result, dict | None):
+        raise ValueError(f"result.json holds a {type(result).__name__}")
+    record = RunRecord(directory, config, result)
+    record.check()
+    return record
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Records of a run's metrics.jsonl; a torn line, as a kill leaves it, is skipped."""
+    path = directory / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
+
+
+def seconds(directory: Path) -> float | None:
+    """Wall-clock seconds of a run; for earlier runs the time between TensorBoard's first and last record; or None."""
+    noted = seconds_spent(directory)
+    if noted is not None:
+        return noted
+    files = sorted((directory / "tensorboard").glob("events.out.tfevents.*"))
+    if not files:
+        return None
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    spans = [[event.wall_time for event in EventFileLoader(str(file)).Load()] for file in files]
+    return round(sum(times[-1] - times[0] for times in spans if times), 1)
+
+
+def provenance(directory: Path) -> tuple[str, str]:
+    """(command, commit) of a run; `unknown` where not recorded."""
+    path = directory / "versions.json"
+    recorded = read_json(path) if path.exists() else {}
+    command = recorded.get("command")
+    return portable(command) if command else "unknown", recorded.get("git_commit", "unknown")
+
+
+def portable(command: str) -> str:
+    """A recorded command without what belongs to the machine: `root=`, `run_dir=` and the heads of absolute paths."""
+    try:
+        program, *arguments = shlex.split(command)
+    except ValueError:  # an apostrophe in a command recorded without quotes
+        program, *arguments = command.split()
+    kept = [argument for argument in arguments if argument.partition("=")[0] not in ("root", "run_dir")]
+    kept = [re.sub(r"(?<=[=,\[])/[^,\]]+", lambda path: shown(Path(path[0])), argument) for argument in kept]
+    script = Path(program)
+    folder = "data_collection/" if script.parent.name == "data_collection" else ""
+    return shlex.join(["python", f"{folder}{script.name}", *kept])
+
+
+def shown(path: Path) -> str:
+    """A path without the machine's part: from its last `outputs` or `data` on, or else its last three parts."""
+    parts = path.parts
+    starts = [index for index, part in enumerate(parts) if part in ROOTS]
+    return "/".join(parts[starts[-1] :] if starts else [part for part in parts if part != "/"][-3:])
