@@ -99,9 +99,11 @@ def test_several_seeds_give_mean_and_deviation_and_three_tasks_an_average(tmp_pa
     rows = table9(group_runs(scan([tmp_path]).runs))
     assert cells(rows, "fine-tuned with BC", "best") == ["90 [60, 98]", "70 ± 10", "None"]
     assert [row["average"] for row in rows if row["measure"] == "best"] == [None]
-    make_run(tmp_path, "finetune", 1, best=2, env="adroit_pen")
+    for seed in range(3):
+        make_run(tmp_path, "finetune", 1, seed, best=2, env="adroit_pen")
     (row,) = [row for row in table9(group_runs(scan([tmp_path]).runs)) if row["measure"] == "best"]
     assert row["average"] == pytest.approx((0.9 + 0.7 + 0.2) / 3)
+    assert str(row["adroit_pen"]) == "20 ± 0"
     assert row["measured on"] == "1 x 10 episodes, 3 x 10 episodes" and row["settings"] == "S2, S1, S3"
 
 

@@ -188,9 +188,9 @@ class Estimate:
 
     def __str__(self) -> str:
         if self.deviation is not None:
-            return f"{100 * self.rate:.3g} ± {100 * self.deviation:.3g}"
+            return f"{_percent(self.rate)} ± {_percent(self.deviation)}"
         if self.low is None or self.high is None:
-            return f"{100 * self.rate:.3g}"
+            return _percent(self.rate)
         return f"{100 * self.rate:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
     @property
@@ -219,6 +219,11 @@ def estimate_top5(group: Group) -> Estimate | None:
     deviation = float(np.std(means, ddof=1)) if len(means) > 1 else None
     counts = tuple(min(5, len(run.validations)) for run in group.runs)
     return Estimate(_mean(means), None, None, deviation, len(means), counts, "validations")
+
+
+def _percent(share: float) -> str:
+    """At most one decimal."""
+    return f"{round(100 * share, 1):g}"
 
 
 def _mean(values: Sequence[float]) -> float:
