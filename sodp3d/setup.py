@@ -14,6 +14,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig, expand
 from sodp3d.envs.gl import settle
 from sodp3d.errors import InputError
+from sodp3d.learning.regularizers import REGULARIZERS
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
 from sodp3d.run import newest_finished
@@ -106,8 +107,9 @@ def _with_renderer(config: dict[str, Any], renderer: str, what: str) -> dict[str
 
 
 def label(config: Mapping[str, Any], *more: str) -> str:
-    """The folder name of a run under outputs/<mode>/: env-obs and what else sets it apart."""
-    return "-".join([config["env"]["name"], config["obs"]["name"], *more])
+    """The folder name of a run under outputs/<mode>/: env-obs, the method if not SODP, and what else sets it apart."""
+    method = [] if config["method"] == "sodp" else [config["method"]]
+    return "-".join([config["env"]["name"], config["obs"]["name"], *method, *more])
 
 
 def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
@@ -116,7 +118,8 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
         return Path(config["planner"]).expanduser()
     for stage in stages:
         parent = root(config) / "outputs" / stage
-        found = [newest_finished(folder) for folder in parent.glob(f"{label(config)}*") if folder.is_dir()]
+        names = [label(config)] if stage == "pretrain" else [label(config, regularizer) for regularizer in REGULARIZERS]
+        found = [newest_finished(parent / name) for name in names if (parent / name).is_dir()]
         finished = [path for path in found if path is not None]
         if finished:
             return max(finished, key=lambda path: path.name)

@@ -11,7 +11,9 @@ from toy_planner import STATE, make_observation, make_planner
 
 from sodp3d.cli import compose
 from sodp3d.envs.config import EnvConfig
-from sodp3d.learning.finetune import Finetuning, find_proficient
+from sodp3d.errors import InputError
+from sodp3d.learning.finetune import find_proficient, recorded_episodes, require_same_planner
+from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
 from sodp3d.rollout import Episode
 from sodp3d.run import Run
@@ -127,3 +129,37 @@ def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(cap
     tuning.remember(found, TASK)
     kept = tuning.target.facts["episode_return"]
     assert len(kept) == 3 and kept.min() >= sorted(e.episode_return for e in found)[-3] - 1e-5
+
+
+def test_recorded_episodes_stand_in_for_rollouts(tmp_path: Path) -> None:
+    tuning = prepare()
+    with Run(tmp_path / "run", {}) as run:
+        tuning.save(run, {})
+    records = recorded_episodes(tmp_path / "run")
+    assert [record.success for record in records] == [True, True]
+    offline = Finetuning(make_planner(STATE), settings(), {"name": "bc", "weight": 1.0}, seed=0)
+    require_same_planner(records[0], offline.planner, offline)
+    offline.take(records)
+    assert len(offline.target) == 2 and offline.environment_steps == 0
+    torch.testing.assert_close(offline.target.rows["latents"], tuning.target.rows["latents"], rtol=0, atol=0)
+    assert offline.learn(2)["train/updates"] == 2
+
+
+def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"finetune\.offline: .* is no fine-tuning run"):
+        recorded_episodes(tmp_path)
+    tuning = prepare()
+    record = tuning.target.records()[0]
+    with pytest.raises(InputError, match=r"hold features, which does not suit finetune\.encoder=tuned"):
+        require_same_planner(record, tuning.planner, prepare(encoder="tuned"))
+
+
+def test_from_scratch_needs_a_tuned_encoder() -> None:
+    with pytest.raises(InputError, match="use encoder=tuned"):
+        prepare(from_scratch=True)
+    prepare(from_scratch=True, encoder="tuned").start(True, seed=1)
+
+
+def test_normalized_credit_has_unit_deviation() -> None:
+    credit = prepare(credit="return_to_go", baseline="time", normalize_credit=True)._credits()
+    assert float(credit.std(correction=0)) == pytest.approx(1, abs=1e-5)

@@ -32,7 +32,8 @@ def select_episodes(
 
     quality: "suboptimal" the first `fraction` of all steps (the paper takes the first 30 % or 50 %), "nearoptimal" the
     last `fraction` (C.2), "all". At least one episode. success: then only episodes that succeeded by "final", "count"
-    or "any". max_episodes: then at most so many, the earliest. Raises InputError when nothing is left.
+    or "any". max_episodes: then at most so many, the earliest of the first part or the latest of the last. Raises
+    InputError when nothing is left.
     """
     if quality not in QUALITIES:
         raise InputError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}.")
@@ -47,7 +48,6 @@ def select_episodes(
     # Episodes that start before the limit, which rounding (0.7 * 10 > 7) must not push over the next start.
     limit = max(fraction * store.steps - 1e-6, 0.5) if quality != "all" else np.inf
     chosen = order[np.cumsum(lengths) - lengths < limit]
-    chosen = chosen[::-1] if quality == "nearoptimal" else chosen
     if success is not None:
         chosen = chosen[metadata[f"success_{success}"][chosen]]
     chosen = np.sort(chosen[:max_episodes])

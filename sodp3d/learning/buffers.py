@@ -83,6 +83,22 @@ class EpisodeTable:
         self.rows = {key: value[chunks] for key, value in self.rows.items()}
         self.facts = {key: value[mask] for key, value in self.facts.items()}
 
+    def records(self) -> list[EpisodeRecord]:
+        """The episodes one by one, oldest first."""
+        rows = {key: self.per_episode(value) for key, value in self.rows.items()}
+        observed = [key for key in rows if key not in CHAIN_KEYS]
+        return [
+            EpisodeRecord(
+                observation={key: rows[key][index] for key in observed},
+                latents=rows["latents"][index],
+                log_prob=rows["log_prob"][index],
+                reward=rows["reward"][index],
+                success=bool(self.facts["success"][index]),
+                terminated=bool(self.facts["terminated"][index]),
+            )
+            for index in range(len(self))
+        ]
+
     def per_episode(self, flat: Tensor) -> list[Tensor]:
         """Split (sum of C_e, ...) into E of (C_e, ...)."""
         return list(flat.split(self.facts["length"].tolist()))

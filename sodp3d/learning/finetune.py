@@ -1,24 +1,18 @@
-"""Fine-tuning on one task's reward: PPO over the denoising chain plus a regularizer (paper, Algorithm 1 and eq. 15).
+"""Fine-tuning on one task's reward: PPO over the denoising chain plus a regularizer (paper, Algorithm 1 and eq. 15)."""
 
-Shape letters: B batch, C chunks of an episode, K' sampling steps, Tp planned steps, Da actions, F features.
-"""
-
-import copy
 import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sodp3d import checkpoint
 from sodp3d.envs.config import EnvConfig
-from sodp3d.evaluate import Evaluation, evaluate, sentence
-from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
-from sodp3d.learning.ppo import CreditOptions, RunningScale, ValueHead, credits_and_targets, importance_loss
-from sodp3d.learning.regularizers import make_regularizer
-from sodp3d.models.diffusion import ChainOptions
+from sodp3d.errors import InputError
+from sodp3d.evaluate import evaluate, sentence
+from sodp3d.learning.buffers import EpisodeRecord, TargetBuffer
+from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
 from sodp3d.rollout import Episode, Rollouts
 from sodp3d.run import Run
@@ -35,23 +29,35 @@ def finetune(
     settings, seed = config["finetune"], config["seed"]
     pretrained, state = load_planner_and_state(path, device)
     require_same_task(state, pretrained, config, task)
+    recorded = recorded_episodes(Path(settings["offline"]).expanduser()) if settings["offline"] else []
+    if recorded:
+        settings = {**settings, "episodes": min(settings["episodes"], len(recorded))}
     tuning = Finetuning(pretrained, settings, config["reg"], seed)
+    if recorded:
+        require_same_planner(recorded[0], pretrained, tuning)
     described = planner_state(pretrained, [task.name], state["data_hash"])
     if not tuning.load(run):
         before = evaluate(pretrained, rollouts, task, config["evaluation"])
         run.log(0, before.metrics())
         log.info("before: %s", sentence(before.summary()))
         tuning.before = before.summary()
-        tuning.remember(find_proficient(pretrained, tuning, rollouts, task, settings, seed), task)
+        if not recorded:
+            tuning.remember(find_proficient(pretrained, tuning, rollouts, task, settings, seed), task)
         tuning.start(settings["from_scratch"], seed)
     run.rewind(tuning.environment_steps)
     while tuning.episodes < settings["episodes"] and not run.stop_requested:
         count = min(settings["episodes_per_iteration"], settings["episodes"] - tuning.episodes)
-        seeds = [episode_seed(seed, FINETUNING, tuning.rolled_out + index) for index in range(count)]
-        episodes = rollouts.run(tuning.planner, seeds, tuning.options, keep_chains=True)
-        tuning.remember(episodes, task)
+        metrics: dict[str, float] = {}
+        if recorded:
+            tuning.take(recorded[tuning.episodes : tuning.episodes + count])
+            tuning.environment_steps += count * task.episode_steps  # as if they were rolled out now
+        else:
+            seeds = [episode_seed(seed, FINETUNING, tuning.rolled_out + index) for index in range(count)]
+            episodes = rollouts.run(tuning.planner, seeds, tuning.options, keep_chains=True)
+            tuning.remember(episodes, task)
+            metrics = rollout_metrics(episodes, task)
         tuning.episodes += count
-        metrics = rollout_metrics(episodes, task) | tuning.learn(settings["updates_per_episode"] * count)
+        metrics |= tuning.learn(settings["updates_per_episode"] * count)
         if _due(tuning.episodes, count, settings["evaluate_every"]):
             validation = evaluate(tuning.planner, rollouts, task, _validation(config["evaluation"]))
             metrics |= tuning.compare(validation, run, described)
@@ -61,172 +67,6 @@ def finetune(
     tuning.save(run, described)
     if tuning.episodes >= settings["episodes"]:
         _conclude(config, run, tuning, rollouts, task, device)
-
-
-class Finetuning:
-    """All that changes while fine-tuning, so that saving it and loading it leaves no trace in the result."""
-
-    def __init__(self, pretrained: Planner, settings: dict[str, Any], regularizer: dict[str, Any], seed: int):
-        self.settings = settings
-        self.planner = copy.deepcopy(pretrained).train()
-        self.frozen = settings["encoder"] == "frozen"
-        self.planner.encoder.requires_grad_(not self.frozen)
-        self.options = ChainOptions(**settings["sampler"])
-        self.credit = CreditOptions(
-            settings["credit"], settings["baseline"], settings["discount"], settings["gae_lambda"]
-        )
-        self.regularizer = make_regularizer(regularizer["name"], copy.deepcopy(pretrained), self.options)
-        self.regularizer_weight = regularizer["weight"]
-        self.parameters = [parameter for parameter in self.planner.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=settings["learning_rate"], fused=True)
-        torch.manual_seed(seed)
-        self.value = ValueHead(pretrained.config.feature_size).to(pretrained.device)
-        self.value_optimizer = torch.optim.Adam(self.value.parameters(), lr=settings["value_learning_rate"])
-        self.replay = ReplayBuffer(settings["replay_episodes"])
-        self.target = TargetBuffer(settings["target_episodes"], settings["best_returns"])
-        self.scale = RunningScale()
-        self.batches = torch.Generator().manual_seed(seed)
-        self.noise = torch.Generator(pretrained.device).manual_seed(seed)
-        self.episodes = self.rolled_out = self.environment_steps = 0
-        self.before: dict[str, Any] = {}
-        self.best = -1.0
-        self.scores: list[float] = []
-
-    def start(self, from_scratch: bool, seed: int) -> None:
-        """After the first roll-outs: go on from the pre-trained weights, or from fresh ones (section 5.5)."""
-        if from_scratch:
-            torch.manual_seed(seed)
-            fresh = Planner(self.planner.config).to(self.planner.device)
-            fresh.normalizer.load_state_dict(self.planner.normalizer.state_dict())
-            self.planner.load_state_dict(fresh.state_dict())
-
-    def remember(self, episodes: list[Episode], task: EnvConfig) -> None:
-        """Put roll-outs into the replay buffer, and proficient ones into the target buffer."""
-        for episode in episodes:
-            record = to_record(episode, task.success_metric, self.frozen)
-            self.replay.add(record)
-            self.target.add(record)
-            self.scale.update(record.reward)
-            self.environment_steps += episode.length
-        self.rolled_out += len(episodes)
-
-    def learn(self, updates: int) -> dict[str, float]:
-        """Up to `updates` gradient steps on eq. (15), fewer where the KL bound is reached; returns mean metrics."""
-        progress = self.episodes / self.settings["episodes"]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["learning_rate"] * self.settings["final_learning_rate"] ** progress
-        credits = self._credits()
-        records: list[dict[str, float]] = []
-        for _ in range(updates):
-            metrics = self._update(credits)
-            records.append(metrics)
-            if metrics.get("train/approx_kl", 0.0) > self.settings["target_kl"]:
-                break
-        means = {key: float(np.mean([record[key] for record in records])) for key in records[0]}
-        return {**means, "train/updates": len(records), "train/target_episodes": len(self.target)}
-
-    def _credits(self) -> Tensor:
-        """(sum of C,) the weight of each plan in the replay buffer."""
-        rewards = [self.scale(reward) if self.settings["scale_reward"] else reward for reward in self.replay.rewards()]
-        if not self.credit.needs_value:
-            return credits_and_targets(rewards, self.credit)[0]
-        features = self.replay.rows["features"].to(self.planner.device)
-        for _ in range(self.settings["value_updates"]):
-            _, targets = credits_and_targets(rewards, self.credit, *self._values(features))
-            loss = (self.value(features) - targets.to(features)).square().mean()
-            self.value_optimizer.zero_grad()
-            loss.backward()
-            self.value_optimizer.step()
-        return credits_and_targets(rewards, self.credit, *self._values(features))[0]
-
-    @torch.no_grad()
-    def _values(self, features: Tensor) -> tuple[list[Tensor], list[float]]:
-        """Estimates per episode, and of the state after each: 0, as the time limit ends the reward too."""
-        return self.replay.per_episode(self.value(features).cpu()), [0.0] * len(self.replay)
-
-    def _update(self, credits: Tensor) -> dict[str, float]:
-        """One gradient step: importance loss on recent plans, regularizer on top (eq. 15)."""
-        size, device = self.settings["batch_size"], self.planner.device
-        batch = self._observed(self.replay.sample(size, self.batches))
-        target = self._observed(self.target.sample(size, self.batches))
-        loss = torch.zeros((), device=device)
-        metrics: dict[str, Tensor] = {}
-        if self.settings["importance_weight"] > 0:
-            imp, metrics = self._importance(batch, credits[batch["index"].cpu()].to(device))
-            loss = loss + self.settings["importance_weight"] * imp
-            metrics["imp_loss"] = imp
-        if self.regularizer_weight > 0:
-            regularizer = self.regularizer.loss(self.planner, batch, target, self.noise)
-            loss = loss + self.regularizer_weight * regularizer
-            metrics["regularizer"] = regularizer
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"fine-tuning loss is {loss.item()} after {self.episodes} episodes.")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        metrics["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["gradient_norm"])
-        self.optimizer.step()
-        return {f"train/{name}": float(value.detach()) for name, value in metrics.items()}
-
-    def _importance(self, batch: dict[str, Tensor], credit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. (12) on one random denoising step of each plan: the mean over steps, at a K'-th of its price."""
-        random_steps = self.planner.random_steps(self.options)
-        chosen = torch.randint(len(random_steps), (len(credit),), generator=self.batches)
-        step = random_steps[chosen].to(credit.device)
-        row = torch.arange(len(credit), device=credit.device)
-        mean, sigma = self.planner.moments(
-            self.planner.features(batch), batch["latents"][row, step], step, self.options
-        )
-        new = self.planner.step_log_prob(mean, sigma, batch["latents"][row, step + 1], self.options)
-        return importance_loss(credit, new[:, None], batch["log_prob"][row, step][:, None], self.settings["clip"])
-
-    def _observed(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {key: value.to(self.planner.device) for key, value in rows.items()}
-
-    def compare(self, evaluation: Evaluation, run: Run, described: dict[str, Any]) -> dict[str, float]:
-        """Note a validation; the best so far is kept beside the newest checkpoints."""
-        self.scores.append(evaluation.success_rate)
-        if evaluation.success_rate > self.best:
-            self.best = evaluation.success_rate
-            tensors = checkpoint.with_prefix("planner", self.planner.state_dict())
-            checkpoint.save(run.directory / "best", self.environment_steps, tensors, described, keep=1)
-        return {name.replace("evaluation", "validation"): value for name, value in evaluation.metrics().items()}
-
-    def save(self, run: Run, described: dict[str, Any]) -> None:
-        """Publish a checkpoint of everything."""
-        tensors = {"batches": self.batches.get_state(), "noise": self.noise.get_state()}
-        for name, part in self._parts().items():
-            tensors |= checkpoint.with_prefix(name, part.state_dict())
-        for name, optimizer in self._optimizers().items():
-            tensors |= checkpoint.with_prefix(name, checkpoint.optimizer_tensors(optimizer))
-        counters = {key: getattr(self, key) for key in COUNTERS}
-        checkpoint.save(run.checkpoints, self.environment_steps, tensors, {**described, "counters": counters})
-
-    def load(self, run: Run) -> bool:
-        """Continue from the newest checkpoint; False where there is none."""
-        found = checkpoint.load_latest(run.checkpoints)
-        if found is None:
-            return False
-        _, tensors, state = found
-        for name, part in self._parts().items():
-            part.load_state_dict(checkpoint.without_prefix(name, tensors))
-        for name, optimizer in self._optimizers().items():
-            checkpoint.load_optimizer(optimizer, checkpoint.without_prefix(name, tensors))
-        self.batches.set_state(tensors["batches"])
-        self.noise.set_state(tensors["noise"])
-        for key in COUNTERS:
-            setattr(self, key, state["counters"][key])
-        log.info("resumed after %d episodes", self.episodes)
-        return True
-
-    def _parts(self) -> dict[str, Any]:
-        parts = {"planner": self.planner, "value": self.value, "scale": self.scale}
-        return {**parts, "replay": self.replay, "target": self.target}
-
-    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"optimizer": self.optimizer, "value_optimizer": self.value_optimizer}
-
-
-COUNTERS = ("episodes", "rolled_out", "environment_steps", "before", "best", "scores")
 
 
 def find_proficient(
@@ -254,21 +94,33 @@ def find_proficient(
     return found
 
 
-def to_record(episode: Episode, metric: str, frozen: bool) -> EpisodeRecord:
-    """An episode as the buffers keep it: features where the encoder is frozen, else raw observations."""
-    if frozen:
-        observation = {"features": torch.stack(episode.features)}
-    else:
-        keys = episode.observations[0]
-        observation = {key: torch.from_numpy(np.stack([o[key] for o in episode.observations])) for key in keys}
-    return EpisodeRecord(
-        observation,
-        torch.stack(episode.latents),
-        torch.stack(episode.log_prob),
-        episode.chunk_rewards,
-        episode.success[metric],
-        episode.terminated,
-    )
+def recorded_episodes(path: Path) -> list[EpisodeRecord]:
+    """The proficient episodes that another fine-tuning run kept, for offline fine-tuning (C.1); oldest first."""
+    found = checkpoint.load_latest(path / "checkpoints") if path.is_dir() else None
+    target = TargetBuffer(1)
+    if found is not None:
+        target.load_state_dict(checkpoint.without_prefix("target", found[1]))
+    if len(target) == 0 or not target.has_success:
+        raise InputError(
+            f"finetune.offline: {path} is no fine-tuning run with successful episodes; name the directory of one."
+        )
+    return target.records()
+
+
+def require_same_planner(record: EpisodeRecord, planner: Planner, tuning: Finetuning) -> None:
+    """Raises InputError where recorded episodes do not fit the planner, its sampler or how its encoder is trained."""
+    config = planner.config
+    expected = (config.inference_steps + 1, config.horizon, config.action_size)
+    if record.latents.shape[1:] != expected:
+        raise InputError(f"finetune.offline: expected chains of {expected}, got {tuple(record.latents.shape[1:])}.")
+    if tuning.frozen != ("features" in record.observation):
+        kept = "features" if "features" in record.observation else "observations"
+        needed = "tuned" if tuning.frozen else "frozen"
+        raise InputError(
+            f"finetune.offline: its episodes hold {kept}, which does not suit finetune.encoder="
+            f"{tuning.settings['encoder']}; name a run that was made with finetune.encoder={tuning.settings['encoder']}"
+            f" (that one used {needed})."
+        )
 
 
 def rollout_metrics(episodes: list[Episode], task: EnvConfig) -> dict[str, float]:

@@ -23,6 +23,7 @@ from sodp3d.run import Run
 from sodp3d.setup import open_stores, planner_state
 
 log = logging.getLogger(__name__)
+PRECISIONS = ("float32", "bfloat16")
 
 
 class Pretraining:
@@ -31,7 +32,12 @@ class Pretraining:
     def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
         self.planner = planner
         self.settings = settings
+        check_acceleration(settings, planner.device)
+        self.bfloat16 = settings["precision"] == "bfloat16"
         self.ema = EMA(planner)
+        if settings["compile"]:  # after the copy for EMA, which plans seldom
+            planner.unet.compile()
+            planner.encoder.compile()
         self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings["learning_rate"], fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
@@ -41,7 +47,8 @@ class Pretraining:
         """One gradient step; returns the loss. Raises FloatingPointError where it is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
-        loss = self.planner.loss(batch, self.noise)
+        with torch.autocast(self.planner.device.type, torch.bfloat16, enabled=self.bfloat16):
+            loss = self.planner.loss(batch, self.noise)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"pre-training loss is {loss.item()} at step {self.step}; nothing was updated.")
         self.optimizer.zero_grad(set_to_none=True)
@@ -74,6 +81,14 @@ class Pretraining:
         self.noise.set_state(tensors["noise"])
         self.batches.bit_generator.state = state["batches"]
         log.info("resumed at step %d", self.step)
+
+
+def check_acceleration(settings: dict[str, Any], device: torch.device) -> None:
+    """Raises InputError for a precision that is unknown, or for options that the CPU's own kernels do not know."""
+    if settings["precision"] not in PRECISIONS:
+        raise InputError(f"pretrain.precision: expected {' or '.join(PRECISIONS)}, got {settings['precision']!r}.")
+    if device.type == "cpu" and (settings["precision"] != "float32" or settings["compile"]):
+        raise InputError("pretrain.precision=bfloat16 and pretrain.compile are for CUDA; leave them out on the CPU.")
 
 
 def learning_rate(settings: dict[str, Any], step: int) -> float:

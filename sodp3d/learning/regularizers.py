@@ -15,6 +15,7 @@ from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
 
 Batch = Mapping[str, Tensor]
+REGULARIZERS = ("bc", "none", "kl", "pl")
 
 
 class Regularizer(Protocol):
@@ -96,4 +97,4 @@ def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> R
             return KLToPretrained(pretrained, options)
         case "pl":
             return PretrainingLoss()
-    raise InputError(f"reg: expected one of bc, none, kl, pl, got {name!r}.")
+    raise InputError(f"reg: expected one of {', '.join(REGULARIZERS)}, got {name!r}.")

@@ -27,7 +27,7 @@ from sodp3d.setup import (
 from sodp3d.video import write_rollout_videos
 
 log = logging.getLogger(__name__)
-SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode", "model", "evaluation")
+SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode", "method", "model", "evaluation")
 
 
 def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
