@@ -225,8 +225,27 @@ def test_checkpoint_of_other_settings_is_refused() -> None:
         VRL3(replace(SMALL, hidden=32), 2, 2, 0).load_state(tensors, state)
 
 
-def test_offline_then_online_learning_solves_the_point() -> None:
-    config = replace(SMALL, hidden=32, batch_size=64, learning_rate=1e-3, online_std=0.1)
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_bfloat16_products_change_values_and_gradients_little(layer_norm: bool) -> None:
+    critics = [
+        TwinCritic(5, 3, 8, 64, torch.Generator().manual_seed(0), layer_norm, dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+    generator = torch.Generator().manual_seed(1)
+    states, actions = torch.randn(64, 5, generator=generator), torch.randn(64, 4, 3, generator=generator)
+    exact, rounded = (critic(states, actions) for critic in critics)
+    assert rounded.dtype == torch.float32 and not torch.equal(exact, rounded)
+    assert (exact - rounded).abs().mean() < 0.02 * exact.std()
+    for values in (exact, rounded):
+        values.square().sum().backward()
+    for one, other in zip(critics[0].parameters(), critics[1].parameters(), strict=True):
+        assert other.grad.dtype == torch.float32
+        assert torch.cosine_similarity(one.grad.flatten(), other.grad.flatten(), dim=0) > 0.99
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_offline_then_online_learning_solves_the_point(precision: str) -> None:
+    config = replace(SMALL, hidden=32, batch_size=64, learning_rate=1e-3, online_std=0.1, precision=precision)
     agent = make_agent(config)
 
     def mean_return(explore: bool, learn: bool) -> float:
@@ -257,6 +276,8 @@ def test_settings_are_checked() -> None:
         VRL3Config.from_config({"hiden": 3})
     with pytest.raises(InputError, match=r"agent\.encoder: expected 'state', got 'pixels'"):
         VRL3Config.from_config({"encoder": "pixels"})
+    with pytest.raises(InputError, match=r"agent\.precision: expected float32 or bfloat16, got 'half'"):
+        VRL3Config.from_config({"precision": "half"})
     with pytest.raises(InputError, match=r"agent\.demo_fraction: expected a share from 0 to 1, got 1\.5"):
         VRL3Config.from_config({"demo_fraction": 1.5})
     with pytest.raises(InputError, match=r"agent\.name: expected one of .*vrl3.*, got 'vlr3'"):

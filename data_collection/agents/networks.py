@@ -59,12 +59,22 @@ class Trunk(nn.Module):
 
 
 class Actor(nn.Module):
-    """Trunk, two hidden layers, and the mean action before the tanh."""
+    """Trunk, two hidden layers, and the mean action before the tanh.
+
+    dtype: of the hidden layers' products and activations; parameters, trunk and last layer stay in float32.
+    """
 
     def __init__(
-        self, state_size: int, action_size: int, features: int, hidden: int, generator: torch.Generator
+        self,
+        state_size: int,
+        action_size: int,
+        features: int,
+        hidden: int,
+        generator: torch.Generator,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
+        self.dtype = dtype
         self.trunk = Trunk(state_size, features, generator)
         sizes = (features, hidden, hidden, action_size)
         self.weights = nn.ParameterList(
@@ -74,16 +84,17 @@ class Actor(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Scaled states (B, Ds) -> pre-tanh means (B, Da)."""
-        x = self.trunk(states)
+        x = self.trunk(states).to(self.dtype)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            x = torch.addmm(bias, x, weight).relu()
-        return torch.addmm(self.biases[-1], x, self.weights[-1])
+            x = torch.addmm(bias.to(self.dtype), x, weight.to(self.dtype)).relu()
+        return torch.addmm(self.biases[-1], x.float(), self.weights[-1])
 
 
 class TwinCritic(nn.Module):
     """Two action-value heads (leading dimension 2) over one trunk.
 
     layer_norm: normalize hidden layers too, which bounds the values of actions far from the data (RLPD; not in VRL3).
+    dtype: of the hidden layers' products and activations; parameters, trunk and last layer stay in float32.
     """
 
     def __init__(
@@ -94,9 +105,10 @@ class TwinCritic(nn.Module):
         hidden: int,
         generator: torch.Generator,
         layer_norm: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        self.layer_norm = layer_norm
+        self.layer_norm, self.dtype = layer_norm, dtype
         self.trunk = Trunk(state_size, features, generator)
         # An orthogonal (F + Da, h) matrix per head, stored as its state rows and its action rows: the state's part
         # of the first layer is then computed once per state, however many actions are asked about.
@@ -112,13 +124,12 @@ class TwinCritic(nn.Module):
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
         """Scaled states (B, Ds), actions (B, M, Da) -> values (2, B, M)."""
         batch, count, _ = actions.shape
-        from_state = torch.addmm(self.first_bias, self.trunk(states), self.state_weight)  # (B, 2h)
-        x = (from_state[:, None] + actions @ self.action_weight).view(
-            batch * count, 2, -1
-        )  # each head's h side by side
-        x = self._activate(x).transpose(0, 1)  # (2, B M, h)
-        x = self._activate(torch.baddbmm(self.hidden_bias, x, self.hidden_weight))
-        return torch.baddbmm(self.value_bias, x, self.value_weight).view(2, batch, count)
+        cast = self.dtype
+        from_state = torch.addmm(self.first_bias.to(cast), self.trunk(states).to(cast), self.state_weight.to(cast))
+        x = from_state[:, None] + actions.to(cast) @ self.action_weight.to(cast)  # (B, M, 2h)
+        x = self._activate(x.view(batch * count, 2, -1)).transpose(0, 1)  # (2, B M, h)
+        x = self._activate(torch.baddbmm(self.hidden_bias.to(cast), x, self.hidden_weight.to(cast)))
+        return torch.baddbmm(self.value_bias, x.float(), self.value_weight).view(2, batch, count)
 
     def _activate(self, x: Tensor) -> Tensor:
         return functional.relu(functional.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)

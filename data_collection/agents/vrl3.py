@@ -22,6 +22,8 @@ from sodp3d.checkpoint import load_optimizer, optimizer_tensors, with_prefix, wi
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class VRL3Config:
@@ -53,6 +55,7 @@ class VRL3Config:
     bc_weight_online: float = 0.0
     bc_half_life: float = 20_000.0  # ours: online updates after which the online weight has halved
     demo_fraction: float = 0.0  # ours
+    precision: str = "float32"  # ours: of the products of hidden layers
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any]) -> "VRL3Config":
@@ -66,6 +69,8 @@ class VRL3Config:
             raise InputError(
                 f"agent.encoder: expected 'state', got {config.encoder!r}. VRL3's pixel encoder is not built yet."
             )
+        if config.precision not in PRECISIONS:
+            raise InputError(f"agent.precision: expected {' or '.join(PRECISIONS)}, got {config.precision!r}.")
         if not 0.0 <= config.demo_fraction <= 1.0:
             raise InputError(f"agent.demo_fraction: expected a share from 0 to 1, got {config.demo_fraction}.")
         for key in ("hidden", "features", "batch_size", "n_step", "replay_size"):
@@ -94,9 +99,10 @@ class VRL3:
         initial = torch.Generator().manual_seed(seed)
         sizes = (state_size, action_size, config.features, config.hidden)
         self.scaler = StateScaler(state_size).to(self.device)
-        self.actor = Actor(*sizes, initial).to(self.device)
-        self.critic = TwinCritic(*sizes, initial, config.layer_norm).to(self.device)
-        self.target = TwinCritic(*sizes, initial, config.layer_norm).to(self.device).requires_grad_(False)
+        dtype = PRECISIONS[config.precision]
+        self.actor = Actor(*sizes, initial, dtype).to(self.device)
+        self.critic = TwinCritic(*sizes, initial, config.layer_norm, dtype).to(self.device)
+        self.target = TwinCritic(*sizes, initial, config.layer_norm, dtype).to(self.device).requires_grad_(False)
         self.target.load_state_dict(self.critic.state_dict())
         self._actor_parameters: list[Tensor] = list(self.actor.parameters())
         self._critic_parameters: list[Tensor] = list(self.critic.parameters())

@@ -1,0 +1,82 @@
+"""One gradient update: VRL3 on states against Stable-Baselines3's SAC, with the same batch and hidden layers.
+
+python benchmarks/update.py [--threads 2] [--rounds 5] -> docs/results/benchmarks/update.json
+"""
+
+import argparse
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+from timing import compare, write
+
+from data_collection.agents.replay import Trajectory
+from data_collection.agents.vrl3 import VRL3, VRL3Config
+
+STATE, ACTION, BATCH, UPDATES = 39, 28, 256, 20
+
+
+class Nothing(gymnasium.Env):  # type: ignore[type-arg]
+    """The sizes of adroit_door, so that SAC can be built and its memory filled."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (STATE,))
+    action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
+
+    def reset(self, **_: object) -> tuple[np.ndarray, dict[str, object]]:  # type: ignore[override]
+        """A random state."""
+        return self.observation_space.sample(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:  # type: ignore[override]
+        """Another one."""
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def sac(hidden: int) -> SAC:
+    """Stable-Baselines3's SAC as it comes, with some memory."""
+    model = SAC("MlpPolicy", Nothing(), policy_kwargs={"net_arch": [hidden, hidden]}, batch_size=BATCH, device="cpu")
+    model.learn(200)
+    return model
+
+
+def vrl3(hidden: int, precision: str, layer_norm: bool) -> VRL3:
+    """The agent with VRL3's own losses, with some memory."""
+    random = np.random.default_rng(0)
+
+    def trajectory() -> Trajectory:
+        states = random.normal(size=(101, STATE)).astype(np.float32)
+        actions = random.uniform(-1, 1, (100, ACTION)).astype(np.float32)
+        return Trajectory(states, actions, random.normal(size=100).astype(np.float32))
+
+    agent = VRL3(VRL3Config(hidden=hidden, precision=precision, layer_norm=layer_norm), STATE, ACTION, seed=0)
+    agent.demonstrate([trajectory() for _ in range(25)])
+    for _ in range(25):
+        agent.observe(trajectory())
+    return agent
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    cases = []
+    for hidden in (256, 1024):
+        stable = sac(hidden)
+        ours = {
+            "vrl3": vrl3(hidden, "float32", False),
+            "vrl3_bfloat16": vrl3(hidden, "bfloat16", False),
+            "vrl3_layer_norm_bfloat16": vrl3(hidden, "bfloat16", True),
+        }
+        alternatives = {"stable_baselines3": lambda stable=stable: stable.train(UPDATES, BATCH)}
+        alternatives |= {name: lambda agent=agent: agent.update(UPDATES) for name, agent in ours.items()}
+        seconds = {name: value / UPDATES for name, value in compare(alternatives, arguments.rounds).items()}
+        ratios = {name: seconds["stable_baselines3"] / seconds[name] for name in ours}
+        cases.append({"hidden": hidden, "seconds_per_update": seconds, "times_faster": ratios})
+    write("update", {**vars(arguments), "batch": BATCH, "cases": cases})
+
+
+if __name__ == "__main__":
+    main()
