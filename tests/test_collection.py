@@ -178,3 +178,21 @@ def test_killed_command_continues(tmp_path: Path) -> None:
     seeds = store.metadata["seed"].tolist()
     assert store.verify() == [] and store.steps == 96
     assert seeds == [episode_seed(0, 0, index) for index in range(12)] and seeds[: len(kept)] == kept
+
+
+def test_a_set_is_collected_task_by_task_and_finished_tasks_are_left_alone(tmp_path: Path) -> None:
+    options = [
+        "env=mt10_paper", "agent=scripted", "env.episode_steps=6", "env.camera.height=16", "env.camera.width=16",
+        "render=raycast", "workers=1", "threads=1", f"root={tmp_path}", "collect.fraction=1", "collect.agent_steps=24",
+        "collect.environments=2", "collect.evaluate_every=0",
+    ]  # fmt: skip
+    changed = []
+    for tasks in ("[drawer-close]", "[drawer-close,reach]"):
+        command = [sys.executable, str(PROJECT / "data_collection" / "collect.py"), *options, f"env.tasks={tasks}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        first = tmp_path / "data" / "metaworld_drawer-close"
+        changed.append((first / "episodes.zarr" / "meta" / "episode_ends" / "0").stat().st_mtime_ns)
+    assert changed[0] == changed[1]
+    for task in ("drawer-close", "reach"):
+        assert EpisodeStore.open(tmp_path / "data" / f"metaworld_{task}" / "episodes.zarr").steps == 24
