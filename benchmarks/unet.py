@@ -1,4 +1,4 @@
-"""The U-Net on short horizons: torch's convolutions against one product per output step.
+"""The U-Net on short horizons: torch's convolutions against one product per output step, and films shared by steps.
 
 python benchmarks/unet.py [--batch 256] [--rounds 5] -> docs/results/benchmarks/unet.json
 """
@@ -36,8 +36,15 @@ def measure(name: str, action_size: int, horizon: int, batch: int, rounds: int) 
             for _ in range(10):
                 network(*fifty)
 
+    def sample_with_shared_films() -> None:
+        with torch.no_grad():
+            observed = network.observe(fifty[2])
+            for _ in range(10):
+                network(fifty[0], fifty[1][:1], observed)
+
     training = compare({"torch": lambda: train(0), "sodp3d": lambda: train(longest)}, rounds)
-    sampling = compare({"torch": lambda: sample(0), "sodp3d": lambda: sample(longest)}, rounds)
+    ways = {"torch": lambda: sample(0), "own_convolutions": lambda: sample(longest), "sodp3d": sample_with_shared_films}
+    sampling = compare(ways, rounds)
     return {
         "unet": name,
         "action_size": action_size,

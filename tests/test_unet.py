@@ -84,3 +84,14 @@ def test_group_norm_equals_torch() -> None:
     torch.nn.init.normal_(norm.weight)
     expected = torch.nn.functional.group_norm(x.mT, 8, norm.weight, norm.bias).mT
     torch.testing.assert_close(norm(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_films_shared_by_the_steps_of_a_plan_give_the_same_output() -> None:
+    torch.manual_seed(0)
+    for name in ("small", "chi"):
+        network = UNet1d(3, 8, UNETS[name])
+        x, condition = torch.randn(5, 4, 3), torch.randn(5, 8)
+        observed = network.observe(condition)
+        for step in (0, 7, 99):
+            expected = network(x, torch.full((5,), step), condition)
+            torch.testing.assert_close(network(x, torch.tensor([step]), observed), expected, rtol=1e-4, atol=1e-5)

@@ -148,9 +148,12 @@ class Planner(nn.Module):
         return mse_loss(predicted, self.diffusion.target(clean, noise))
 
     def moments(
-        self, features: Tensor, latent: Tensor, step_index: Tensor, options: ChainOptions
+        self, features: Tensor | list[Tensor], latent: Tensor, step_index: Tensor, options: ChainOptions
     ) -> tuple[Tensor, Tensor]:
-        """Mean (B, Tp, Da) and floored standard deviation (B, 1, 1) of the step from latent (B, Tp, Da)."""
+        """Mean (B, Tp, Da) and floored standard deviation (B, 1, 1) of the step from latent (B, Tp, Da).
+
+        features (B, F), or what the denoiser's `observe` made of them; step_index (B,), or (1,) for all alike.
+        """
         output = self.unet(latent, self.diffusion.timesteps[step_index], features)
         mean, sigma = self.diffusion.ddim_moments(output, latent, step_index, options.eta)
         return mean, self._floored(sigma, step_index.view(-1, 1, 1), options)
@@ -189,10 +192,10 @@ class Planner(nn.Module):
         features = self.features(observation)
         if options.noise_clip is not None:
             noise = noise.clamp(-options.noise_clip, options.noise_clip)
+        observed = self.unet.observe(features)
         latents, log_probs = [noise[:, 0]], []
         for index in range(self.config.inference_steps):
-            step_index = torch.full((len(noise),), index, device=noise.device)
-            mean, sigma = self.moments(features, latents[-1], step_index, options)
+            mean, sigma = self.moments(observed, latents[-1], torch.tensor([index], device=noise.device), options)
             latents.append(mean + sigma * noise[:, index + 1])
             log_probs.append(self.step_log_prob(mean, sigma, latents[-1], options))
         return Chain(torch.stack(latents, dim=1), torch.stack(log_probs, dim=1))

@@ -4,11 +4,13 @@ Shape letters: B batch, Tp planned steps, Da action size, C channels, L length a
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, mish
 
 from sodp3d.errors import InputError
 from sodp3d.models.convolution import Convolution, GroupNorm
@@ -50,35 +52,58 @@ class ConvBlock(nn.Sequential):
         super().__init__(Convolution(size_in, size_out, 5, padding=2), GroupNorm(GROUPS, size_out), nn.Mish())
 
 
-class ResidualBlock(nn.Module):
-    """Two convolution blocks with FiLM between them and a residual connection.
+class Film(nn.Sequential):
+    """Mish, Linear: (B, time + observation) -> (B, 2 C), a plain scale (not 1 + scale, as in DP3) and a bias.
 
-    FiLM is scale * h + bias with a plain scale, not 1 + scale, as in DP3.
+    Mish works on single elements, so time and observation have separate parts that are added: while sampling, the
+    observation's is the same at every step, and the time's for every plan.
     """
 
-    def __init__(self, size_in: int, size_out: int, condition_size: int) -> None:
+    def __init__(self, time_size: int, observation_size: int, channels: int) -> None:
+        super().__init__(nn.Mish(), nn.Linear(time_size + observation_size, 2 * channels))
+        self.time_size = time_size
+
+    def of_observation(self, active: Tensor) -> Tensor:
+        """After Mish, (B, observation) -> (B, 2 C), bias included."""
+        return linear(active, self._linear.weight[:, self.time_size :], self._linear.bias)
+
+    def of_time(self, active: Tensor) -> Tensor:
+        """After Mish, (B or 1, time) -> (B or 1, 2 C)."""
+        return linear(active, self._linear.weight[:, : self.time_size])
+
+    @property
+    def _linear(self) -> nn.Linear:
+        layer = self[1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+
+class ResidualBlock(nn.Module):
+    """Two convolution blocks with FiLM between them and a residual connection."""
+
+    def __init__(self, size_in: int, size_out: int, time_size: int, observation_size: int) -> None:
         super().__init__()
         self.first = ConvBlock(size_in, size_out)
         self.second = ConvBlock(size_out, size_out)
-        self.film = nn.Sequential(nn.Mish(), nn.Linear(condition_size, 2 * size_out))
+        self.film = Film(time_size, observation_size, size_out)
         self.residual = nn.Linear(size_in, size_out) if size_in != size_out else nn.Identity()
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, L, C_in), condition: (B, condition_size) -> (B, L, C_out)."""
-        scale, bias = self.film(condition).unsqueeze(1).chunk(2, dim=-1)
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """x: (B, L, C_in), film: (B, 2 C_out) -> (B, L, C_out)."""
+        scale, bias = film.unsqueeze(1).chunk(2, dim=-1)
         return self.second(scale * self.first(x) + bias) + self.residual(x)
 
 
 class Level(nn.ModuleList):
     """Residual blocks that share one length."""
 
-    def __init__(self, sizes: list[int], condition_size: int) -> None:
-        super().__init__(ResidualBlock(a, b, condition_size) for a, b in pairwise(sizes))
+    def __init__(self, sizes: list[int], *condition_sizes: int) -> None:
+        super().__init__(ResidualBlock(a, b, *condition_sizes) for a, b in pairwise(sizes))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, L, C_in), condition: (B, condition_size) -> (B, L, C_out)."""
+    def forward(self, x: Tensor, films: Iterator[Tensor]) -> Tensor:
+        """x: (B, L, C_in), and the next films, one for each block -> (B, L, C_out)."""
         for block in self:
-            x = block(x, condition)
+            x = block(x, next(films))
         return x
 
 
@@ -95,31 +120,45 @@ class UNet1d(nn.Module):
         self.time = nn.Sequential(nn.Linear(time_size, 4 * time_size), nn.Mish(), nn.Linear(4 * time_size, time_size))
         projected = config.condition_size
         self.project = nn.Linear(condition_size, projected) if projected else nn.Identity()
-        size = time_size + (projected or condition_size)
+        size = time_size, projected or condition_size
 
         blocks = config.blocks_per_level
-        self.down = nn.ModuleList(Level([a] + [b] * blocks, size) for a, b in pairwise((action_size, *widths)))
+        self.down = nn.ModuleList(Level([a] + [b] * blocks, *size) for a, b in pairwise((action_size, *widths)))
         self.shorten = nn.ModuleList(Convolution(width, width, 3, stride=2, padding=1) for width in widths[:-1])
-        self.middle = Level([widths[-1]] * (config.mid_blocks + 1), size)
+        self.middle = Level([widths[-1]] * (config.mid_blocks + 1), *size)
         rising = widths[::-1]
-        self.up = nn.ModuleList(Level([2 * a] + [b] * blocks, size) for a, b in pairwise(rising))
+        self.up = nn.ModuleList(Level([2 * a] + [b] * blocks, *size) for a, b in pairwise(rising))
         self.lengthen = nn.ModuleList(
             Convolution(width, width, 4, stride=2, padding=1, transposed=True) for width in rising[1:]
         )
         self.head = nn.Sequential(ConvBlock(widths[0], widths[0]), nn.Linear(widths[0], action_size))
 
-    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
-        """x: (B, Tp, Da), timestep: (B,) int64 in 0..K-1, condition: (B, F) -> (B, Tp, Da). InputError on a bad Tp."""
+    def _films(self) -> list[Film]:
+        levels = [*self.down, self.middle, *self.up]
+        return [block.film for level in levels for block in level]
+
+    def observe(self, condition: Tensor) -> list[Tensor]:
+        """What every denoising step of one plan shares: condition (B, F) -> the observation's part of each film."""
+        active = mish(self.project(condition))
+        return [film.of_observation(active) for film in self._films()]
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Tensor | list[Tensor]) -> Tensor:
+        """x: (B, Tp, Da), timestep: (B,) or (1,) int64 in 0..K-1 -> (B, Tp, Da). InputError on a bad Tp.
+
+        condition: (B, F), or what `observe` made of it.
+        """
         if x.shape[1] % self.divisor:
             raise InputError(f"horizon: must be divisible by {self.divisor}, got {x.shape[1]}.")
-        condition = torch.cat([self.time(sinusoidal(timestep, self.time_size)), self.project(condition)], dim=-1)
+        observed = self.observe(condition) if isinstance(condition, Tensor) else condition
+        time = mish(self.time(sinusoidal(timestep, self.time_size)))
+        films = (film.of_time(time) + part for film, part in zip(self._films(), observed, strict=True))
         skips: list[Tensor] = []
         for index, level in enumerate(self.down):
-            x = level(x, condition)
+            x = level(x, films)
             skips.append(x)
             if index < len(self.shorten):
                 x = self.shorten[index](x)
-        x = self.middle(x, condition)
+        x = self.middle(x, films)
         for level, lengthen in zip(self.up, self.lengthen, strict=True):
-            x = lengthen(level(torch.cat([x, skips.pop()], dim=-1), condition))
+            x = lengthen(level(torch.cat([x, skips.pop()], dim=-1), films))
         return self.head(x)
