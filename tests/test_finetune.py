@@ -12,6 +12,7 @@ from toy_planner import STATE, make_observation, make_planner
 from sodp3d.cli import compose
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
+from sodp3d.evaluate import Evaluation
 from sodp3d.learning.finetune import find_proficient, recorded_episodes, require_same_planner
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
@@ -104,6 +105,35 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     straight.learn(2), resumed.learn(2)
     for name, value in straight.planner.state_dict().items():
         assert torch.equal(value, resumed.planner.state_dict()[name]), name
+
+
+def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tuning = prepare(collapse=0.5)
+
+    def validation(successes: int) -> Evaluation:
+        flags = [seed < successes for seed in range(10)]
+        made = [
+            Episode(seed, success=dict.fromkeys(("final", "count", "any"), flag)) for seed, flag in enumerate(flags)
+        ]
+        return Evaluation(TASK, made)
+
+    with Run(tmp_path / "run", {}) as run:
+        tuning.learn(2)
+        tuning.compare(validation(8), run, {})
+        best = {name: value.clone() for name, value in tuning.planner.state_dict().items()}
+        tuning.learn(2)
+        tuning.compare(validation(5), run, {})  # worse, but no collapse
+        assert any(not torch.equal(value, best[name]) for name, value in tuning.planner.state_dict().items())
+        assert tuning.slowed == 1 and "collapsed" not in caplog.text
+        tuning.compare(validation(3), run, {})
+        assert all(torch.equal(value, best[name]) for name, value in tuning.planner.state_dict().items())
+        assert tuning.slowed == 0.5 and "fell to 30 % from 80 %" in caplog.text
+        rate = tuning.settings["learning_rate"]
+        tuning.learn(1)
+        assert tuning.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
+        tuning.save(run, {})
+        resumed = prepare(collapse=0.5)
+        assert resumed.load(run) and resumed.slowed == 0.5
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:

@@ -24,7 +24,7 @@ from sodp3d.rollout import Episode
 from sodp3d.run import Run
 
 log = logging.getLogger(__name__)
-COUNTERS = ("episodes", "rolled_out", "environment_steps", "before", "best", "scores")
+COUNTERS = ("episodes", "rolled_out", "environment_steps", "before", "best", "scores", "slowed")
 
 
 class Finetuning:
@@ -56,6 +56,7 @@ class Finetuning:
         self.episodes = self.rolled_out = self.environment_steps = 0
         self.before: dict[str, Any] = {}
         self.best = -1.0
+        self.slowed = 1.0  # factor of the learning rate, halved at every collapse
         self.scores: list[float] = []
 
     def start(self, from_scratch: bool, seed: int) -> None:
@@ -83,7 +84,8 @@ class Finetuning:
         """Up to `updates` gradient steps on eq. (15), fewer where the KL bound is reached; returns mean metrics."""
         progress = self.episodes / self.settings["episodes"]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings["learning_rate"] * self.settings["final_learning_rate"] ** progress
+            decay = self.settings["final_learning_rate"] ** progress
+            group["lr"] = self.settings["learning_rate"] * decay * self.slowed
         credits = self._credits()
         records: list[dict[str, float]] = []
         for _ in range(updates):
@@ -156,13 +158,27 @@ class Finetuning:
         return {key: value.to(self.planner.device) for key, value in rows.items()}
 
     def compare(self, evaluation: Evaluation, run: Run, described: dict[str, Any]) -> dict[str, float]:
-        """Note a validation; the best so far is kept beside the newest checkpoints."""
+        """Note a validation; the best planner so far is kept, and a collapse goes back to it."""
         self.scores.append(evaluation.success_rate)
         if evaluation.success_rate > self.best:
             self.best = evaluation.success_rate
             tensors = checkpoint.with_prefix("planner", self.planner.state_dict())
             checkpoint.save(run.directory / "best", self.environment_steps, tensors, described, keep=1)
+        elif evaluation.success_rate < self.settings["collapse"] * self.best:
+            self._return_to_best(run, evaluation.success_rate)
         return {name.replace("evaluation", "validation"): value for name, value in evaluation.metrics().items()}
+
+    def _return_to_best(self, run: Run, success_rate: float) -> None:
+        """The best planner again, with a fresh optimizer and half the learning rate; the buffers stay."""
+        found = checkpoint.load_latest(run.directory / "best")
+        assert found is not None
+        self.planner.load_state_dict(checkpoint.without_prefix("planner", found[1]))
+        self.optimizer.state.clear()
+        self.slowed /= 2
+        log.warning(
+            "collapsed: validation fell to %.0f %% from %.0f %%; back to the best planner, learning rate times %g",
+            100 * success_rate, 100 * self.best, self.slowed,
+        )  # fmt: skip
 
     def save(self, run: Run, described: dict[str, Any]) -> None:
         """Publish a checkpoint of everything."""
