@@ -8,7 +8,6 @@ A set of tasks (env=mt10_paper) is collected task by task, each into its own sto
 """
 
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -72,16 +71,14 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
     from sodp3d import checkpoint
     from sodp3d.envs.gl import settle
     from sodp3d.setup import prepare_torch
-    from sodp3d.workers import Workers
+    from sodp3d.workers import make_workers
 
     plan = schedule(config)
     folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / env.name
     device = prepare_torch(config)
-    count = min(config["workers"] or os.cpu_count() or 1, plan.environments)
-    settle(config["render"])
-    with Workers(CollectionGroup, [(env, config["render"])] * count) as workers:
-        workers.start(0, "describe")
-        facts = workers.result(0)
+    group = (env, settle(config["render"]))
+    with make_workers(config["workers"], CollectionGroup, group, at_most=plan.environments) as workers:
+        (facts,) = workers.call("describe", [()])
         sizes = facts["state_size"], facts["action_size"]
         agent = agents.build(config["agent"], env, *sizes, config["seed"], device)
         run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})

@@ -12,6 +12,7 @@ it are fed back to the agent from the store.
 Shape letters: n running environments, Ds state size, Da action size.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,8 +29,9 @@ from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.errors import InputError
 from sodp3d.run import Run
 from sodp3d.seeds import COLLECTION, FIRST_SEED, episode_seed
-from sodp3d.workers import Workers
+from sodp3d.workers import ATTEMPTS, WorkerDiedError, Workers
 
+log = logging.getLogger(__name__)
 _OFFLINE_BLOCK = 100  # stage-2 updates between two looks at whether to stop
 _OFFLINE_CHECKPOINT = 2000  # and between two checkpoints
 
@@ -59,7 +61,11 @@ class Schedule:
 
 
 class Waves:
-    """Waves of episodes over worker processes, with an agent choosing the actions."""
+    """Waves of episodes over workers, with an agent choosing the actions.
+
+    The unfinished episodes of a worker that dies start anew, with their seeds, on a fresh one. (The agent then chooses
+    other actions if it explores or learns, and what `meanwhile` did for the lost steps stays done.)
+    """
 
     def __init__(self, workers: Workers) -> None:
         self._workers = workers
@@ -72,7 +78,10 @@ class Waves:
         record: bool,
         meanwhile: Callable[[int], None] = lambda steps: None,
     ) -> list[Finished]:
-        """One episode per seed, in that order. `meanwhile(n)` is called while the workers make each n steps."""
+        """One episode per seed, in that order. `meanwhile(n)` is called while the workers make each n steps.
+
+        Raises WorkerError when a call fails, and when one worker and those put in its place die `ATTEMPTS` times.
+        """
         shares = [share.tolist() for share in np.array_split(np.arange(len(seeds)), len(self._workers))]
         shares = [share for share in shares if share]
         starts = self._workers.call("reset", [([seeds[index] for index in share], record) for share in shares])
@@ -80,6 +89,7 @@ class Waves:
         for share, states in zip(shares, starts, strict=True):
             current |= dict(zip(share, states, strict=True))
         finished: dict[int, Finished] = {}
+        deaths = [0] * len(shares)
         while current:
             actions = dict(zip(current, agent.act(np.stack(list(current.values())), explore), strict=True))
             busy = [(worker, [index for index in share if index in current]) for worker, share in enumerate(shares)]
@@ -88,13 +98,28 @@ class Waves:
                 self._workers.start(worker, "step", np.stack([actions[index] for index in indices]))
             meanwhile(len(current))
             for worker, indices in busy:
-                states, results = self._workers.result(worker)
+                try:
+                    states, results = self._workers.result(worker)
+                except WorkerDiedError as error:
+                    deaths[worker] += 1
+                    if deaths[worker] == ATTEMPTS:
+                        raise
+                    log.warning("%s Its %d unfinished episodes start anew.", error, len(indices))
+                    states = self._start_anew(worker, [seeds[index] for index in indices], record)
+                    results = [None] * len(indices)
                 for index, state, result in zip(indices, states, results, strict=True):
                     current[index] = state
                     if result is not None:
                         finished[index] = result
                         del current[index]
         return [finished[index] for index in range(len(seeds))]
+
+    def _start_anew(self, worker: int, seeds: list[int], record: bool) -> NDArray[np.float32]:
+        """Put a fresh worker in the place of one that died; the first states (n, Ds) of its episodes."""
+        self._workers.revive(worker)
+        self._workers.start(worker, "reset", seeds, record)
+        states: NDArray[np.float32] = self._workers.finish(worker)
+        return states
 
 
 class Collection:

@@ -4,7 +4,6 @@ python data_collection/record.py env=adroit_door
 """
 
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,9 +60,10 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Recording:
     Raises InputError when there is no trained agent, or too few attempts succeed.
     """
     from sodp3d import checkpoint
+    from sodp3d.envs.gl import settle
     from sodp3d.run import read_config
     from sodp3d.setup import prepare_torch
-    from sodp3d.workers import Workers
+    from sodp3d.workers import make_workers
 
     folder = Path(config["run"]).expanduser() if config["run"] else data_root(config) / env.name / "agent"
     trained = read_config(folder)
@@ -71,10 +71,9 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Recording:
     if found is None:
         raise InputError(f"run: {folder} has no checkpoint; train the agent with data_collection/collect.py first.")
     device = prepare_torch(config)
-    count = min(config["workers"] or os.cpu_count() or 1, config["environments"])
-    with Workers(CollectionGroup, [(env, config["render"])] * count) as workers:
-        workers.start(0, "describe")
-        facts = workers.result(0)
+    group = (env, settle(config["render"]))
+    with make_workers(config["workers"], CollectionGroup, group, at_most=config["environments"]) as workers:
+        (facts,) = workers.call("describe", [()])
         sizes = facts["state_size"], facts["action_size"]
         agent = agents.build(trained["agent"], env, *sizes, trained["seed"], device)
         agent.load_state(found[1], found[2]["agent"])

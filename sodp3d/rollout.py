@@ -3,6 +3,7 @@
 Shape letters: To observed steps, Tp planned steps, Ta executed steps, K' sampling steps, Da actions.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.envs.group import EnvironmentGroup, Observation
 from sodp3d.models.planner import ChainOptions, Planner
-from sodp3d.workers import Workers
+from sodp3d.workers import ATTEMPTS, WorkerCount, WorkerDiedError, make_workers
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,18 +50,40 @@ class Episode:
         return sum(len(rewards) for rewards in self.rewards)
 
 
+class _Wave:
+    """Episodes in flight; shares[worker] lists its own, in the order of its slots."""
+
+    def __init__(self, seeds: list[int], workers: int) -> None:
+        self.episodes = [Episode(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shares = [list(range(worker, len(seeds), workers)) for worker in range(workers)]
+        self.shares = [share for share in shares if share]
+        self.deaths = [0] * len(self.shares)
+
+    def seeds(self, indices: list[int]) -> list[int]:
+        return [self.episodes[index].seed for index in indices]
+
+    def start_over(self, worker: int, indices: list[int]) -> None:
+        """These unfinished episodes, all that `worker` has left, as they were at first."""
+        self.shares[worker] = indices
+        for index in indices:
+            self.episodes[index] = Episode(self.episodes[index].seed)
+            self.generators[index].manual_seed(self.episodes[index].seed)
+
+
 class Rollouts:
-    """Roll-outs of one task in worker processes; a context manager.
+    """Roll-outs of one task by workers; a context manager.
 
     Args:
         config: the task. observation: pointcloud | state | image. renderer, backend: as for EnvironmentGroup.
-        workers: processes. environments: episodes stepped at once.
+        workers: as for `make_workers`. environments: episodes stepped at once.
     """
 
     def __init__(
-        self, config: EnvConfig, observation: str, renderer: str, backend: str, workers: int, environments: int
+        self, config: EnvConfig, observation: str, renderer: str, backend: str, workers: WorkerCount, environments: int
     ):
-        self._workers = Workers(EnvironmentGroup, [(config, observation, renderer, backend)] * workers)
+        values = (config, observation, renderer, backend)
+        self._workers = make_workers(workers, EnvironmentGroup, values, at_most=environments)
         self._environments = environments
 
     def __enter__(self) -> "Rollouts":
@@ -73,7 +98,7 @@ class Rollouts:
         """One episode per seed, in that order.
 
         The noise of an episode depends on its seed alone, so an episode does not depend on which others ran beside it
-        (up to the rounding of batched products).
+        (up to the rounding of batched products), nor on whether a worker died and a fresh one began it anew.
 
         Args:
             keep_chains: keep observations, features, latents and log-probabilities, for learning from them.
@@ -85,19 +110,17 @@ class Rollouts:
 
     @torch.no_grad()
     def _wave(self, planner: Planner, seeds: list[int], options: ChainOptions, keep: bool) -> list[Episode]:
-        episodes = [Episode(seed) for seed in seeds]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        shares = [list(range(worker, len(seeds), len(self._workers))) for worker in range(len(self._workers))]
-        shares = [share for share in shares if share]
-        starts = self._workers.call("reset", [([seeds[index] for index in share],) for share in shares])
+        wave = _Wave(seeds, len(self._workers))
+        episodes = wave.episodes
+        starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
         current: dict[int, Observation] = {}
-        for share, start in zip(shares, starts, strict=True):
+        for share, start in zip(wave.shares, starts, strict=True):
             current.update({index: _row(start, place) for place, index in enumerate(share)})
         while current:
             running = sorted(current)
             observation = {key: np.stack([current[i][key] for i in running]) for key in current[running[0]]}
             features = planner.encode({key: torch.as_tensor(v).to(planner.device) for key, v in observation.items()})
-            noise = torch.cat([planner.noise(1, generators[i]) for i in running])
+            noise = torch.cat([planner.noise(1, wave.generators[i]) for i in running])
             chain = planner.sample_chain(features, noise, options)
             plans = planner.executed(planner.actions(chain.latents[:, -1])).cpu().numpy()
             if keep:
@@ -106,26 +129,45 @@ class Rollouts:
                     episodes[index].features.append(features[row].cpu())
                     episodes[index].latents.append(chain.latents[row].cpu())
                     episodes[index].log_prob.append(chain.log_prob[row].cpu())
-            current = self._advance(episodes, shares, running, plans)
+            current = self._advance(wave, running, plans)
         return episodes
 
-    def _advance(
-        self, episodes: list[Episode], shares: list[list[int]], running: list[int], plans: NDArray[np.float32]
-    ) -> dict[int, Observation]:
-        """Execute one chunk everywhere; returns the next observation of the episodes that go on."""
+    def _advance(self, wave: _Wave, running: list[int], plans: NDArray[np.float32]) -> dict[int, Observation]:
+        """Execute one chunk everywhere; returns the next observation of the episodes that go on.
+
+        Those of a worker that died start over on a fresh one. Raises WorkerError when that happens `ATTEMPTS` times.
+        """
         plan_of = dict(zip(running, plans, strict=True))
-        busy = [(worker, [i for i in share if i in plan_of]) for worker, share in enumerate(shares)]
+        busy = [(worker, [i for i in share if i in plan_of]) for worker, share in enumerate(wave.shares)]
         busy = [(worker, indices) for worker, indices in busy if indices]
         for worker, indices in busy:
-            slots = [shares[worker].index(index) for index in indices]
+            slots = [wave.shares[worker].index(index) for index in indices]
             self._workers.start(worker, "step", slots, np.stack([plan_of[index] for index in indices]))
         following: dict[int, Observation] = {}
         for worker, indices in busy:
-            answer = self._workers.result(worker)
+            try:
+                answer = self._workers.result(worker)
+            except WorkerDiedError as error:
+                following |= self._start_over(wave, worker, indices, error)
+                continue
             for row, index in enumerate(indices):
-                if not _record(episodes[index], answer, row, plan_of[index]):
+                if not _record(wave.episodes[index], answer, row, plan_of[index]):
                     following[index] = _row(answer["observation"], row)
         return following
+
+    def _start_over(
+        self, wave: _Wave, worker: int, indices: list[int], death: WorkerDiedError
+    ) -> dict[int, Observation]:
+        """The first observations of a dead worker's unfinished episodes, on a fresh one."""
+        wave.deaths[worker] += 1
+        if wave.deaths[worker] == ATTEMPTS:
+            raise death
+        log.warning("%s Its %d unfinished episodes start over.", death, len(indices))
+        wave.start_over(worker, indices)
+        self._workers.revive(worker)
+        self._workers.start(worker, "reset", wave.seeds(indices))
+        start = self._workers.finish(worker)
+        return {index: _row(start, place) for place, index in enumerate(indices)}
 
 
 def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np.float32]) -> bool:

@@ -62,12 +62,10 @@ def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Episo
 
 
 def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int) -> Rollouts:
-    """Worker processes for roll-outs of `task`, seeing what `obs=` says."""
-    workers = min(config["workers"] or os.cpu_count() or 1, environments)
+    """Workers for roll-outs of `task`, seeing what `obs=` says."""
     obs = config["obs"]
-    if obs["name"] != "state":
-        settle(config["render"])
-    return Rollouts(task, obs["name"], config["render"], obs["backend"], workers, environments)
+    renderer = config["render"] if obs["name"] == "state" else settle(config["render"])
+    return Rollouts(task, obs["name"], renderer, obs["backend"], config["workers"], environments)
 
 
 def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.camera import Camera
 from sodp3d.envs.config import CropConfig, EnvConfig
 from sodp3d.errors import InputError
+from sodp3d.workers import WorkerCount
 
 _log = logging.getLogger(__name__)
 _WARN_SHARE = 0.01  # of frames with fewer than N points
@@ -26,14 +27,14 @@ def convert_store(
     config: EnvConfig,
     backend: str = "open3d",
     device: str = "cpu",
-    workers: int = 0,
+    workers: WorkerCount = 0,
     output: str = "point_cloud",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Convert every episode of the store at `path` that is not yet converted; the statistics of kept points.
 
-    Crop and N come from `config`, the camera from the store. workers: 0 converts in this process, n in n spawned
-    ones; this process alone writes. output: the key of the clouds, (steps, N, 3) float32; `<output>_kept` (steps,)
+    Crop and N come from `config`, the camera from the store. workers: as in
+    `derived.derive`. output: the key of the clouds, (steps, N, 3) float32; `<output>_kept` (steps,)
     holds the number of points inside the crop before sampling. progress(done, total): called after each episode.
     Raises InputError when the key holds a finished conversion with other parameters, when a frame has no point in the
     crop, when another process writes to the store, or when the disk is full; what was converted by then stays.
@@ -45,7 +46,7 @@ def convert_store(
             fields={output: Field((config.points, 3), "float32"), f"{output}_kept": Field((), "int32")},
             parameters={**plain(asdict(config.crop)), "points": config.points, "backend": backend},
             factory=EpisodeConverter,
-            arguments=(str(path), config.crop, config.points, backend, device),
+            arguments=(str(store.path.resolve()), config.crop, config.points, backend, device),
             free=("backend",),  # both choose the same points, so a conversion may go on with the other one
         )
         derive(store, clouds, workers, progress)

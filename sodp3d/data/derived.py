@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
-from sodp3d.workers import Workers
+from sodp3d.workers import WorkerCount, make_workers
 
 _log = logging.getLogger(__name__)
 
@@ -51,11 +51,12 @@ class Derivation:
         return next(iter(self.fields))
 
 
-def derive(store: EpisodeStore, derivation: Derivation, workers: int, progress: Progress | None = None) -> None:
+def derive(store: EpisodeStore, derivation: Derivation, workers: WorkerCount, progress: Progress | None = None) -> None:
     """Make the arrays of every episode of `store` (open for appending) that does not have them yet.
 
-    workers: 0 works in this process, n in n spawned ones; this process alone writes. Raises InputError when the output
-    is finished with other parameters, what the maker raises, or when the disk is full; what was made by then stays.
+    workers: 0 works in this process, n in n spawned ones, `ray` on a cluster; this process alone writes. Raises
+    InputError when the output is finished with other parameters, what the maker raises, or when the disk is full; what
+    was made by then stays.
     """
     state = _prepare(store, derivation)
     first, total = int(state["episodes"]), len(store)
@@ -72,19 +73,23 @@ def derive(store: EpisodeStore, derivation: Derivation, workers: int, progress: 
 
 
 def in_order(
-    factory: Callable[..., EpisodeMaker], arguments: tuple[Any, ...], indices: range, workers: int
+    factory: Callable[..., EpisodeMaker], arguments: tuple[Any, ...], indices: range, workers: WorkerCount
 ) -> Generator[Arrays, None, None]:
-    """The made episodes in order. Each worker has one episode in work while its last one is written."""
-    if workers == 0:
-        if indices:
-            yield from map(factory(*arguments).make, indices)
+    """The made episodes in order. Each worker has one episode in work while its last one is written.
+
+    The episode of a worker that died is made by a fresh one.
+    """
+    if not indices:
         return
-    count = min(workers, len(indices))
-    with Workers(factory, [arguments] * count) as pool:
+    if workers == 0:
+        yield from map(factory(*arguments).make, indices)
+        return
+    with make_workers(workers, factory, arguments, at_most=len(indices)) as pool:
+        count = len(pool)
         for place, index in enumerate(indices[:count]):
             pool.start(place, "make", index)
         for place, index in enumerate(indices):
-            result = pool.result(place % count)
+            result = pool.finish(place % count)
             if index + count < indices.stop:
                 pool.start(place % count, "make", index + count)
             yield result

@@ -21,6 +21,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make
 from sodp3d.envs.config import CameraConfig, EnvConfig
 from sodp3d.errors import InputError
+from sodp3d.workers import WorkerCount
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def render_images(
     path: str | Path,
     config: EnvConfig,
     renderer: str = "auto",
-    workers: int = 0,
+    workers: WorkerCount = 0,
     output: str = "image",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def render_images(
             fields={output: Field((3, *size.values()), "uint8")},
             parameters={"renderer": chosen, **size},
             factory=EpisodeRenderer,
-            arguments=(str(path), recorded, chosen, "image"),
+            arguments=(str(store.path.resolve()), recorded, chosen, "image"),
         )
         derive(store, images, workers, progress)
         statistics = {"frames": store.steps} if len(store) else {}
@@ -101,7 +102,7 @@ def render_depth(
     target_path: str | Path,
     config: EnvConfig,
     renderer: str = "auto",
-    workers: int = 0,
+    workers: WorkerCount = 0,
     progress: Progress | None = None,
 ) -> None:
     """A new store of the same episodes with depth drawn by `config.camera`; the source is only read.
@@ -117,7 +118,7 @@ def render_depth(
         raise InputError(f"output_data: {target_path} is the source itself, which is never changed; name a new folder.")
     chosen = source.attributes["renderer"] if renderer == "auto" else renderer
     drawn = replace(_recorded_config(source), camera=config.camera)
-    arguments = (str(source_path), drawn, chosen, "depth")
+    arguments = (str(source.path.resolve()), drawn, chosen, "depth")
     with _open_target(source, Path(target_path), drawn, chosen) as target:
         first, total = len(target), len(source)
         if progress is not None:

@@ -96,17 +96,18 @@ def choose(wanted: str) -> str:
     if wanted == "auto":
         if _context is not None:
             return _context.backend
-        noted = os.environ.get(_CHOICE)
-        wanted = noted if noted in BACKENDS else _choose_automatically()
+        wanted = settle(wanted)
     if wanted != "raycast":
         current(wanted)
     return wanted
 
 
-def settle(wanted: str) -> None:
-    """Decide what `auto` means, and say so, before worker processes start: they inherit the choice."""
-    if wanted == "auto" and os.environ.get(_CHOICE) not in BACKENDS:
-        _choose_automatically()
+def settle(wanted: str) -> str:
+    """What `auto` means, decided and said before workers start, so that all of them draw with the same backend."""
+    if wanted != "auto":
+        return wanted
+    noted = os.environ.get(_CHOICE)
+    return noted if noted in BACKENDS else _choose_automatically()
 
 
 def _choose_automatically() -> str:
