@@ -188,7 +188,7 @@ def make_workers(
         if error.name != "ray":
             raise
         raise InputError(
-            f"workers: {workers} needs Ray, which is not installed here: pip install sodp3d[scale], or workers=<number>."
+            f"workers: {workers} needs Ray, which is not installed: pip install sodp3d[scale], or give a number."
         ) from None
     cpus = connect()
     return Workers(factory, [values] * min(count or cpus, at_most), threads, RayWorker)

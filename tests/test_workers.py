@@ -1,31 +1,34 @@
+import logging
+import multiprocessing
 import os
-import signal
+import sys
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from toy_collection import ToyWorkers
+from toy_planner import make_planner
+from toy_slider import EPISODES, SliderChunks, assert_same, collect, make_slider
+from toy_workers import Counter, MortalMaker
 
+from data_collection.agents.scripted import Scripted
+from data_collection.collection import Waves
+from sodp3d import rollout
+from sodp3d.data.derived import in_order
+from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
-from sodp3d.workers import WorkerError, Workers
+from sodp3d.models.planner import ChainOptions, PlannerConfig
+from sodp3d.seeds import COLLECTION, episode_seed
+from sodp3d.workers import ATTEMPTS, WorkerDiedError, WorkerError, Workers, make_workers
+
+torch.set_num_threads(1)
 
 
-class Counter:
-    def __init__(self, start: int):
-        self.value = start
-
-    def add(self, amount: int) -> int:
-        self.value += amount
-        return self.value
-
-    def process(self) -> int:
-        return os.getpid()
-
-    def fail(self) -> None:
-        raise KeyError("missing")
-
-    def refuse(self) -> None:
-        raise InputError("key: wrong")
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+def kill_one_worker() -> None:
+    """As the kernel does when memory runs out."""
+    multiprocessing.active_children()[-1].kill()
 
 
 def test_each_worker_keeps_its_own_object_in_its_own_process() -> None:
@@ -45,7 +48,114 @@ def test_errors_and_deaths_are_told_and_others_go_on() -> None:
         with pytest.raises(InputError, match=r"^key: wrong$"):
             workers.result(0)
         workers.start(1, "die")
-        with pytest.raises(WorkerError, match="died with exit code -9"):
+        with pytest.raises(WorkerDiedError, match="died with exit code -9"):
+            workers.result(1)
+        workers.start(1, "add", 1)
+        with pytest.raises(WorkerDiedError, match="died with exit code -9"):
             workers.result(1)
         workers.start(0, "add", 5)
         assert workers.result(0) == 5
+        workers.revive(1)
+        workers.start(1, "add", 7)
+        assert workers.result(1) == 7
+
+
+def test_a_call_whose_worker_dies_is_made_by_a_fresh_one_but_not_for_ever(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Workers(Counter, [(5,)]) as workers, caplog.at_level(logging.WARNING):
+        assert workers.call("die_unless", [(str(tmp_path / "died"),)]) == [5]
+        assert "exit code -9). A fresh one takes over (attempt 2 of 4)" in caplog.text
+        caplog.clear()
+        with pytest.raises(WorkerDiedError, match=r"worker 0 .*exit code -9"):
+            workers.call("die", [()])
+        assert len(caplog.messages) == 3
+
+
+def test_a_worker_killed_during_collection_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def at_call(number: int) -> None:
+        if number in (10, 60):  # in the first wave and in the second
+            kill_one_worker()
+
+    with caplog.at_level(logging.WARNING):
+        killed = collect(tmp_path / "killed", 2, at_call)
+    assert caplog.text.count("2 unfinished episodes start anew") == 2
+    seeds = EpisodeStore.open(killed).metadata["seed"].tolist()
+    assert seeds == [episode_seed(3, COLLECTION, index) for index in range(len(seeds))] and len(seeds) >= EPISODES
+    assert_same(collect(tmp_path / "alone", 1), killed)
+
+
+class DyingWorkers(ToyWorkers):
+    """Begin every episode and finish none."""
+
+    deaths = 0
+
+    def start(self, worker: int, method: str, *arguments: Any) -> None:
+        self.method = method
+        super().start(worker, method, *arguments)
+
+    def result(self, worker: int) -> Any:
+        if self.method == "step":
+            self.deaths += 1
+            raise WorkerDiedError("it died.")
+        return super().result(worker)
+
+    finish = result
+
+    def revive(self, worker: int) -> None:
+        pass
+
+
+def test_collection_gives_up_when_workers_keep_dying() -> None:
+    workers = DyingWorkers(workers=1)
+    agent = Scripted(None, action_size=2, noise=0.0, seed=0)
+    with pytest.raises(WorkerDiedError, match=r"it died\."):
+        Waves(workers).run(agent, [1, 2], explore=True, record=True)  # type: ignore[arg-type]
+    assert workers.deaths == ATTEMPTS and workers.seeds == [1, 2] * ATTEMPTS
+
+
+def test_a_dead_workers_episode_is_made_by_a_fresh_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        made = [values[0].item() for values in in_order(MortalMaker, (str(tmp_path),), range(2, 7), 2)]
+    assert made == [2, 3, 4, 5, 6]
+    assert caplog.text.count("A fresh one takes over") == 2  # for episodes 3 and 6
+
+
+def test_a_worker_killed_during_rollouts_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
+    planner = make_planner(
+        PlannerConfig(
+            observation="state", sensor_shape=(1,), proprioception_size=1, action_size=1,
+            n_obs_steps=2, horizon=4, n_action_steps=3, unet="small",
+        )
+    )  # fmt: skip
+    encode, calls = planner.encode, []
+
+    def killing(observation: dict[str, torch.Tensor]) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            kill_one_worker()
+        return encode(observation)
+
+    with rollout.Rollouts(make_slider().config, "state", "raycast", "torch", 2, 3) as rollouts:
+        expected = rollouts.run(planner, [7, 8, 9], ChainOptions(), keep_chains=True)
+        monkeypatch.setattr(planner, "encode", killing)
+        found = rollouts.run(planner, [7, 8, 9], ChainOptions(), keep_chains=True)
+    assert len(calls) > len(expected[0].actions)
+    for one, other in zip(expected, found, strict=True):
+        assert one.seed == other.seed and one.length == other.length and one.success == other.success
+        np.testing.assert_allclose(np.concatenate(one.actions), np.concatenate(other.actions), atol=1e-4)
+        torch.testing.assert_close(torch.stack(one.latents), torch.stack(other.latents), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("value", ["rays", "ray:", "ray:0", -1, 2.5, True])
+def test_anything_else_than_a_number_or_ray_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="workers: expected a number of processes, null, ray or ray:<number>, got"):
+        make_workers(value, Counter, (0,), at_most=2)  # type: ignore[arg-type]
+
+
+def test_ray_is_asked_for_but_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sodp3d.ray_workers", raising=False)
+    with pytest.raises(InputError, match=r"workers: ray:2 needs Ray.*pip install sodp3d\[scale\]"):
+        make_workers("ray:2", Counter, (0,), at_most=2)

@@ -1,0 +1,121 @@
+"""A Ray cluster of several nodes on this machine, each in a session of its own that can be killed as one.
+
+As a script: one node, which lives until its standard input closes, so that none outlives the tests, however they end.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+STORE_BYTES = 80_000_000  # about the smallest that Ray takes
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",  # because Ray listens on all interfaces
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    "RAY_health_check_initial_delay_ms": "0",  # a dead node is noticed within two seconds, not twenty
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])
+
+
+class Node:
+    """Starts at once; `wait` until it is up. Its processes, Ray's workers included, are those of its session."""
+
+    def __init__(self, *options: str) -> None:
+        command = [sys.executable, __file__, f"--object-store-memory={STORE_BYTES}", *options]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        """Raises RuntimeError with what Ray said when it does not start."""
+        assert self.process.stdout is not None
+        said = []
+        for line in self.process.stdout:
+            if line == "up\n":
+                return
+            said.append(line)
+        raise RuntimeError("".join(said))
+
+    def kill(self) -> None:
+        """SIGKILL to all its processes, as when the machine fails."""
+        while processes := session(self.process.pid):
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.01)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            stream.close()
+
+
+class Cluster:
+    """A head with one CPU, on which calls are made, and at most one other node with two. Addresses are of loopback."""
+
+    def __init__(self, folder: str) -> None:
+        """folder: Ray's own; short, because it holds sockets."""
+        self.address = f"127.0.0.2:{free_port()}"
+        port, self._others = self.address.rpartition(":")[2], 2
+        options = ("--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}")
+        self.nodes = [Node("--head", "--node-ip-address=127.0.0.2", f"--port={port}", *options)]
+
+    def grow(self) -> None:
+        """Wait for the head, then start another node and wait for it."""
+        if len(self.nodes) == 1:
+            self.nodes[0].wait()
+        self._others += 1
+        self.nodes.append(
+            Node(f"--address={self.address}", f"--node-ip-address=127.0.0.{self._others}", "--num-cpus=2")
+        )
+        self.nodes[-1].wait()
+
+    def kill(self) -> None:
+        """Kill the node that came last."""
+        self.nodes.pop().kill()
+
+
+def session(leader: int) -> list[int]:
+    """The living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def main() -> None:
+    """Start a node with the given options of `ray start`, and end its session when nobody needs it any more."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--disable-usage-stats", *sys.argv[1:]]
+    try:
+        if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 0:
+            sys.stdout.write("up\n")
+            sys.stdout.flush()
+            sys.stdin.read()
+    finally:
+        for process in [each for each in session(os.getpid()) if each != os.getpid()]:
+            os.kill(process, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""A worker's object that counts, and goes wrong in every way. Light, because each worker imports it."""
+
+import os
+import signal
+
+import numpy as np
+
+from sodp3d.errors import InputError
+
+
+class Counter:
+    def __init__(self, start: int):
+        self.value = start
+
+    def add(self, amount: int) -> int:
+        self.value += amount
+        return self.value
+
+    def process(self) -> int:
+        return os.getpid()
+
+    def threads(self) -> str:
+        return os.environ["OMP_NUM_THREADS"]
+
+    def array(self, size: int) -> np.ndarray:
+        return np.arange(size)
+
+    def fail(self) -> None:
+        raise KeyError("missing")
+
+    def refuse(self) -> None:
+        raise InputError("key: wrong")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def die_unless(self, path: str) -> int:
+        """Dies at its first call for `path`, as if by chance."""
+        if not os.path.exists(path):
+            open(path, "w").close()
+            self.die()
+        return self.value
+
+
+class MortalMaker:
+    """Makes episode i as the array [i]; dies at the first attempt at every third."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def make(self, index: int) -> tuple[np.ndarray]:
+        if index % 3 == 0:
+            Counter(0).die_unless(os.path.join(self.folder, f"died-{index}"))
+        return (np.array([index]),)
