@@ -69,24 +69,38 @@ class Cluster:
 
     def __init__(self, folder: str) -> None:
         """folder: Ray's own; short, because it holds sockets."""
-        self.address = f"127.0.0.2:{free_port()}"
-        port, self._others = self.address.rpartition(":")[2], 2
-        options = ("--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}")
-        self.nodes = [Node("--head", "--node-ip-address=127.0.0.2", f"--port={port}", *options)]
+        self.sessions: list[int] = []
+        self.nodes: list[Node] = []
+        port = free_port()
+        self.address = f"127.0.0.2:{port}"
+        self._add("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}")
 
     def grow(self) -> None:
-        """Wait for the head, then start another node and wait for it."""
-        if len(self.nodes) == 1:
-            self.nodes[0].wait()
-        self._others += 1
-        self.nodes.append(
-            Node(f"--address={self.address}", f"--node-ip-address=127.0.0.{self._others}", "--num-cpus=2")
-        )
-        self.nodes[-1].wait()
+        """Add a node."""
+        self._add(f"--address={self.address}", "--num-cpus=2")
 
-    def kill(self) -> None:
+    def shrink(self) -> None:
         """Kill the node that came last."""
         self.nodes.pop().kill()
+
+    def close(self) -> None:
+        """Kill all nodes."""
+        while self.nodes:
+            self.shrink()
+        assert not any(session(leader) for leader in self.sessions)
+
+    def _add(self, *options: str) -> None:
+        """Start a node and wait for it; again if that fails, because Ray's own deadlines are short on a busy machine."""
+        for attempt in range(3):
+            number = 2 + len(self.sessions) if self.nodes else 2
+            self.nodes.append(Node(f"--node-ip-address=127.0.0.{number}", *options))
+            self.sessions.append(self.nodes[-1].process.pid)
+            try:
+                return self.nodes[-1].wait()
+            except RuntimeError:
+                self.shrink()
+                if attempt == 2:
+                    raise
 
 
 def session(leader: int) -> list[int]:

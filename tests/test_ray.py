@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from ray_cluster import ENVIRONMENT, Cluster, session
+from ray_cluster import ENVIRONMENT, Cluster
 
 os.environ.update(ENVIRONMENT)  # read when Ray is imported
 ray = pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
@@ -29,19 +29,17 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # pytest's own would be too long for sockets
     here = Path(__file__).parent
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))  # workers import what tests define
-    started = Cluster(folder)
-    sessions = [node.process.pid for node in started.nodes]
     try:
-        monkeypatch.setenv("RAY_ADDRESS", started.address)
-        started.grow()
-        yield started
+        started = Cluster(folder)
+        try:
+            monkeypatch.setenv("RAY_ADDRESS", started.address)
+            started.grow()
+            yield started
+        finally:
+            ray.shutdown()
+            started.close()
     finally:
-        sessions += [node.process.pid for node in started.nodes]
-        ray.shutdown()
-        while started.nodes:
-            started.kill()
-        shutil.rmtree(folder)
-    assert not any(session(leader) for leader in sessions)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_cluster_that_loses_a_node_gives_what_one_local_worker_gives(
@@ -55,7 +53,7 @@ def test_a_cluster_that_loses_a_node_gives_what_one_local_worker_gives(
     assert signal.getsignal(signal.SIGTERM) is handler
 
     alone = collect(tmp_path / "alone", 1)
-    spread = collect(tmp_path / "spread", "ray:3", lambda number: cluster.kill() if number == 10 else None)
+    spread = collect(tmp_path / "spread", "ray:3", lambda number: cluster.shrink() if number == 10 else None)
     assert "unfinished episodes start anew" in caplog.text and len(cluster.nodes) == 1
     assert_same(alone, spread)
     check_merge(spread, tmp_path)
@@ -64,7 +62,7 @@ def test_a_cluster_that_loses_a_node_gives_what_one_local_worker_gives(
     cluster.grow()
     config = make_slider().config
     convert_store(alone, config)
-    convert_store(spread, config, workers="ray:2", progress=lambda done, total: cluster.kill() if done == 3 else None)
+    convert_store(spread, config, workers="ray:2", progress=lambda done, total: cluster.shrink() if done == 3 else None)
     assert "A fresh one takes over" in caplog.text and len(cluster.nodes) == 1
     assert_same(alone, spread, "point_cloud", "point_cloud_kept")
 
