@@ -23,6 +23,24 @@ from sodp3d.workers import Answer, Holder, WorkerDiedError
 log = logging.getLogger(__name__)
 
 
+class _Host:
+    """The actor. The factory stays pickled until the number of threads is set: libraries read it when imported."""
+
+    def __init__(self, work: bytes, threads: int) -> None:
+        os.environ.update(OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
+        self._work = work
+        self._holder: Holder | None = None
+
+    def call(self, call: bytes) -> bytes:
+        """The pickled Answer of a pickled (method, arguments)."""
+        if self._holder is None:
+            self._holder = Holder(*pickle.loads(self._work))
+        return pickle.dumps(self._holder.call(*pickle.loads(call)), protocol=pickle.HIGHEST_PROTOCOL)
+
+
+_ACTOR = ray.remote(_Host).options(scheduling_strategy="SPREAD")
+
+
 class RayWorker:
     """A Ray actor, with `threads` CPU threads for its numerical libraries (as `workers.Worker`).
 
@@ -30,8 +48,7 @@ class RayWorker:
     """
 
     def __init__(self, factory: Callable[..., Any], values: tuple[Any, ...], threads: int) -> None:
-        actor = ray.remote(_Host).options(scheduling_strategy="SPREAD")
-        self._actor: Any = actor.remote(pickle.dumps((factory, values)), threads)
+        self._actor: Any = _ACTOR.remote(pickle.dumps((factory, values)), threads)
         self._call: Any = None
 
     def start(self, method: str, arguments: tuple[Any, ...]) -> None:
@@ -56,32 +73,17 @@ class RayWorker:
         """Nothing to wait for: Ray ends it."""
 
 
-class _Host:
-    """The actor. The factory stays pickled until the number of threads is set: libraries read it when imported."""
-
-    def __init__(self, work: bytes, threads: int) -> None:
-        os.environ.update(OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
-        self._work = work
-        self._holder: Holder | None = None
-
-    def call(self, call: bytes) -> bytes:
-        """The pickled Answer of a pickled (method, arguments)."""
-        if self._holder is None:
-            self._holder = Holder(*pickle.loads(self._work))
-        return pickle.dumps(self._holder.call(*pickle.loads(call)), protocol=pickle.HIGHEST_PROTOCOL)
-
-
 def connect() -> int:
     """Join the cluster at RAY_ADDRESS, or the one that runs on this machine, or start one here; its number of CPUs.
 
-    Raises InputError where nothing answers at RAY_ADDRESS.
+    Raises InputError where nothing answers at RAY_ADDRESS, and for a cluster without CPUs.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster started here reports to nobody
         handler, main = signal.getsignal(signal.SIGTERM), threading.current_thread() is threading.main_thread()
         try:
             ray.init(logging_level=logging.WARNING)
-        except ConnectionError as error:
+        except (ConnectionError, ValueError) as error:
             raise InputError(
                 f"RAY_ADDRESS: no Ray cluster answers at {os.environ.get('RAY_ADDRESS')} ({error}). Start one with "
                 f"ray start --head, and add machines with ray start --address=<head>."
@@ -92,4 +94,6 @@ def connect() -> int:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
     log.info("Ray cluster of %d machines with %d CPUs", len(nodes), cpus)
+    if cpus == 0:
+        raise InputError("workers: no machine of the Ray cluster has a CPU to work with; add one with ray start.")
     return cpus

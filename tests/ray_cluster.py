@@ -90,7 +90,7 @@ class Cluster:
         assert not any(session(leader) for leader in self.sessions)
 
     def _add(self, *options: str) -> None:
-        """Start a node and wait for it; again if that fails, because Ray's own deadlines are short on a busy machine."""
+        """Start a node and wait for it; again if that fails, for Ray's own deadlines are short on a busy machine."""
         for attempt in range(3):
             number = 2 + len(self.sessions) if self.nodes else 2
             self.nodes.append(Node(f"--node-ip-address=127.0.0.{number}", *options))
