@@ -12,17 +12,22 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder, installed or not
 
 from data_collection import agents, demos
 from data_collection.collection import Collection, Schedule
 from data_collection.environments import CollectionGroup
+from data_collection.playback import watch
 from sodp3d.cli import command, compose, data_root
 from sodp3d.data.schema import QUALITIES
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
+
+if TYPE_CHECKING:
+    from data_collection.agents.replay import Trajectory
+    from sodp3d.workers import Workers
 
 log = logging.getLogger(__name__)
 DEFAULT_AGENTS = {"adroit": "vrl3", "metaworld": "sac"}
@@ -79,17 +84,39 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
     group = (env, settle(config["render"]))
     with make_workers(config["workers"], CollectionGroup, group, at_most=plan.environments) as workers:
         (facts,) = workers.call("describe", [()])
-        sizes = facts["state_size"], facts["action_size"]
-        agent = agents.build(config["agent"], env, *sizes, config["seed"], device)
         run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
-        if agent.needs_demonstrations and not checkpoint.steps(run.checkpoints):
-            shown = demos.load(env, config["demos"], sizes, facts["count_threshold"], config["demo_episodes"])
-            log.info("%s", shown.summary())
-            agent.demonstrate(shown.trajectories)
+        fresh = not checkpoint.steps(run.checkpoints)
+        agent = build_agent(config["agent"], env, facts, config["seed"], device, fresh)
+        if agent.needs_demonstrations and fresh:
+            agent.demonstrate(demonstrations(config, env, facts, workers, agent.image_size))
         with open_store(folder, env, facts, config) as store, run:
             complete = Collection(agent, store, run, workers, plan).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
     return complete
+
+
+def build_agent(
+    settings: Mapping[str, Any], env: EnvConfig, facts: Mapping[str, Any], seed: int, device: Any, fresh: bool
+) -> agents.Agent:
+    """The agent for an environment of which workers told `facts`. Raises InputError if it could not see there."""
+    sizes = facts["state_size"], facts["action_size"]
+    agent = agents.build(settings, env, *sizes, seed, device, facts["proprioception_size"], fresh)
+    if agent.image_size is not None and facts["renderer"] == "raycast":
+        raise InputError(
+            "agent.encoder=pixels needs colour images, and ray casting has none. Use render=egl or render=osmesa "
+            "(python -m sodp3d.doctor says what they lack here), or agent.encoder=state."
+        )
+    return agent
+
+
+def demonstrations(
+    config: Mapping[str, Any], env: EnvConfig, facts: Mapping[str, Any], workers: "Workers", image_size: int | None
+) -> "list[Trajectory]":
+    """What `demos=` names, as the agent sees it."""
+    sizes = facts["state_size"], facts["action_size"]
+    shown = demos.load(env, config["demos"], sizes, facts["count_threshold"], config["demo_episodes"])
+    log.info("%s", shown.summary())
+    return shown.trajectories if image_size is None else watch(shown, workers, image_size)
 
 
 def _open_run(folder: Path, config: dict[str, Any]) -> Any:

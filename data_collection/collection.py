@@ -84,14 +84,14 @@ class Waves:
         """
         shares = [share.tolist() for share in np.array_split(np.arange(len(seeds)), len(self._workers))]
         shares = [share for share in shares if share]
-        starts = self._workers.call("reset", [([seeds[index] for index in share], record) for share in shares])
-        current: dict[int, NDArray[np.float32]] = {}
-        for share, states in zip(shares, starts, strict=True):
+        arguments = [([seeds[index] for index in share], record, agent.image_size) for share in shares]
+        current: dict[int, Any] = {}
+        for share, states in zip(shares, self._workers.call("reset", arguments), strict=True):
             current |= dict(zip(share, states, strict=True))
         finished: dict[int, Finished] = {}
         deaths = [0] * len(shares)
         while current:
-            actions = dict(zip(current, agent.act(np.stack(list(current.values())), explore), strict=True))
+            actions = dict(zip(current, agent.act(_stacked(list(current.values())), explore), strict=True))
             busy = [(worker, [index for index in share if index in current]) for worker, share in enumerate(shares)]
             busy = [(worker, indices) for worker, indices in busy if indices]
             for worker, indices in busy:
@@ -105,7 +105,7 @@ class Waves:
                     if deaths[worker] == ATTEMPTS:
                         raise
                     log.warning("%s Its %d unfinished episodes start anew.", error, len(indices))
-                    states = self._start_anew(worker, [seeds[index] for index in indices], record)
+                    states = self._start_anew(worker, [seeds[index] for index in indices], record, agent.image_size)
                     results = [None] * len(indices)
                 for index, state, result in zip(indices, states, results, strict=True):
                     current[index] = state
@@ -114,12 +114,16 @@ class Waves:
                         del current[index]
         return [finished[index] for index in range(len(seeds))]
 
-    def _start_anew(self, worker: int, seeds: list[int], record: bool) -> NDArray[np.float32]:
-        """Put a fresh worker in the place of one that died; the first states (n, Ds) of its episodes."""
+    def _start_anew(self, worker: int, seeds: list[int], record: bool, image_size: int | None) -> Any:
+        """Put a fresh worker in the place of one that died; what is first seen of its n episodes."""
         self._workers.revive(worker)
-        self._workers.start(worker, "reset", seeds, record)
-        states: NDArray[np.float32] = self._workers.finish(worker)
-        return states
+        self._workers.start(worker, "reset", seeds, record, image_size)
+        return self._workers.finish(worker)
+
+    def draw(self, sim_states: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
+        """Images (T, 3, H, W) of simulator states (T, S), drawn by all workers together."""
+        shares = [share for share in np.array_split(sim_states, len(self._workers)) if len(share)]
+        return np.concatenate(self._workers.call("draw", [(share, image_size) for share in shares]))
 
 
 class Collection:
@@ -235,9 +239,16 @@ class Collection:
         steps_seen = int(self.store.episode_ends[seen - 1]) if seen else -self.agent.offline_left
         self.run.rewind(steps_seen)
         for index in range(seen, len(self.store)):
-            self.agent.observe(stored_trajectory(self.store, index))
+            self.agent.observe(self._stored(index))
             self.run.log(int(self.store.episode_ends[index]), _stored_rates(self.store, index), self.schedule.steps)
         self._last_checkpoint = max(steps_seen, 0)
+
+    def _stored(self, index: int) -> Trajectory:
+        """A committed episode as the agent saw it; images are drawn again."""
+        if self.agent.image_size is None:
+            return stored_trajectory(self.store, index)
+        images = self.waves.draw(self.store.read("sim_state", index, index + 1), self.agent.image_size)
+        return stored_trajectory(self.store, index, images)
 
 
 # ---- what is kept and logged of an episode --------------------------------------------------------------------------
@@ -245,7 +256,8 @@ class Collection:
 
 def trajectory(episode: Finished) -> Trajectory:
     """What the agent learns from."""
-    return Trajectory(episode.states, episode.actions, episode.rewards, episode.terminated)
+    states, images = episode.seen.get("agent_pos", episode.states), episode.seen.get("image")
+    return Trajectory(states, episode.actions, episode.rewards, episode.terminated, images)
 
 
 def metadata(episode: Finished, agent_step: int) -> dict[str, Any]:
@@ -254,17 +266,20 @@ def metadata(episode: Finished, agent_step: int) -> dict[str, Any]:
     return {"seed": episode.seed, "agent_step": agent_step, "episode_return": episode.episode_return, **success}
 
 
-def stored_trajectory(store: EpisodeStore, index: int) -> Trajectory:
+def stored_trajectory(store: EpisodeStore, index: int, images: NDArray[np.uint8] | None = None) -> Trajectory:
     """A committed episode for the agent. The state after its last action is not in the store.
 
     An episode shorter than the time limit was terminated by the task: its last state has no value, so any will do.
+    images (T, 3, H, W): of its steps, for an agent that sees them.
     """
-    steps = store.episode(index, ("state", "action", "reward"))
-    states = steps["state"]
+    key = "state" if images is None else "agent_pos"
+    steps = store.episode(index, (key, "action", "reward"))
+    states = steps[key]
     terminated = len(states) < store.attributes["env_config"]["episode_steps"]
     if terminated:
         states = np.concatenate([states, states[-1:]])
-    return Trajectory(states, steps["action"], steps["reward"], terminated)
+        images = None if images is None else np.concatenate([images, images[-1:]])
+    return Trajectory(states, steps["action"], steps["reward"], terminated, images)
 
 
 def rates(stage: str, episodes: Sequence[Finished]) -> dict[str, float]:
@@ -287,3 +302,10 @@ def _named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _keys(records: Sequence[Mapping[str, float]]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record))
+
+
+def _stacked(observations: Sequence[Any]) -> Any:
+    """Observations of n environments as one: (n, Ds), or a dictionary of such arrays."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)

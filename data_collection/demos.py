@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from data_collection.agents.replay import Trajectory
+from data_collection.playback import Recording
 from sodp3d.envs import EnvConfig, score_states
 from sodp3d.errors import InputError
 from sodp3d.files import PROJECT, read_json, write_json
@@ -27,15 +28,20 @@ _MINARI_IDS = {  # where users find expert data for the Adroit tasks
     "adroit_pen": "D4RL/pen/expert-v2",
 }
 _FILE = "main_data.hdf5"
+_INITIAL = "options/initial_state_dict/"  # attributes in which Minari keeps what an episode was reset to
 
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """Demonstrations at control rate. successes: how many count as such, None where states alone do not tell."""
+    """Demonstrations at control rate. successes: how many count as such, None where states alone do not tell.
+
+    recordings: the same episodes as they were recorded, to be played back.
+    """
 
     name: str
     trajectories: list[Trajectory]
     successes: int | None
+    recordings: list[Recording]
 
     def summary(self) -> str:
         """One line for people."""
@@ -91,17 +97,20 @@ def load(
         raise InputError(f"demos: {name} has action_repeat {recorded}, but env={env.name} has {env.action_repeat}.")
     trajectories: list[Trajectory] = []
     counts: list[int | None] = []
-    for raw in _episodes(folder / _FILE, limit):
+    recordings: list[Recording] = []
+    for raw, beginning in _episodes(folder / _FILE, limit):
         _check_sizes(env, name, (raw.states.shape[-1], raw.actions.shape[-1]), sizes)
         trajectory, goals = (raw, None) if recorded else to_control_rate(env, raw)
         trajectories.append(trajectory)
         counts.append(goals)
+        recordings.append(Recording(*beginning, raw.states, raw.actions, 1 if recorded else env.action_repeat))
     if not trajectories:
         raise InputError(f"demos: {name} holds no episodes.")
     successes = sum(goals > count_threshold for goals in counts if goals is not None)
     if None in counts:  # a control step's goal frames cannot be told from its last state; ours say it themselves
-        return Demonstrations(name, trajectories, metadata.get("successes") if limit is None else None)
-    return Demonstrations(name, trajectories, successes)
+        told = metadata.get("successes") if limit is None else None
+        return Demonstrations(name, trajectories, told, recordings)
+    return Demonstrations(name, trajectories, successes, recordings)
 
 
 def to_control_rate(env: EnvConfig, raw: Trajectory) -> tuple[Trajectory, int | None]:
@@ -132,15 +141,18 @@ def _check_sizes(env: EnvConfig, name: str, found: tuple[int, int], expected: tu
             raise InputError(f"demos: {what} of {name} have {one} numbers, but env={env.name} has {other}.{hint}")
 
 
-def _episodes(path: Path, limit: int | None) -> Iterator[Trajectory]:
-    """The recorded episodes as they are, in the order of their numbers."""
+def _episodes(path: Path, limit: int | None) -> Iterator[tuple[Trajectory, tuple[int | None, dict[str, Any]]]]:
+    """The recorded episodes as they are, in the order of their numbers, and how each began: seed, initial state."""
     try:
         with h5py.File(path, "r") as file:
             names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))
             for name in names[:limit]:
                 group = file[name]
                 states, actions, rewards = (np.asarray(group[k][()]) for k in ("observations", "actions", "rewards"))
-                yield Trajectory(states, actions, rewards, bool(group["terminations"][-1]))
+                seed = group.attrs.get("seed")
+                start = {key.split("/")[-1]: np.asarray(value) for key, value in group.attrs.items() if _INITIAL in key}
+                beginning = (None if seed is None else int(seed), start)
+                yield Trajectory(states, actions, rewards, bool(group["terminations"][-1])), beginning
     except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"demos: {path} is damaged or not a dataset of plain arrays ({error}).") from error
 

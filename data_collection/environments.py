@@ -1,24 +1,30 @@
 """What a collection worker holds: environments stepped side by side, their depth frames, their finished episodes.
 
 NumPy only, so that workers start quickly. Frames stay in the worker until their episode ends: only states and actions
-cross the pipe at every step.
+cross the pipe at every step, or for agents that see images, one of those.
 
-Shape letters: n running environments, T control steps, Ds state size, Da action size, H W image.
+Shape letters: n running environments, T control steps, S simulator state, Dp proprioception, Ds state, Da action size,
+H W image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from data_collection.playback import Recording, image, play
 from sodp3d import envs
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.errors import InputError
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished episode. steps: per-step arrays as the store keeps them ({} without `record`)."""
+    """A finished episode. steps: per-step arrays as the store keeps them ({} without `record`).
+
+    seen: {"agent_pos": (T + 1, Dp) float32, "image": (T + 1, 3, H, W) uint8} where the agent sees images, else {}.
+    """
 
     seed: int
     steps: dict[str, NDArray[Any]]
@@ -27,6 +33,7 @@ class Finished:
     rewards: NDArray[np.float32]  # (T,)
     terminated: bool
     success: dict[str, bool]
+    seen: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def episode_return(self) -> float:
@@ -35,16 +42,18 @@ class Finished:
 
 
 class _Episode:
-    """One episode being made in one environment."""
+    """One episode being made in one environment. image_size: of what the agent sees, None for the state."""
 
-    def __init__(self, environment: envs.RobotEnv, seed: int, record: bool) -> None:
-        self.environment, self.seed, self.record = environment, seed, record
+    def __init__(self, environment: envs.RobotEnv, seed: int, record: bool, image_size: int | None) -> None:
+        self.environment, self.seed, self.record, self.image_size = environment, seed, record, image_size
         self.steps: dict[str, list[Any]] = {}
         self.observation, _ = environment.reset(seed=seed)
         self.states: list[NDArray[np.float32]] = [self.observation["state"]]
         self.actions: list[NDArray[np.float32]] = []
         self.rewards: list[np.float32] = []
+        self.seen: dict[str, list[Any]] = {}
         self.over = False
+        self._look()
 
     def step(self, action: NDArray[np.float32]) -> Finished | None:
         """One control step; returns the episode once it is over."""
@@ -59,8 +68,14 @@ class _Episode:
         self.states.append(self.observation["state"])
         self.actions.append(action)
         self.rewards.append(np.float32(reward))
+        self._look()
         self.over = terminated or truncated
         return self._finished(terminated, info) if self.over else None
+
+    def _look(self) -> None:
+        if self.image_size is not None:
+            self.seen.setdefault("agent_pos", []).append(self.observation["agent_pos"])
+            self.seen.setdefault("image", []).append(image(self.environment, self.image_size))
 
     def _keep(self, key: str, value: Any) -> None:
         self.steps.setdefault(key, []).append(value)
@@ -71,7 +86,8 @@ class _Episode:
         if self.record:
             steps |= {"state": states[:-1], "action": actions, "reward": rewards}
         success = {metric: bool(info[f"success_{metric}"]) for metric in SUCCESS_METRICS}
-        return Finished(self.seed, steps, states, actions, rewards, terminated, success)
+        seen = {key: np.stack(values) for key, values in self.seen.items()}
+        return Finished(self.seed, steps, states, actions, rewards, terminated, success, seen)
 
 
 class CollectionGroup:
@@ -103,21 +119,49 @@ class CollectionGroup:
             "count_threshold": environment.task.count_threshold,
         }
 
-    def reset(self, seeds: list[int], record: bool) -> NDArray[np.float32]:
-        """Start one episode per seed; returns the states (n, Ds)."""
-        self._episodes = [_Episode(self._environment(slot), seed, record) for slot, seed in enumerate(seeds)]
-        return np.stack([episode.states[-1] for episode in self._episodes])
+    def reset(self, seeds: list[int], record: bool, image_size: int | None = None) -> Any:
+        """Start one episode per seed; returns the states (n, Ds), or with `image_size`, n dictionaries as in `step`."""
+        environments = [self._environment(slot) for slot in range(len(seeds))]
+        self._episodes = [
+            _Episode(environment, seed, record, image_size)
+            for environment, seed in zip(environments, seeds, strict=True)
+        ]
+        return _now(self._episodes)
 
-    def step(self, actions: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[Finished | None]]:
+    def step(self, actions: NDArray[np.float32]) -> tuple[Any, list[Finished | None]]:
         """One control step of every running episode, in slot order, with actions (n, Da).
 
-        Returns the states (n, Ds) after it, and for each of the n its finished episode or None.
+        Returns the states (n, Ds) after it, or where the agent sees images, n dictionaries of agent_pos (Dp,) and image
+        (3, H, W); and for each of the n its finished episode or None.
         """
         running = [episode for episode in self._episodes if not episode.over]
         finished = [episode.step(action) for episode, action in zip(running, actions, strict=True)]
-        return np.stack([episode.states[-1] for episode in running]), finished
+        return _now(running), finished
+
+    def draw(self, sim_states: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
+        """Images (T, 3, H, W) of simulator states (T, S), between episodes."""
+        environment = self._environment(0)
+        images = np.empty((len(sim_states), 3, image_size, image_size), np.uint8)
+        for index, state in enumerate(sim_states):
+            environment.set_state(state)
+            images[index] = image(environment, image_size)
+        return images
+
+    def play(self, recording: Recording, image_size: int) -> dict[str, NDArray[Any]] | str:
+        """What `playback.play` returns, or why it cannot."""
+        try:
+            return play(self._environment(0), recording, image_size)
+        except InputError as error:
+            return str(error)
 
     def _environment(self, slot: int) -> envs.RobotEnv:
         while len(self._environments) <= slot:
             self._environments.append(envs.make(self._config, self._renderer))
         return self._environments[slot]
+
+
+def _now(episodes: list[_Episode]) -> Any:
+    """What the agent sees of each."""
+    if any(episode.seen for episode in episodes):
+        return [{key: values[-1] for key, values in episode.seen.items()} for episode in episodes]
+    return np.stack([episode.states[-1] for episode in episodes])

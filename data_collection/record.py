@@ -13,7 +13,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder, installed or not
 
 from data_collection import agents, demos
-from data_collection.collection import Waves, trajectory
+from data_collection.agents.replay import Trajectory
+from data_collection.collect import build_agent
+from data_collection.collection import Waves
 from data_collection.environments import CollectionGroup, Finished
 from sodp3d.cli import command, data_root
 from sodp3d.envs.config import EnvConfig
@@ -74,8 +76,7 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Recording:
     group = (env, settle(config["render"]))
     with make_workers(config["workers"], CollectionGroup, group, at_most=config["environments"]) as workers:
         (facts,) = workers.call("describe", [()])
-        sizes = facts["state_size"], facts["action_size"]
-        agent = agents.build(trained["agent"], env, *sizes, trained["seed"], device)
+        agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
         agent.load_state(found[1], found[2]["agent"])
         kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], config)
     return Recording(kept, attempts, found[2]["loop"]["steps"], trained)
@@ -112,7 +113,8 @@ def save(output: Path, env: EnvConfig, recording: Recording) -> None:
         "successes": len(episodes),
         "versions": _versions(),
     }
-    demos.write(output, env, [trajectory(e) for e in episodes], [e.seed for e in episodes], facts)
+    shown = [Trajectory(e.states, e.actions, e.rewards, e.terminated) for e in episodes]  # states, whatever it saw
+    demos.write(output, env, shown, [e.seed for e in episodes], facts)
     write_text(output / "README.md", card(name, env, recording))
 
 

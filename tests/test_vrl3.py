@@ -147,7 +147,7 @@ def test_noise_is_clipped_and_lets_the_gradient_through() -> None:
 def test_scaler_standardizes_and_limits() -> None:
     scaler = StateScaler(2)
     states = np.random.default_rng(0).normal((3, -1), (2, 0.0), (1000, 2))
-    scaler.fit(states)
+    scaler.fit([Trajectory(states, np.zeros((1000, 1)), np.zeros(1000))])
     scaled = scaler(torch.as_tensor(states, dtype=torch.float32))
     assert scaled[:, 0].mean().abs() < 1e-4 and scaled[:, 0].std() == pytest.approx(1, abs=1e-2)
     assert torch.isfinite(scaler(torch.tensor([[1e9, 1e9]]))).all() and scaler(torch.tensor([[3.0, 1e9]]))[0, 1] == 10
@@ -161,7 +161,7 @@ def test_conservative_loss_pushes_unseen_actions_below_the_data() -> None:
     for agent in (plain, conservative):
         agent.update(200, offline=True)
         batch = agent.replay.sample(200, torch.Generator().manual_seed(1))
-        states = agent.scaler(batch.states)
+        states = agent.encoder(batch.states)
         other = torch.rand(200, 1, 2, generator=torch.Generator().manual_seed(2)) * 2 - 1
         with torch.no_grad():
             margins.append((agent.critic(states, batch.actions[:, None]) - agent.critic(states, other)).mean().item())
@@ -173,7 +173,7 @@ def test_each_loss_moves_only_its_own_networks() -> None:
     agent.update(3, offline=True)
     batch = agent.replay.sample(16, torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in agent.state()[0].items()}
-    agent._update_actor(batch, agent.scaler(batch.states), 0.1, bc_weight=0.1)
+    agent._update_actor(batch, agent.encoder(batch.states), 0.1, bc_weight=0.1)
     changed = {name.split(".")[0] for name, value in agent.state()[0].items() if not torch.equal(value, before[name])}
     assert changed == {"actor", "actor_optimizer", "random"}
 
@@ -272,10 +272,14 @@ def test_offline_then_online_learning_solves_the_point(precision: str) -> None:
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(InputError, match="unknown key 'hiden'; valid keys are encoder, hidden"):
+    with pytest.raises(InputError, match="unknown key 'hiden'; valid keys are encoder, stage1"):
         VRL3Config.from_config({"hiden": 3})
-    with pytest.raises(InputError, match=r"agent\.encoder: expected 'state', got 'pixels'"):
-        VRL3Config.from_config({"encoder": "pixels"})
+    with pytest.raises(InputError, match=r"agent\.encoder: expected state or pixels, got 'pixel'"):
+        VRL3Config.from_config({"encoder": "pixel"})
+    with pytest.raises(InputError, match=r"agent\.stage1: a\.safetensors is for agent\.encoder=pixels"):
+        VRL3Config.from_config({"stage1": "a.safetensors"})
+    with pytest.raises(InputError, match=r"agent\.online_std: expected a number from 0 on, or linear"):
+        VRL3Config.from_config({"online_std": "linear(1.0,0.1)"})
     with pytest.raises(InputError, match=r"agent\.precision: expected float32 or bfloat16, got 'half'"):
         VRL3Config.from_config({"precision": "half"})
     with pytest.raises(InputError, match=r"agent\.demo_fraction: expected a share from 0 to 1, got 1\.5"):

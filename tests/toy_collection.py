@@ -69,7 +69,7 @@ class ToyWorkers:
     def result(self, worker: int) -> Any:
         return self.answers.pop(worker)
 
-    def _reset(self, worker: int, seeds: list[int], record: bool) -> Any:
+    def _reset(self, worker: int, seeds: list[int], record: bool, image_size: int | None) -> Any:
         self.groups[worker] = [Point(seed) for seed in seeds]
         if record:
             self.seeds += seeds

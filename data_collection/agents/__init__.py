@@ -1,6 +1,6 @@
 """Agents that learn while their experience is kept. A new one is a module here with `build`, and a YAML.
 
-Shape letters: E environments stepped together, Ds state size, Da action size.
+Shape letters: E environments stepped together, Ds state size, Dp proprioception size, Da action size, H W image.
 """
 
 from collections.abc import Mapping
@@ -24,12 +24,16 @@ class Agent(Protocol):
     updates_per_step: float  # gradient steps per collected step
     offline_left: int  # gradient steps still to be done before the first online step (stage 2)
     needs_demonstrations: bool
+    image_size: int | None  # side in pixels of the RGB images it sees, beside proprioception; None: it sees the state
 
     def demonstrate(self, trajectories: list[Trajectory]) -> None:
         """Take in demonstrations; called once, on a fresh agent that needs them."""
 
-    def act(self, states: NDArray[np.float32], explore: bool) -> NDArray[np.float32]:
-        """states (E, Ds) -> actions (E, Da) in [-1, 1]; the policy's best guess unless `explore`."""
+    def act(self, observations: Any, explore: bool) -> NDArray[np.float32]:
+        """What is seen of E environments -> actions (E, Da) in [-1, 1]; the policy's best guess unless `explore`.
+
+        observations: states (E, Ds) float32, or {"agent_pos": (E, Dp) float32, "image": (E, 3, H, W) uint8}.
+        """
 
     def observe(self, trajectory: Trajectory) -> None:
         """Take in one finished online episode."""
@@ -56,12 +60,17 @@ def build(
     action_size: int,
     seed: int,
     device: torch.device | str = "cpu",
+    proprioception_size: int = 0,
+    fresh: bool = True,
 ) -> Agent:
-    """The agent of a composed `agent` group. Raises InputError on unknown names and settings."""
+    """The agent of a composed `agent` group. Raises InputError on unknown names and settings.
+
+    fresh: False where `load_state` follows: files that only a new agent starts from are not read.
+    """
     settings = dict(settings)
     name = settings.pop("name", None)
     if name not in names():
         raise InputError(f"agent.name: expected one of {', '.join(names())}, got {name!r}.")
     module = import_module(f"data_collection.agents.{name}")
-    agent: Agent = module.build(settings, env, state_size, action_size, seed, device)
+    agent: Agent = module.build(settings, env, state_size, action_size, seed, device, proprioception_size, fresh)
     return agent

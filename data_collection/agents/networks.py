@@ -11,29 +11,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from data_collection.agents.replay import Batch, Trajectory
+
 _FLOAT_EDGE = 1e-6  # keeps clamped actions inside the open interval, as DrQ-v2 does
 
 
 class StateScaler(nn.Module):
-    """Fixed standardization of states by the demonstrations' statistics; the identity until `fit` is called."""
+    """VRL3's encoder of state vectors: standardization by the demonstrations' statistics, once `fit` is called.
 
+    Its interface is that of `pixels.PixelEncoder`.
+    """
+
+    image_size: int | None = None  # it sees no images
     mean: Tensor
     scale: Tensor
 
     def __init__(self, state_size: int, limit: float = 10.0) -> None:
         super().__init__()
-        self.limit = limit
+        self.features, self.limit = state_size, limit
         self.register_buffer("mean", torch.zeros(state_size))
         self.register_buffer("scale", torch.ones(state_size))
 
-    def fit(self, states: np.ndarray, floor: float = 0.01) -> None:
-        """Take mean and standard deviation from states (n, Ds); deviations below `floor` count as `floor`."""
+    def fit(self, trajectories: list[Trajectory], floor: float = 0.01) -> None:
+        """Take mean and standard deviation of all their states; deviations below `floor` count as `floor`."""
+        states = np.concatenate([trajectory.states for trajectory in trajectories])
         self.mean.copy_(torch.as_tensor(states.mean(0), dtype=torch.float32))
         self.scale.copy_(torch.as_tensor(np.maximum(states.std(0), floor), dtype=torch.float32))
 
     def forward(self, states: Tensor) -> Tensor:
         """states (..., Ds) -> standardized, clamped to +-limit: states far from the data must not blow up the nets."""
         return ((states - self.mean) / self.scale).clamp(-self.limit, self.limit)
+
+    def look(self, observations: np.ndarray, device: torch.device) -> Tensor:
+        """States (E, Ds) -> what the actor takes in, for acting."""
+        return self(torch.as_tensor(observations, dtype=torch.float32, device=device))
+
+    def learn(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch's states and next states as actor and critics take them in."""
+        return self(batch.states), self(batch.next_states)
 
 
 def _orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:

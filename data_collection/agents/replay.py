@@ -1,9 +1,9 @@
 """Replay memory of n-step transitions: one flat tensor, one row per transition, one `index_select` per batch.
 
-Shape letters: T control steps of an episode, Ds state size, Da action size, B batch.
+Shape letters: T control steps of an episode, Ds state size, Da action size, B batch, H W image.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,14 @@ class Trajectory:
 
     states (T + 1, Ds) or (T, Ds), actions (T, Da) in [-1, 1], rewards (T,). terminated: the task ended the episode;
     False means that the time limit did, and then the value of the last state counts on.
+    images: (T + 1, 3, H, W) or (T, ...) uint8 for agents that see them; `states` are then proprioception.
     """
 
     states: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     terminated: bool = False
+    images: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.actions)
@@ -35,6 +37,10 @@ class Trajectory:
         for name in ("states", "actions", "rewards"):
             if not np.isfinite(getattr(self, name)).all():
                 raise InputError(f"trajectory: {name} hold numbers that are not finite.")
+        if self.images is not None and (len(self.images) != len(self.states) or self.images.dtype != np.uint8):
+            raise InputError(
+                f"trajectory: {len(self.images)} {self.images.dtype} images and {len(self.states)} states do not fit."
+            )
 
 
 def n_step_rows(trajectory: Trajectory, n_step: int, discount: float) -> np.ndarray:
@@ -63,7 +69,10 @@ def n_step_rows(trajectory: Trajectory, n_step: int, discount: float) -> np.ndar
 
 @dataclass(frozen=True)
 class Batch:
-    """states, next_states (B, Ds); actions (B, Da); returns, discounts (B,); from_demo (B,) bool."""
+    """states, next_states (B, Ds); actions (B, Da); returns, discounts (B,); from_demo (B,) bool.
+
+    images, next_images (B, 3, H, W) uint8: for agents that see them.
+    """
 
     states: Tensor
     actions: Tensor
@@ -71,6 +80,13 @@ class Batch:
     discounts: Tensor
     next_states: Tensor
     from_demo: Tensor
+    images: Tensor | None = None
+    next_images: Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on `device`."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Batch(*(None if value is None else value.to(device) for value in values))  # type: ignore[arg-type]
 
 
 class Replay:

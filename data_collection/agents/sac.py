@@ -67,6 +67,7 @@ class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 class SAC:
     """The agent. Stable-Baselines3 draws from the global random streams; here they are lent to it and put back."""
 
+    image_size: int | None = None
     needs_demonstrations = False
     offline_left = 0
 
@@ -210,6 +211,8 @@ def build(
     action_size: int,
     seed: int,
     device: torch.device | str,
+    proprioception_size: int = 0,
+    fresh: bool = True,
 ) -> SAC:
     """The agent of configs/agent/sac.yaml; it knows nothing of `env` but its sizes."""
     return SAC(SACConfig.from_config(settings), state_size, action_size, seed, device)

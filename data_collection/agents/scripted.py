@@ -26,6 +26,7 @@ class Scripted:
 
     updates_per_step = 0.0
     offline_left = 0
+    image_size: int | None = None
     needs_demonstrations = False
 
     def __init__(self, policy: Any, action_size: int, noise: float, seed: int) -> None:
@@ -82,6 +83,8 @@ def build(
     action_size: int,
     seed: int,
     device: torch.device | str,
+    proprioception_size: int = 0,
+    fresh: bool = True,
 ) -> Scripted:
     """The agent of configs/agent/scripted.yaml: `policy` expert | random, and `noise`."""
     unknown = sorted(set(settings) - {"policy", "noise"})

@@ -1,9 +1,9 @@
-"""VRL3 on a state vector: offline on demonstrations with a conservative loss (stage 2), then online (stage 3).
+"""VRL3: an image encoder from stage 1, offline on demonstrations with a conservative loss (stage 2), online (stage 3).
 
 Wang et al. 2022, after the public code (microsoft/VRL3 2bdcf5b): DrQ-v2's twin-critic actor-critic with n-step returns,
-the conservative (CQL) loss in stage 2 only, safe-Q targets, and a penalty on large pre-tanh means. Ours: the state
-encoder with standardized inputs, time limits that bootstrap, the option to reserve part of each batch for
-demonstrations, and (off in VRL3 by default) the behaviour-cloning weights.
+the conservative (CQL) loss in stage 2 only, safe-Q targets, and a penalty on large pre-tanh means. Images and joints
+are what it sees with `encoder=pixels`. Ours: `encoder=state` with standardized inputs, time limits that bootstrap, the
+option to reserve part of each batch for demonstrations, and (off in VRL3 by default) the behaviour-cloning weights.
 
 Shape letters: B batch, E environments, Ds state size, Da action size, M actions per state.
 """
@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from data_collection.agents.frames import PixelReplay
 from data_collection.agents.networks import Actor, StateScaler, TwinCritic, noisy_action
+from data_collection.agents.pixels import PixelEncoder
 from data_collection.agents.replay import Batch, Replay, Trajectory
+from data_collection.agents.schedule import schedule
 from sodp3d.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
@@ -29,7 +32,10 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class VRL3Config:
     """configs/agent/vrl3.yaml. Defaults are VRL3's numbers unless the comment says ours."""
 
-    encoder: str = "state"
+    encoder: str = "state"  # state (ours) | pixels
+    stage1: str | None = None  # pixels: file of the encoder's first weights (data_collection/pretrain_encoder.py)
+    encoder_lr_scale: float = 1.0  # pixels: the encoder's learning rate in units of `learning_rate`
+    shift_padding: int = 4  # pixels: images are shifted by up to so many
     hidden: int = 1024
     features: int = 50
     layer_norm: bool = False  # ours (RLPD's): in the critics' hidden layers
@@ -45,7 +51,7 @@ class VRL3Config:
     conservative_temperature: float = 1.0
     conservative_actions: int = 10
     offline_std: float = 0.1
-    online_std: float = 0.01
+    online_std: float | str = 0.01  # or linear(first,last,agent steps)
     std_clip: float = 0.3
     pre_tanh_weight: float = 0.001
     pre_tanh_limit: float = 5.0
@@ -65,10 +71,13 @@ class VRL3Config:
             if key not in valid:
                 raise InputError(f"agent: unknown key {key!r}; valid keys are {', '.join(valid)}.")
         config = cls(**mapping)
-        if config.encoder != "state":
-            raise InputError(
-                f"agent.encoder: expected 'state', got {config.encoder!r}. VRL3's pixel encoder is not built yet."
-            )
+        if config.encoder not in ("state", "pixels"):
+            raise InputError(f"agent.encoder: expected state or pixels, got {config.encoder!r}.")
+        if config.encoder == "state" and config.stage1 is not None:
+            raise InputError(f"agent.stage1: {config.stage1} is for agent.encoder=pixels; the state encoder has none.")
+        if config.shift_padding < 0 or config.encoder_lr_scale < 0:
+            raise InputError("agent.shift_padding, agent.encoder_lr_scale: expected 0 or more.")
+        schedule(config.online_std, "agent.online_std")
         if config.precision not in PRECISIONS:
             raise InputError(f"agent.precision: expected {' or '.join(PRECISIONS)}, got {config.precision!r}.")
         if not 0.0 <= config.demo_fraction <= 1.0:
@@ -86,7 +95,10 @@ def safe_q(values: Tensor, threshold: float, exponent: float) -> Tensor:
 
 
 class VRL3:
-    """The agent. It owns its networks, optimizers, replay memory and random streams, and nothing of the environment."""
+    """The agent. It owns its networks, optimizers, replay memory and random streams, and nothing of the environment.
+
+    state_size: numbers in the state vector, or in proprioception where it sees images.
+    """
 
     def __init__(
         self, config: VRL3Config, state_size: int, action_size: int, seed: int, device: torch.device | str = "cpu"
@@ -97,8 +109,12 @@ class VRL3:
         self.action_size = action_size
         self.device = torch.device(device)
         initial = torch.Generator().manual_seed(seed)
-        sizes = (state_size, action_size, config.features, config.hidden)
-        self.scaler = StateScaler(state_size).to(self.device)
+        pixels = config.encoder == "pixels"
+        self.encoder: StateScaler | PixelEncoder = (
+            PixelEncoder(state_size, config.shift_padding, seed + 3) if pixels else StateScaler(state_size)
+        ).to(self.device)
+        self.image_size = self.encoder.image_size
+        sizes = (self.encoder.features, action_size, config.features, config.hidden)
         dtype = PRECISIONS[config.precision]
         self.actor = Actor(*sizes, initial, dtype).to(self.device)
         self.critic = TwinCritic(*sizes, initial, config.layer_norm, dtype).to(self.device)
@@ -109,7 +125,14 @@ class VRL3:
         self._target_parameters: list[Tensor] = list(self.target.parameters())
         self._actor_optimizer = torch.optim.Adam(self._actor_parameters, lr=config.learning_rate, fused=True)
         self._critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=config.learning_rate, fused=True)
-        self.replay = Replay(state_size, action_size, config.n_step, config.discount, config.replay_size)
+        self._encoder_parameters: list[Tensor] = list(self.encoder.parameters())
+        if self._encoder_parameters:
+            encoder_rate = config.learning_rate * config.encoder_lr_scale
+            self._critic_optimizer.add_param_group({"params": self._encoder_parameters, "lr": encoder_rate})
+        self.replay = (PixelReplay if pixels else Replay)(
+            state_size, action_size, config.n_step, config.discount, config.replay_size
+        )
+        self._online_std = schedule(config.online_std, "agent.online_std")
         self._sampling = torch.Generator().manual_seed(seed + 1)  # which rows; the replay lives in main memory
         self._noise = torch.Generator(self.device).manual_seed(seed + 2)
         self.offline_done = 0
@@ -118,21 +141,26 @@ class VRL3:
     # ---- experience -------------------------------------------------------------------------------------------
 
     def demonstrate(self, trajectories: list[Trajectory]) -> None:
-        """Put demonstrations into the replay for good and standardize states by them."""
+        """Put demonstrations into the replay for good and fit the encoder's input scale to them."""
         for trajectory in trajectories:
             self.replay.add(trajectory, demo=True)
-        self.scaler.fit(np.concatenate([trajectory.states for trajectory in trajectories]))
+        self.encoder.fit(trajectories)
 
     def observe(self, trajectory: Trajectory) -> None:
         """Take in one finished online episode."""
         self.replay.add(trajectory)
 
     @torch.no_grad()
-    def act(self, states: np.ndarray, explore: bool) -> np.ndarray:
-        """states (E, Ds) -> actions (E, Da) float32 in [-1, 1]; with `explore`, Gaussian noise of `online_std`."""
-        scaled = self.scaler(torch.as_tensor(states, dtype=torch.float32, device=self.device))
+    def act(self, observations: Any, explore: bool) -> np.ndarray:
+        """As `Agent.act`; with `explore`, Gaussian noise of `online_std`."""
+        seen = self.encoder.look(observations, self.device)
         noise = self._noise if explore else None
-        return noisy_action(self.actor(scaled), self.config.online_std, noise).cpu().numpy()
+        return noisy_action(self.actor(seen), self.online_std, noise).cpu().numpy()
+
+    @property
+    def online_std(self) -> float:
+        """Standard deviation of the noise in stage 3, now."""
+        return self._online_std(self.replay.added)
 
     # ---- learning ---------------------------------------------------------------------------------------------
 
@@ -157,11 +185,11 @@ class VRL3:
     def _update_once(self, offline: bool) -> dict[str, Tensor]:
         config = self.config
         batch = self.replay.sample(config.batch_size, self._sampling, 0.0 if offline else config.demo_fraction)
-        batch = Batch(*(getattr(batch, field.name).to(self.device) for field in fields(Batch)))
-        states, next_states = self.scaler(batch.states), self.scaler(batch.next_states)
-        std = config.offline_std if offline else config.online_std
+        batch = batch.to(self.device)
+        states, next_states = self.encoder.learn(batch, self._noise)
+        std = config.offline_std if offline else self.online_std
         metrics = self._update_critic(batch, states, next_states, std, offline)
-        metrics |= self._update_actor(batch, states, std, self._bc_weight(offline))
+        metrics |= self._update_actor(batch, states.detach(), std, self._bc_weight(offline))
         with torch.no_grad():  # outside, the targets would grow a graph of every earlier update
             torch._foreach_lerp_(self._target_parameters, self._critic_parameters, config.target_rate)
         if offline:
@@ -197,7 +225,7 @@ class VRL3:
             gap = temperature * torch.logsumexp(values / temperature, dim=2) - values[:, :, 0]
             loss = loss + config.conservative_weight * gap.mean(1).sum()
             metrics["conservative_gap"] = gap.detach().mean()
-        self._step(self._critic_optimizer, self._critic_parameters, loss)
+        self._step(self._critic_optimizer, self._critic_parameters + self._encoder_parameters, loss)
         return metrics
 
     @torch.no_grad()
@@ -236,7 +264,8 @@ class VRL3:
     # ---- state ------------------------------------------------------------------------------------------------
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {"scaler": self.scaler, "actor": self.actor, "critic": self.critic, "target": self.target}
+        encoder = "scaler" if self.image_size is None else "encoder"
+        return {encoder: self.encoder, "actor": self.actor, "critic": self.critic, "target": self.target}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"actor_optimizer": self._actor_optimizer, "critic_optimizer": self._critic_optimizer}
@@ -277,6 +306,13 @@ def build(
     action_size: int,
     seed: int,
     device: torch.device | str,
+    proprioception_size: int = 0,
+    fresh: bool = True,
 ) -> VRL3:
     """The agent of configs/agent/vrl3.yaml; it knows nothing of `env` but its sizes."""
-    return VRL3(VRL3Config.from_config(settings), state_size, action_size, seed, device)
+    config = VRL3Config.from_config(settings)
+    pixels = config.encoder == "pixels"
+    agent = VRL3(config, proprioception_size if pixels else state_size, action_size, seed, device)
+    if fresh and isinstance(agent.encoder, PixelEncoder):
+        agent.encoder.load_stage1(config.stage1)
+    return agent
