@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sodp3d.run import Run
 
 log = logging.getLogger(__name__)
+_RAISED = f"{InputError.__module__}.{InputError.__name__}: "
 
 
 @command("pretrain_encoder")
@@ -47,7 +48,8 @@ def main(config: dict[str, Any]) -> None:
     paths, labels, classes = list_images(images / "train")
     validation = list_images(images / "val", classes)[:2]
     log.info("%d images of %d classes to learn from, %d to validate", len(paths), len(classes), len(validation[0]))
-    kept = {key: config[key] for key in ("stage1", "seed")} | {"images": str(images), "output": str(output)}
+    kept = {key: config[key] for key in ("stage1", "seed")}
+    kept |= {"images": str(images), "image_count": len(paths), "output": str(output)}
     directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
     device = prepare_torch(config)
     workers = (os.cpu_count() or 1) if config["workers"] is None else config["workers"]
@@ -149,8 +151,11 @@ class Stage1:
             multiprocessing_context="spawn" if self.workers else None,
             pin_memory=self.device.type == "cuda",
         )
-        for images, labels in loader:
-            yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        try:
+            for images, labels in loader:
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        except InputError as error:  # a loading process puts its traceback before the message
+            raise InputError(str(error).strip().splitlines()[-1].removeprefix(_RAISED)) from None
 
     def _update(self, images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
         """One step; returns loss and accuracy on the batch. Raises FloatingPointError where the loss is not finite."""

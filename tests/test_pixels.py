@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch.nn import functional
+from toy_collection import Point, demonstrations
 
 from data_collection import agents
 from data_collection.agents.frames import PixelReplay
@@ -295,3 +296,40 @@ def test_noise_follows_its_schedule() -> None:
     for wrong in ("linear(1,2)", "cosine(1,2,3)", "-0.1", "linear(1,2,0)", "linear(1,-2,3)"):
         with pytest.raises(InputError, match=r"agent\.online_std: expected a number from 0 on"):
             schedule(wrong, "agent.online_std")
+
+
+# ---- learning --------------------------------------------------------------------------------------------------------
+
+
+def colours(states: np.ndarray) -> np.ndarray:
+    """Images (T, 3, 16, 16) whose red and green say where the point is."""
+    images = np.zeros((len(states), 3, 16, 16), np.uint8)
+    images[:, :2] = np.clip(128 + 80 * states, 0, 255)[:, :, None, None]
+    return images
+
+
+def test_stage_2_learns_the_way_home_from_images_alone() -> None:
+    config = replace(SMALL, hidden=32, batch_size=32, learning_rate=1e-3, bc_weight_offline=0.5)
+    agent = VRL3(config, 1, 2, seed=0)
+    blind = [np.zeros((len(shown.states), 1), np.float32) for shown in demonstrations(6)]
+    agent.demonstrate(
+        [
+            replace(shown, states=joints, images=colours(shown.states))
+            for shown, joints in zip(demonstrations(6), blind, strict=True)
+        ]
+    )
+
+    def mean_return() -> float:
+        returns = []
+        for seed in range(100, 110):
+            point, finished = Point(seed), None
+            while finished is None:
+                seen = {"agent_pos": np.zeros((1, 1), np.float32), "image": colours(point.states[-1][None])}
+                finished = point.step(agent.act(seen, explore=False)[0])
+            returns.append(finished.episode_return)
+        return float(np.mean(returns))
+
+    untrained = mean_return()
+    agent.update(150, offline=True)
+    trained = mean_return()
+    assert untrained < -8 and trained > -5, (untrained, trained)
