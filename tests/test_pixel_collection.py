@@ -15,6 +15,7 @@ from toy_env import config
 
 from data_collection import demos
 from data_collection.agents.replay import Trajectory
+from data_collection.collect import build_agent
 from data_collection.collection import stored_trajectory, trajectory
 from data_collection.environments import CollectionGroup, Finished
 from data_collection.playback import watch
@@ -22,7 +23,7 @@ from sodp3d import checkpoint
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make
 from sodp3d.errors import InputError
-from sodp3d.files import PROJECT, read_json
+from sodp3d.files import PROJECT
 
 STEPS, SIZE = 6, 84
 DOOR = replace(
@@ -102,19 +103,19 @@ def test_committed_episodes_are_drawn_again_as_they_were_seen(worker: OneWorker,
     np.testing.assert_array_equal(images, episode.seen["image"][:-1])
 
 
-def test_a_stored_episode_has_the_images_of_its_steps(tmp_path: Path, episode: Finished) -> None:
+def test_a_stored_episode_has_the_images_of_its_steps(episode: Finished) -> None:
     class Store:
-        attributes = {"env_config": {"episode_steps": STEPS}}
+        def __init__(self, limit: int) -> None:
+            self.attributes = {"env_config": {"episode_steps": limit}}
 
         def episode(self, index: int, keys: tuple[str, ...]) -> dict[str, Any]:
             return {key: episode.steps[key] for key in keys}
 
     images = episode.seen["image"][:-1]
-    cut = stored_trajectory(Store(), 0, images)  # type: ignore[arg-type]
+    cut = stored_trajectory(Store(STEPS), 0, images)  # type: ignore[arg-type]
     np.testing.assert_array_equal(cut.states, episode.seen["agent_pos"][:-1])
     assert cut.images is not None and len(cut.images) == STEPS and not cut.terminated
-    Store.attributes = {"env_config": {"episode_steps": STEPS + 1}}  # so the task ended it
-    ended = stored_trajectory(Store(), 0, images)  # type: ignore[arg-type]
+    ended = stored_trajectory(Store(STEPS + 1), 0, images)  # type: ignore[arg-type] - the task ended it
     assert ended.images is not None and len(ended.images) == len(ended.states) == STEPS + 1 and ended.terminated
 
 
@@ -181,10 +182,16 @@ def test_recordings_that_do_not_play_back_are_left_out_and_none_is_an_error(
         watch(replace(shown, recordings=bad[2:]), worker, SIZE)  # type: ignore[arg-type]
 
 
+def test_ray_casting_is_refused_because_it_has_no_colours() -> None:
+    facts = CollectionGroup(DOOR, "raycast").describe()
+    with pytest.raises(InputError, match=r"agent\.encoder=pixels needs colour images, and ray casting has none"):
+        build_agent({"name": "vrl3", "encoder": "pixels", "hidden": 8}, DOOR, facts, 0, "cpu", fresh=True)
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def test_killed_command_continues_without_repeating_stage_2(recorded: Path, tmp_path: Path) -> None:
+def test_killed_command_continues_without_repeating_stage_2(worker: OneWorker, recorded: Path, tmp_path: Path) -> None:
     options = [
         "env=adroit_door", f"env.episode_steps={STEPS}", "env.camera.height=16", "env.camera.width=16", "workers=1",
         "agent.encoder=pixels", "agent.hidden=8", "agent.batch_size=8", "agent.conservative_actions=2",
@@ -194,9 +201,6 @@ def test_killed_command_continues_without_repeating_stage_2(recorded: Path, tmp_
     ]  # fmt: skip
     command = [sys.executable, str(PROJECT / "data_collection" / "collect.py"), *options]
     folder = tmp_path / "data" / "adroit_door"
-    refused = subprocess.run([*command, "render=raycast"], capture_output=True, text=True, check=False)
-    assert refused.returncode == 2 and "agent.encoder=pixels needs colour images" in refused.stderr, refused.stderr
-    assert not folder.exists()
     path = folder / "episodes.zarr"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and (not (path / ".zattrs").exists() or len(EpisodeStore.open(path)) < 2):
@@ -209,10 +213,14 @@ def test_killed_command_continues_without_repeating_stage_2(recorded: Path, tmp_
     assert finished.returncode == 0, finished.stderr
     metrics = [json.loads(line) for line in (folder / "agent" / "metrics.jsonl").read_text().splitlines()]
     assert sum("offline/critic_loss" in record for record in metrics) == 1
-    newest = checkpoint.steps(folder / "agent" / "checkpoints")[-1]
-    state = read_json(folder / "agent" / "checkpoints" / f"{newest:08d}" / checkpoint.STATE)
+    newest, tensors, state = checkpoint.load_latest(folder / "agent" / "checkpoints") or pytest.fail("no checkpoint")
     assert newest == 3 + 48 and state["agent"]["offline_done"] == 3
     assert state["agent"]["replay"]["demos"] == STEPS
     assert state["agent"]["replay"]["added"] == 48 - committed  # the last states of recovered episodes are unknown
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 0 and len(EpisodeStore.open(path)) == 8
+    number = STEPS + 1  # of the first image after the demonstration's
+    for index in range(8):
+        drawn = worker.group.draw(EpisodeStore.open(path).read("sim_state", index, index + 1), SIZE)
+        held = tensors[f"replay.frames.{number}"]
+        assert len(held) == (STEPS if index < committed else STEPS + 1)
+        np.testing.assert_array_equal(held[:STEPS], drawn, err_msg=f"episode {index}")
+        number += len(held)
