@@ -12,7 +12,8 @@ from stable_baselines3 import SAC
 from timing import compare, write
 
 from data_collection.agents.replay import Trajectory
-from data_collection.agents.vrl3 import VRL3, VRL3Config
+from data_collection.agents.vrl3 import VRL3
+from data_collection.agents.vrl3_config import VRL3Config
 
 STATE, ACTION, BATCH, UPDATES = 39, 28, 256, 20
 

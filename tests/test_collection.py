@@ -13,7 +13,8 @@ import pytest
 import torch
 from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonstrations
 
-from data_collection.agents.vrl3 import VRL3, VRL3Config
+from data_collection.agents.vrl3 import VRL3
+from data_collection.agents.vrl3_config import VRL3Config
 from data_collection.collect import schedule
 from data_collection.collection import Collection, Schedule
 from sodp3d import checkpoint

@@ -18,7 +18,8 @@ from data_collection.agents.frames import PixelReplay
 from data_collection.agents.pixels import PixelEncoder, ResNet6, random_shift
 from data_collection.agents.replay import Trajectory
 from data_collection.agents.schedule import schedule
-from data_collection.agents.vrl3 import VRL3, VRL3Config
+from data_collection.agents.vrl3 import VRL3
+from data_collection.agents.vrl3_config import VRL3Config
 from sodp3d import checkpoint
 from sodp3d.errors import InputError
 

@@ -13,7 +13,8 @@ from toy_collection import Point, demonstrations
 from data_collection import agents
 from data_collection.agents.networks import StateScaler, TwinCritic, noisy_action
 from data_collection.agents.replay import Replay, Trajectory, n_step_rows
-from data_collection.agents.vrl3 import VRL3, VRL3Config, safe_q
+from data_collection.agents.vrl3 import VRL3, safe_q
+from data_collection.agents.vrl3_config import VRL3Config
 from sodp3d import checkpoint
 from sodp3d.errors import InputError
 
