@@ -44,6 +44,7 @@ def make_agent(config: VRL3Config = SMALL, seed: int = 0) -> VRL3:
     steps=st.integers(1, 9), n_step=st.integers(1, 5), terminated=st.booleans(), with_last=st.booleans(),
     seed=st.integers(0, 99),
 )  # fmt: skip
+@settings(deadline=None)
 def test_rows_hold_n_step_returns(steps: int, n_step: int, terminated: bool, with_last: bool, seed: int) -> None:
     episode = make_trajectory(steps, seed, terminated, with_last)
     rows = n_step_rows(episode, n_step, 0.9)
