@@ -12,8 +12,7 @@ it are fed back to the agent from the store.
 Shape letters: n running environments, Ds state size, Da action size.
 """
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,15 +22,15 @@ from numpy.typing import NDArray
 from data_collection.agents import Agent
 from data_collection.agents.replay import Trajectory
 from data_collection.environments import Finished
+from data_collection.waves import Waves
 from sodp3d import checkpoint
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.errors import InputError
 from sodp3d.run import Run
 from sodp3d.seeds import COLLECTION, FIRST_SEED, episode_seed
-from sodp3d.workers import ATTEMPTS, WorkerDiedError, Workers
+from sodp3d.workers import Workers
 
-log = logging.getLogger(__name__)
 _OFFLINE_BLOCK = 100  # stage-2 updates between two looks at whether to stop
 _OFFLINE_CHECKPOINT = 2000  # and between two checkpoints
 
@@ -58,72 +57,6 @@ class Schedule:
                 raise InputError(f"collect.{key}: expected at least 1, got {getattr(self, key)}.")
         if self.evaluation_seed + self.evaluation_episodes > FIRST_SEED:
             raise InputError(f"collect.evaluation_seed: seeds from {FIRST_SEED} on are for collection.")
-
-
-class Waves:
-    """Waves of episodes over workers, with an agent choosing the actions.
-
-    The unfinished episodes of a worker that dies start anew, with their seeds, on a fresh one. (The agent then chooses
-    other actions if it explores or learns, and what `meanwhile` did for the lost steps stays done.)
-    """
-
-    def __init__(self, workers: Workers) -> None:
-        self._workers = workers
-
-    def run(
-        self,
-        agent: Agent,
-        seeds: Sequence[int],
-        explore: bool,
-        record: bool,
-        meanwhile: Callable[[int], None] = lambda steps: None,
-    ) -> list[Finished]:
-        """One episode per seed, in that order. `meanwhile(n)` is called while the workers make each n steps.
-
-        Raises WorkerError when a call fails, and when one worker and those put in its place die `ATTEMPTS` times.
-        """
-        shares = [share.tolist() for share in np.array_split(np.arange(len(seeds)), len(self._workers))]
-        shares = [share for share in shares if share]
-        arguments = [([seeds[index] for index in share], record, agent.image_size) for share in shares]
-        current: dict[int, Any] = {}
-        for share, states in zip(shares, self._workers.call("reset", arguments), strict=True):
-            current |= dict(zip(share, states, strict=True))
-        finished: dict[int, Finished] = {}
-        deaths = [0] * len(shares)
-        while current:
-            actions = dict(zip(current, agent.act(_stacked(list(current.values())), explore), strict=True))
-            busy = [(worker, [index for index in share if index in current]) for worker, share in enumerate(shares)]
-            busy = [(worker, indices) for worker, indices in busy if indices]
-            for worker, indices in busy:
-                self._workers.start(worker, "step", np.stack([actions[index] for index in indices]))
-            meanwhile(len(current))
-            for worker, indices in busy:
-                try:
-                    states, results = self._workers.result(worker)
-                except WorkerDiedError as error:
-                    deaths[worker] += 1
-                    if deaths[worker] == ATTEMPTS:
-                        raise
-                    log.warning("%s Its %d unfinished episodes start anew.", error, len(indices))
-                    states = self._start_anew(worker, [seeds[index] for index in indices], record, agent.image_size)
-                    results = [None] * len(indices)
-                for index, state, result in zip(indices, states, results, strict=True):
-                    current[index] = state
-                    if result is not None:
-                        finished[index] = result
-                        del current[index]
-        return [finished[index] for index in range(len(seeds))]
-
-    def _start_anew(self, worker: int, seeds: list[int], record: bool, image_size: int | None) -> Any:
-        """Put a fresh worker in the place of one that died; what is first seen of its n episodes."""
-        self._workers.revive(worker)
-        self._workers.start(worker, "reset", seeds, record, image_size)
-        return self._workers.finish(worker)
-
-    def draw(self, sim_states: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
-        """Images (T, 3, H, W) of simulator states (T, S), drawn by all workers together."""
-        shares = [share for share in np.array_split(sim_states, len(self._workers)) if len(share)]
-        return np.concatenate(self._workers.call("draw", [(share, image_size) for share in shares]))
 
 
 class Collection:
@@ -302,10 +235,3 @@ def _named(stage: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def _keys(records: Sequence[Mapping[str, float]]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record))
-
-
-def _stacked(observations: Sequence[Any]) -> Any:
-    """Observations of n environments as one: (n, Ds), or a dictionary of such arrays."""
-    if isinstance(observations[0], dict):
-        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
-    return np.stack(observations)

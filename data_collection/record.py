@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any
 from data_collection import agents, demos
 from data_collection.agents.replay import Trajectory
 from data_collection.collect import build_agent
-from data_collection.collection import Waves
 from data_collection.environments import CollectionGroup, Finished
+from data_collection.waves import Waves
 from sodp3d.cli import command, data_root
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError

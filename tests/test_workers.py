@@ -14,7 +14,7 @@ from toy_slider import EPISODES, SliderChunks, assert_same, collect, make_slider
 from toy_workers import Counter, MortalMaker
 
 from data_collection.agents.scripted import Scripted
-from data_collection.collection import Waves
+from data_collection.waves import Waves
 from sodp3d import rollout
 from sodp3d.data.derived import in_order
 from sodp3d.data.store import EpisodeStore
