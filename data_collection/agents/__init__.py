@@ -5,7 +5,6 @@ Shape letters: E environments stepped together, Ds state size, Dp proprioception
 
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_collection.agents.replay import Trajectory
+from sodp3d.cli import CONFIGS
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 
@@ -49,8 +49,8 @@ class Agent(Protocol):
 
 
 def names() -> list[str]:
-    """Agents that can be named by `agent.name`: the modules of this folder that can build one."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\ndef build(" in path.read_text())
+    """Agents that can be named by `agent.name`: each has a YAML file in configs/agent and its module here."""
+    return sorted(path.stem for path in (CONFIGS / "agent").glob("*.yaml"))
 
 
 def build(
