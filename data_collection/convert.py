@@ -76,14 +76,17 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
 
 
 def progress_lines(name: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that logs at most every two seconds, and the end."""
-    started, last = time.monotonic(), [0.0]
+    """A function of (done, total) that logs rate and time left at most every two seconds, and the end."""
+    from sodp3d.run import progress_line
+
+    started, last, before = time.monotonic(), [0.0], list[int]()
 
     def progress(done: int, total: int) -> None:
         now = time.monotonic()
+        before[:] = before or [done - 1]  # the first call tells how many an earlier run had made
         if now - last[0] > 2 or done == total:
             last[0] = now
-            log.info("%s: %d/%d episodes, %.0f s", name, done, total, now - started)
+            log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())
 
     return progress
 

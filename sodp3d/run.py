@@ -140,7 +140,7 @@ class Run:
         elif now - self._last_line > 2 or step == total:
             self._last_line = now
             seconds = now - self._started
-            log.info("%s", _line(step, total, step - self._first_step, seconds, values))
+            log.info("%s", progress_line(step, total, step - self._first_step, seconds, values))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records logged so far."""
@@ -181,7 +181,7 @@ def _progress() -> Any:
     return Progress(*columns, console=Console(stderr=True))
 
 
-def _line(step: int, total: int | None, new: int, seconds: float, values: str) -> str:
+def progress_line(step: int, total: int | None, new: int, seconds: float, values: str) -> str:
     """Count, seconds, and once steps were made, their rate and the time left; `new`: steps since `seconds` ago."""
     rate = new / seconds if new > 0 and seconds > 0 else 0.0
     pace = (
