@@ -120,6 +120,9 @@ def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest
     with Run(tmp_path / "run", {}) as run:
         tuning.learn(2)
         tuning.compare(validation(8), run, {})
+        tuning.learn(2)
+        tuning.environment_steps += 100
+        tuning.compare(validation(8), run, {})  # of equals, the later
         best = {name: value.clone() for name, value in tuning.planner.state_dict().items()}
         tuning.learn(2)
         tuning.compare(validation(5), run, {})  # worse, but no collapse

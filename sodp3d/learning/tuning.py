@@ -160,7 +160,7 @@ class Finetuning:
     def compare(self, evaluation: Evaluation, run: Run, described: dict[str, Any]) -> dict[str, float]:
         """Note a validation; the best planner so far is kept, and a collapse goes back to it."""
         self.scores.append(evaluation.success_rate)
-        if evaluation.success_rate > self.best:
+        if evaluation.success_rate >= self.best:  # of equals, the one that learned longer
             self.best = evaluation.success_rate
             tensors = checkpoint.with_prefix("planner", self.planner.state_dict())
             checkpoint.save(run.directory / "best", self.environment_steps, tensors, described, keep=1)
