@@ -83,7 +83,7 @@ def progress_lines(name: str) -> Callable[[int, int], None]:
 
     def progress(done: int, total: int) -> None:
         now = time.monotonic()
-        before[:] = before or [done - 1]  # the first call tells how many an earlier run had made
+        before[:] = before or [done]  # the first call comes before any episode is made
         if now - last[0] > 2 or done == total:
             last[0] = now
             log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())

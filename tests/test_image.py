@@ -257,7 +257,7 @@ def test_a_planner_learns_from_images_and_is_evaluated_on_them(live: dict[str, A
     folder = store_path.parents[3]
     run("data_collection/convert.py", "again=image", folder=folder)
     wide = ["again=depth", "env.camera.fovy=60", f"output_data={folder}/wide"]
-    assert "2/2 episodes" in run("data_collection/convert.py", *wide, folder=folder)
+    assert "episode 2/2" in run("data_collection/convert.py", *wide, folder=folder)
     assert len(EpisodeStore.open(folder / "wide/episodes.zarr")) == 2
     run("train.py", "mode=pretrain", *TRAIN, folder=folder)
     planner = next((folder / "root/outputs/pretrain").glob("adroit_door-image/*/config.yaml")).parent
