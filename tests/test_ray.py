@@ -62,7 +62,7 @@ def test_a_cluster_that_loses_a_node_gives_what_one_local_worker_gives(
     cluster.grow()
     config = make_slider().config
     convert_store(alone, config)
-    convert_store(spread, config, workers="ray:2", progress=lambda done, total: cluster.shrink() if done == 3 else None)
+    convert_store(spread, config, workers="ray:4", progress=lambda done, total: cluster.shrink() if done == 3 else None)
     assert "A fresh one takes over" in caplog.text and len(cluster.nodes) == 1
     assert_same(alone, spread, "point_cloud", "point_cloud_kept")
 
