@@ -91,7 +91,7 @@ class Cluster:
 
     def _add(self, *options: str) -> None:
         """Start a node and wait for it; again if that fails, for Ray's own deadlines are short on a busy machine."""
-        for attempt in range(3):
+        for attempt in range(5):
             number = 2 + len(self.sessions) if self.nodes else 2
             self.nodes.append(Node(f"--node-ip-address=127.0.0.{number}", *options))
             self.sessions.append(self.nodes[-1].process.pid)
@@ -99,7 +99,7 @@ class Cluster:
                 return self.nodes[-1].wait()
             except RuntimeError:
                 self.shrink()
-                if attempt == 2:
+                if attempt == 4:
                     raise
 
 
