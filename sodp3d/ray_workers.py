@@ -3,10 +3,11 @@
 Every machine of the cluster needs this package. Collection and roll-outs send episodes back to the process that asked
 for them; conversion reads the store by its path, so that path must lead to the same files on every machine.
 
-Workers reserve no CPU, because the groups of workers of one command (roll-outs and their evaluation) take turns; Ray
-spreads them over the machines that have any.
+Workers reserve no CPU, because the groups of workers of one command (roll-outs and their evaluation) take turns. Ray
+does not spread what reserves nothing evenly, so each worker names the machine it prefers: they go round by CPUs.
 """
 
+import itertools
 import logging
 import os
 import pickle
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sodp3d.errors import InputError
 from sodp3d.workers import Answer, Holder, WorkerDiedError
@@ -38,7 +40,8 @@ class _Host:
         return pickle.dumps(self._holder.call(*pickle.loads(call)), protocol=pickle.HIGHEST_PROTOCOL)
 
 
-_ACTOR = ray.remote(_Host).options(scheduling_strategy="SPREAD")
+_ACTOR = ray.remote(_Host)
+_turn = itertools.count()
 
 
 class RayWorker:
@@ -48,7 +51,9 @@ class RayWorker:
     """
 
     def __init__(self, factory: Callable[..., Any], values: tuple[Any, ...], threads: int) -> None:
-        self._actor: Any = _ACTOR.remote(pickle.dumps((factory, values)), threads)
+        places = _places()
+        place = NodeAffinitySchedulingStrategy(places[next(_turn) % len(places)], soft=True) if places else None
+        self._actor: Any = _ACTOR.options(scheduling_strategy=place).remote(pickle.dumps((factory, values)), threads)
         self._call: Any = None
 
     def start(self, method: str, arguments: tuple[Any, ...]) -> None:
@@ -91,9 +96,14 @@ def connect() -> int:
         finally:
             if main:
                 signal.signal(signal.SIGTERM, handler)  # Ray sets its own, but commands have theirs
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    cpus = sum(int(node["Resources"].get("CPU", 0)) for node in nodes)
-    log.info("Ray cluster of %d machines with %d CPUs", len(nodes), cpus)
-    if cpus == 0:
+    places = _places()
+    log.info("Ray cluster of %d machines with %d CPUs", len(set(places)), len(places))
+    if not places:
         raise InputError("workers: no machine of the Ray cluster has a CPU to work with; add one with ray start.")
-    return cpus
+    return len(places)
+
+
+def _places() -> list[str]:
+    """Ids of the living machines, each as often as it has CPUs: all once, then those with two or more again, ..."""
+    cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}
+    return [node for turn in range(max(cpus.values(), default=0)) for node in sorted(cpus) if cpus[node] > turn]

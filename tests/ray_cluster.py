@@ -35,7 +35,8 @@ class Node:
     """Starts at once; `wait` until it is up. Its processes, Ray's workers included, are those of its session."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, __file__, f"--object-store-memory={STORE_BYTES}", *options]
+        few = (f"--object-store-memory={STORE_BYTES}", "--include-log-monitor=false")  # starts sooner
+        command = [sys.executable, __file__, *few, *options]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             start_new_session=True,
@@ -73,7 +74,8 @@ class Cluster:
         self.nodes: list[Node] = []
         port = free_port()
         self.address = f"127.0.0.2:{port}"
-        self._add("--head", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", f"--temp-dir={folder}")
+        ports = (f"--port={port}", f"--ray-client-server-port={free_port()}")
+        self._add("--head", *ports, "--num-cpus=1", "--no-monitor", "--include-dashboard=false", f"--temp-dir={folder}")
 
     def grow(self) -> None:
         """Add a node."""
