@@ -3,7 +3,6 @@
 Shape letters: n running environments, T control steps, S simulator state, Ds state size, H W image.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 
 from data_collection.agents import Agent
 from data_collection.environments import Finished
-from sodp3d.workers import ATTEMPTS, WorkerDiedError, Workers
-
-log = logging.getLogger(__name__)
+from sodp3d.workers import WorkerDiedError, Workers
 
 
 class Waves:
@@ -58,11 +55,8 @@ class Waves:
                 try:
                     states, results = self._workers.result(worker)
                 except WorkerDiedError as error:
-                    deaths[worker] += 1
-                    if deaths[worker] == ATTEMPTS:
-                        raise
-                    log.warning("%s Its %d unfinished episodes start anew.", error, len(indices))
-                    states = self._start_anew(worker, [seeds[index] for index in indices], record, agent.image_size)
+                    again = ([seeds[index] for index in indices], record, agent.image_size)
+                    states = self._workers.start_anew(worker, error, deaths, len(indices), "reset", *again)
                     results = [None] * len(indices)
                 for index, state, result in zip(indices, states, results, strict=True):
                     current[index] = state
@@ -70,12 +64,6 @@ class Waves:
                         finished[index] = result
                         del current[index]
         return [finished[index] for index in range(len(seeds))]
-
-    def _start_anew(self, worker: int, seeds: list[int], record: bool, image_size: int | None) -> Any:
-        """Put a fresh worker in the place of one that died; what is first seen of its n episodes."""
-        self._workers.revive(worker)
-        self._workers.start(worker, "reset", seeds, record, image_size)
-        return self._workers.finish(worker)
 
     def draw(self, sim_states: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
         """Images (T, 3, H, W) of simulator states (T, S), drawn by all workers together."""

@@ -1,4 +1,4 @@
-"""Curves of a run, from its metrics.jsonl."""
+"""Curves of a run, from its metrics.jsonl; and how figures are written."""
 
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,16 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def save_png(figure: Any, path: Path) -> None:
+    """Write a matplotlib Figure in one step, without a display; equal figures give equal bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.stem}.partial.png")
+    FigureCanvasAgg(figure).print_figure(partial, dpi=100, metadata={"Software": None})
+    partial.replace(path)
 
 
 def _title(directory: Path) -> str:

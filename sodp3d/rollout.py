@@ -3,7 +3,6 @@
 Shape letters: To observed steps, Tp planned steps, Ta executed steps, K' sampling steps, Da actions.
 """
 
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,7 @@ from torch import Tensor
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.envs.group import EnvironmentGroup, Observation
 from sodp3d.models.planner import ChainOptions, Planner
-from sodp3d.workers import ATTEMPTS, WorkerCount, WorkerDiedError, make_workers
-
-log = logging.getLogger(__name__)
+from sodp3d.workers import WorkerCount, WorkerDiedError, make_workers
 
 
 @dataclass
@@ -148,26 +145,14 @@ class Rollouts:
             try:
                 answer = self._workers.result(worker)
             except WorkerDiedError as error:
-                following |= self._start_over(wave, worker, indices, error)
+                start = self._workers.start_anew(worker, error, wave.deaths, len(indices), "reset", wave.seeds(indices))
+                wave.start_over(worker, indices)
+                following |= {index: _row(start, place) for place, index in enumerate(indices)}
                 continue
             for row, index in enumerate(indices):
                 if not _record(wave.episodes[index], answer, row, plan_of[index]):
                     following[index] = _row(answer["observation"], row)
         return following
-
-    def _start_over(
-        self, wave: _Wave, worker: int, indices: list[int], death: WorkerDiedError
-    ) -> dict[int, Observation]:
-        """The first observations of a dead worker's unfinished episodes, on a fresh one."""
-        wave.deaths[worker] += 1
-        if wave.deaths[worker] == ATTEMPTS:
-            raise death
-        log.warning("%s Its %d unfinished episodes start over.", death, len(indices))
-        wave.start_over(worker, indices)
-        self._workers.revive(worker)
-        self._workers.start(worker, "reset", wave.seeds(indices))
-        start = self._workers.finish(worker)
-        return {index: _row(start, place) for place, index in enumerate(indices)}
 
 
 def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np.float32]) -> bool:

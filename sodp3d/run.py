@@ -144,8 +144,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records logged so far."""
-        path = self.directory / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_metrics(self.directory)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished."""
@@ -220,6 +219,20 @@ def open_run(parent: Path, config: dict[str, Any], seed: int, directory: Path | 
             return Run(candidate, config)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
     return Run(parent / f"{stamp}-s{seed}", config)
+
+
+def read_metrics(directory: Path) -> list[dict[str, Any]]:
+    """Records of a run's metrics.jsonl; a torn line, as a kill leaves it, is skipped."""
+    path = directory / "metrics.jsonl"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and "step" in record:
+            records.append(record)
+    return records
 
 
 def seconds_spent(directory: Path) -> float | None:

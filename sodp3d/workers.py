@@ -157,6 +157,22 @@ class Workers:
         self._workers[worker].wait()
         self._workers[worker] = self._hire[worker]()
 
+    def start_anew(
+        self, worker: int, death: WorkerDiedError, deaths: list[int], episodes: int, method: str, *arguments: Any
+    ) -> Any:
+        """Where work in many calls died with its worker: the answer of its first call, made by a fresh one.
+
+        deaths: how often each worker and those put in its place have died so far; this one is added. Raises `death`
+        when it is the `ATTEMPTS`-th. episodes: how many begin anew.
+        """
+        deaths[worker] += 1
+        if deaths[worker] == ATTEMPTS:
+            raise death
+        log.warning("%s Its %d unfinished episodes start anew.", death, episodes)
+        self.revive(worker)
+        self.start(worker, method, *arguments)
+        return self.finish(worker)
+
     def close(self) -> None:
         """Stop all workers."""
         for worker in self._workers:

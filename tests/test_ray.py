@@ -15,13 +15,12 @@ os.environ.update(ENVIRONMENT)  # read when Ray is imported
 ray = pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
 
 from toy_slider import assert_same, collect, make_slider  # noqa: E402
-from toy_workers import Counter  # noqa: E402
+from toy_workers import Counter, assert_errors_are_told  # noqa: E402
 
 from sodp3d.data.conversion import convert_store  # noqa: E402
 from sodp3d.data.merge import merge  # noqa: E402
 from sodp3d.data.store import EpisodeStore  # noqa: E402
-from sodp3d.errors import InputError  # noqa: E402
-from sodp3d.workers import WorkerDiedError, WorkerError, make_workers  # noqa: E402
+from sodp3d.workers import WorkerDiedError, make_workers  # noqa: E402
 
 
 @pytest.fixture
@@ -77,12 +76,7 @@ def check_interface(folder: Path) -> None:
         assert len({*processes, os.getpid()}) == 3
         array = workers.call("array", [(100_000,)])[0]
         assert array.flags.writeable and array[-1] == 99_999
-        workers.start(0, "fail")
-        with pytest.raises(WorkerError, match="KeyError: 'missing'"):
-            workers.result(0)
-        workers.start(0, "refuse")
-        with pytest.raises(InputError, match=r"^key: wrong$"):
-            workers.result(0)
+        assert_errors_are_told(workers)
         workers.start(0, "die")
         with pytest.raises(WorkerDiedError, match=r"worker 0 \(ActorDiedError"):
             workers.result(0)

@@ -3,15 +3,14 @@ import multiprocessing
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from toy_collection import ToyWorkers
 from toy_planner import make_planner
 from toy_slider import EPISODES, SliderChunks, assert_same, collect, make_slider
-from toy_workers import Counter, MortalMaker
+from toy_workers import Counter, MortalMaker, assert_errors_are_told
 
 from data_collection.agents.scripted import Scripted
 from data_collection.waves import Waves
@@ -21,7 +20,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
 from sodp3d.models.planner import ChainOptions, PlannerConfig
 from sodp3d.seeds import COLLECTION, episode_seed
-from sodp3d.workers import ATTEMPTS, WorkerDiedError, WorkerError, Workers, make_workers
+from sodp3d.workers import ATTEMPTS, Answer, WorkerDiedError, Workers, make_workers
 
 torch.set_num_threads(1)
 
@@ -41,12 +40,7 @@ def test_each_worker_keeps_its_own_object_in_its_own_process() -> None:
 
 def test_errors_and_deaths_are_told_and_others_go_on() -> None:
     with Workers(Counter, [(0,), (0,)]) as workers:
-        workers.start(0, "fail")
-        with pytest.raises(WorkerError, match="KeyError: 'missing'"):
-            workers.result(0)
-        workers.start(0, "refuse")
-        with pytest.raises(InputError, match=r"^key: wrong$"):
-            workers.result(0)
+        assert_errors_are_told(workers)
         workers.start(1, "die")
         with pytest.raises(WorkerDiedError, match="died with exit code -9"):
             workers.result(1)
@@ -85,33 +79,35 @@ def test_a_worker_killed_during_collection_costs_nothing(tmp_path: Path, caplog:
     assert_same(collect(tmp_path / "alone", 1), killed)
 
 
-class DyingWorkers(ToyWorkers):
-    """Begin every episode and finish none."""
+class DyingWorker:
+    """Begins every episode, in this process, and finishes none."""
 
-    deaths = 0
+    began: ClassVar[list[int]] = []
 
-    def start(self, worker: int, method: str, *arguments: Any) -> None:
-        self.method = method
-        super().start(worker, method, *arguments)
+    def __init__(self, *_: Any) -> None:
+        self.method, self.arguments = "", ()
 
-    def result(self, worker: int) -> Any:
+    def start(self, method: str, arguments: tuple[Any, ...]) -> None:
+        self.method, self.arguments = method, arguments
+
+    def answer(self) -> Answer:
         if self.method == "step":
-            self.deaths += 1
-            raise WorkerDiedError("it died.")
-        return super().result(worker)
+            raise WorkerDiedError("it died")
+        self.began.extend(self.arguments[0])
+        return "value", np.zeros((len(self.arguments[0]), 2), np.float32)
 
-    finish = result
-
-    def revive(self, worker: int) -> None:
+    def stop(self) -> None:
         pass
+
+    wait = stop
 
 
 def test_collection_gives_up_when_workers_keep_dying() -> None:
-    workers = DyingWorkers(workers=1)
+    DyingWorker.began.clear()
     agent = Scripted(None, action_size=2, noise=0.0, seed=0)
-    with pytest.raises(WorkerDiedError, match=r"it died\."):
-        Waves(workers).run(agent, [1, 2], explore=True, record=True)  # type: ignore[arg-type]
-    assert workers.deaths == ATTEMPTS and workers.seeds == [1, 2] * ATTEMPTS
+    with pytest.raises(WorkerDiedError, match=r"worker 0 \(it died\)\."):
+        Waves(Workers(DyingWorker, [()], kind=DyingWorker)).run(agent, [1, 2], explore=True, record=True)
+    assert DyingWorker.began == [1, 2] * ATTEMPTS
 
 
 def test_a_dead_workers_episode_is_made_by_a_fresh_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

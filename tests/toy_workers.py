@@ -6,6 +6,7 @@ import signal
 import numpy as np
 
 from sodp3d.errors import InputError
+from sodp3d.workers import WorkerError, Workers
 
 
 class Counter:
@@ -52,3 +53,15 @@ class MortalMaker:
         if index % 3 == 0:
             Counter(0).die_unless(os.path.join(self.folder, f"died-{index}"))
         return (np.array([index]),)
+
+
+def assert_errors_are_told(workers: Workers) -> None:
+    """What a call of worker 0 raises reaches the caller, by either kind of worker."""
+    import pytest
+
+    workers.start(0, "fail")
+    with pytest.raises(WorkerError, match="KeyError: 'missing'"):
+        workers.result(0)
+    workers.start(0, "refuse")
+    with pytest.raises(InputError, match=r"^key: wrong$"):
+        workers.result(0)

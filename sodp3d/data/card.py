@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sodp3d.data.dataset import data_hash
 from sodp3d.data.files import replace_file
+from sodp3d.data.schema import flat
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
 
@@ -79,7 +80,7 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
     yield _row("git commit", attributes.get("git_commit"))
     for key in ("agent", "versions"):
         value = attributes.get(key)
-        for name, item in sorted(_flat(value)) if isinstance(value, dict) else [("", value)]:
+        for name, item in sorted(flat(value).items()) if isinstance(value, dict) else [("", value)]:
             yield _row(f"{key} {name}".strip(), item)
 
 
@@ -180,14 +181,6 @@ def _header(*names: str) -> Iterator[str]:
 
 def _row(*cells: Any) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _pairs(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:

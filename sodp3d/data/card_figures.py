@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.errors import InputError
+from sodp3d.plot import save_png
 
 _EPISODES, _FRAMES = 4, 3
 
@@ -26,7 +27,6 @@ def draw_figures(store: EpisodeStore, folder: Path) -> list[str]:
         if samples:
             path = folder / f"{key}.png"
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 _draw(path, key, samples)
             except OSError as error:
                 raise InputError(f"{path}: cannot write ({error.strerror or error}).") from error
@@ -45,12 +45,10 @@ def _sample(store: EpisodeStore, key: str, index: int) -> list[tuple[str, NDArra
 
 
 def _draw(path: Path, key: str, samples: list[list[tuple[str, NDArray[Any]]]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # No pyplot: it would pick a backend for the whole process.
     figure = Figure(figsize=(2.6 * _FRAMES, 2.6 * len(samples)), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     for row, frames in enumerate(samples):
         for column, (title, frame) in enumerate(frames):
             place = (len(samples), _FRAMES, row * _FRAMES + column + 1)
@@ -69,6 +67,4 @@ def _draw(path: Path, key: str, samples: list[list[tuple[str, NDArray[Any]]]]) -
                 axes.set_aspect("equal")
                 axes.tick_params(labelsize=5, pad=-3)
             axes.set_title(title, fontsize=7)
-    partial = path.with_name(f"{path.stem}.partial.png")
-    canvas.print_png(partial, metadata={"Software": None})
-    partial.replace(path)
+    save_png(figure, path)

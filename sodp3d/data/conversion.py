@@ -33,12 +33,11 @@ def convert_store(
 ) -> dict[str, Any]:
     """Convert every episode of the store at `path` that is not yet converted; the statistics of kept points.
 
-    Crop and N come from `config`, the camera from the store. workers: as in
-    `derived.derive`. output: the key of the clouds, (steps, N, 3) float32; `<output>_kept` (steps,)
-    holds the number of points inside the crop before sampling. progress(done, total): called before the first episode
-    and after each. Raises InputError when the key holds a finished conversion with other parameters, when a frame has
-    no point in the crop, when another process writes to the store, or when the disk is full; what was converted by
-    then stays.
+    Crop and N come from `config`, the camera from the store. workers: as in `derived.derive`. output: the key of the
+    clouds, (steps, N, 3) float32; `<output>_kept` (steps,) holds the number of points inside the crop before sampling.
+    progress(done, total): called before the first episode and after each. Raises InputError when the key holds a
+    finished conversion with other parameters, when a frame has no point in the crop, when another process writes to the
+    store, or when the disk is full; what was converted by then stays.
     """
     with EpisodeStore.open(path, "a") as store:
         if store.attributes["env"] != config.name:

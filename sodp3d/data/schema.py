@@ -147,6 +147,14 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
             raise InputError(f"episode metadata.{key}: expected a finite number, got {value!r}.")
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a tree of mappings by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
 def differences(expected: Any, found: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     """(dotted name, expected, found) of every value in which two JSON trees differ; floats up to rounding."""
     if isinstance(expected, dict) and isinstance(found, dict):

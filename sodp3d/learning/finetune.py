@@ -113,13 +113,12 @@ def require_same_planner(record: EpisodeRecord, planner: Planner, tuning: Finetu
     expected = (config.inference_steps + 1, config.horizon, config.action_size)
     if record.latents.shape[1:] != expected:
         raise InputError(f"finetune.offline: expected chains of {expected}, got {tuple(record.latents.shape[1:])}.")
-    if tuning.frozen != ("features" in record.observation):
-        kept = "features" if "features" in record.observation else "observations"
-        needed = "tuned" if tuning.frozen else "frozen"
+    wanted, made = ("frozen" if frozen else "tuned" for frozen in (tuning.frozen, "features" in record.observation))
+    if made != wanted:
         raise InputError(
-            f"finetune.offline: its episodes hold {kept}, which does not suit finetune.encoder="
-            f"{tuning.settings['encoder']}; name a run that was made with finetune.encoder={tuning.settings['encoder']}"
-            f" (that one used {needed})."
+            f"finetune.offline: its episodes hold {'features' if made == 'frozen' else 'observations'}, which does not "
+            f"suit finetune.encoder={wanted}; name a run that was made with finetune.encoder={wanted} (that one used "
+            f"{made})."
         )
 
 

@@ -32,7 +32,6 @@ class Pretraining:
     def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
         self.planner = planner
         self.settings = settings
-        check_acceleration(settings, planner.device)
         self.bfloat16 = settings["precision"] == "bfloat16"
         self.ema = EMA(planner)
         if settings["compile"]:  # after the copy for EMA, which plans seldom
@@ -106,6 +105,7 @@ def pretrain(
 ) -> None:
     """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
     settings = config["pretrain"]
+    check_acceleration(settings, device)
     dataset, digest = load_data(config, tasks)
     planner = new_planner(config, tasks[0], dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6

@@ -16,7 +16,14 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
 from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
-from sodp3d.learning.ppo import CreditOptions, RunningScale, ValueHead, credits_and_targets, importance_loss
+from sodp3d.learning.ppo import (
+    CreditOptions,
+    RunningScale,
+    ValueHead,
+    credits_and_targets,
+    importance_loss,
+    kl_exceeded,
+)
 from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
@@ -87,20 +94,26 @@ class Finetuning:
             decay = self.settings["final_learning_rate"] ** progress
             group["lr"] = self.settings["learning_rate"] * decay * self.slowed
         credits = self._credits()
-        records: list[dict[str, float]] = []
+        records: list[dict[str, Tensor]] = []
         for _ in range(updates):
             metrics = self._update(credits)
             records.append(metrics)
-            if metrics.get("train/approx_kl", 0.0) > self.settings["target_kl"]:
+            if "approx_kl" in metrics and kl_exceeded(metrics, self.settings["target_kl"]):
                 break
-        means = {key: float(np.mean([record[key] for record in records])) for key in records[0]}
+        means = {f"train/{key}": float(np.mean([float(record[key]) for record in records])) for key in records[0]}
         return {**means, "train/updates": len(records), "train/target_episodes": len(self.target)}
 
     def _credits(self) -> Tensor:
         """(sum of C,) the weight of each plan in the replay buffer."""
         rewards = [self.scale(reward) if self.settings["scale_reward"] else reward for reward in self.replay.rewards()]
-        if not self.credit.needs_value:
-            return self._normalized(credits_and_targets(rewards, self.credit)[0])
+        estimates = self._fitted_values(rewards) if self.credit.needs_value else ()
+        credit = credits_and_targets(rewards, self.credit, *estimates)[0]
+        if self.settings["normalize_credit"]:  # by their deviation alone, so that signs are kept
+            credit = credit / credit.std(correction=0).clamp(min=1e-8)
+        return credit
+
+    def _fitted_values(self, rewards: list[Tensor]) -> tuple[list[Tensor], list[float]]:
+        """`_values`, after the value head has learned from the replay buffer."""
         features = self.replay.rows["features"].to(self.planner.device)
         for _ in range(self.settings["value_updates"]):
             _, targets = credits_and_targets(rewards, self.credit, *self._values(features))
@@ -108,18 +121,14 @@ class Finetuning:
             self.value_optimizer.zero_grad()
             loss.backward()
             self.value_optimizer.step()
-        return self._normalized(credits_and_targets(rewards, self.credit, *self._values(features))[0])
-
-    def _normalized(self, credit: Tensor) -> Tensor:
-        """In units of their standard deviation over the replay buffer, where asked for; signs are kept."""
-        return credit / credit.std(correction=0).clamp(min=1e-8) if self.settings["normalize_credit"] else credit
+        return self._values(features)
 
     @torch.no_grad()
     def _values(self, features: Tensor) -> tuple[list[Tensor], list[float]]:
         """Estimates per episode, and of the state after each: 0, as the time limit ends the reward too."""
         return self.replay.per_episode(self.value(features).cpu()), [0.0] * len(self.replay)
 
-    def _update(self, credits: Tensor) -> dict[str, float]:
+    def _update(self, credits: Tensor) -> dict[str, Tensor]:
         """One gradient step: importance loss on recent plans, regularizer on top (eq. 15)."""
         size, device = self.settings["batch_size"], self.planner.device
         batch = self._observed(self.replay.sample(size, self.batches))
@@ -140,7 +149,7 @@ class Finetuning:
         loss.backward()
         metrics["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["gradient_norm"])
         self.optimizer.step()
-        return {f"train/{name}": float(value.detach()) for name, value in metrics.items()}
+        return {name: value.detach() for name, value in metrics.items()}
 
     def _importance(self, batch: dict[str, Tensor], credit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. (12) on one random denoising step of each plan: the mean over steps, at a K'-th of its price."""

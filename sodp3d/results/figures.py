@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sodp3d.plot import save_png
 from sodp3d.results.groups import DIRECT_BC, REGULARIZED, Group
 from sodp3d.results.stores import StoreRecord
 
@@ -37,13 +37,13 @@ def draw_figures(folder: Path, groups: Sequence[Group], stores: Sequence[StoreRe
         chosen = [g for g in groups if (g.task, g.observation, g.stage) == (task, observation, "finetune")]
         numbers = [groups.index(group) + 1 for group in chosen]
         path = folder / f"curves_{task}_{observation}.png"
-        _save(_finetuning(f"{task}, obs={observation}", chosen, numbers), path)
+        save_png(_finetuning(f"{task}, obs={observation}", chosen, numbers), path)
         drawn.append((f"fine-tuning {task} from {observation}", path))
     for record in stores:
         same = [other for other in stores if other.name == record.name]
         name = record.name.removeprefix("data/").replace("/", "_") + (f"_{record.digest[:8]}" if len(same) > 1 else "")
         path = folder / f"collection_{name}.png"
-        _save(_collection(record), path)
+        save_png(_collection(record), path)
         drawn.append((f"collection of {record.env} by {record.agent}", path))
     return [(title, f"{path.parent.name}/{path.name}") for title, path in drawn]
 
@@ -137,10 +137,3 @@ def _dress(axes: Any, label: str) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     axes.grid(alpha=0.3)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial.png")
-    FigureCanvasAgg(figure).print_figure(partial, dpi=100, metadata={"Software": None})
-    partial.replace(path)

@@ -2,13 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
+from sodp3d.data.schema import flat
 from sodp3d.evaluate import wilson_interval
 from sodp3d.results.scan import RunRecord, Score
 
@@ -128,18 +129,11 @@ def _pretraining_parts(run: RunRecord | None) -> list[str]:
 
 def settings_of(run: RunRecord, source: RunRecord | None) -> dict[str, Any]:
     """Dotted name to value of all that shapes the result but the seed; fine-tuning inherits its planner's."""
-    found = {"data_hash": run.data_hash, **_flat(run.config)}
+    found = {"data_hash": run.data_hash, **flat(run.config)}
     if source is not None:
-        inherited = {name: value for name, value in _flat(source.config).items() if name.startswith("pretrain.")}
+        inherited = {name: value for name, value in flat(source.config).items() if name.startswith("pretrain.")}
         found |= inherited if run.stage == "finetune" else {}
     return {name: value for name, value in sorted(found.items()) if name not in _IGNORED}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def distinguishing(groups: Sequence[Group]) -> list[str]:

@@ -20,7 +20,7 @@ from sodp3d import checkpoint
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.errors import InputError
 from sodp3d.files import read_json
-from sodp3d.run import is_finished, read_config, seconds_spent
+from sodp3d.run import is_finished, read_config, read_metrics, seconds_spent
 
 ROOTS = ("outputs", "data")
 STAGES = ("pretrain", "finetune", "eval")
@@ -206,20 +206,6 @@ def _read_run(directory: Path) -> RunRecord | None:
     record = RunRecord(directory, config, result)
     record.check()
     return record
-
-
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
-    """Records of a run's metrics.jsonl; a torn line, as a kill leaves it, is skipped."""
-    path = directory / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
 
 
 def seconds(directory: Path) -> float | None:

@@ -12,7 +12,8 @@ from sodp3d.data.dataset import data_hash
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.errors import InputError
-from sodp3d.results.scan import portable, provenance, read_metrics, seconds, shown
+from sodp3d.results.scan import portable, provenance, seconds, shown
+from sodp3d.run import read_metrics
 
 
 @dataclass(frozen=True)
