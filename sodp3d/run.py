@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from sodp3d.errors import InputError
-from sodp3d.files import PROJECT, exclusive_lock, read_json, write_json, write_text
+from sodp3d.files import PROJECT, Lock, read_json, write_json, write_text
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "mujoco", "gymnasium", "gymnasium-robotics", "metaworld", "open3d", "zarr", "numpy", "sodp3d")
@@ -69,7 +69,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._stack.enter_context(exclusive_lock(self.directory / ".lock", f"run directory {self.directory}"))
+        taken = f"run directory {self.directory} is in use by {{holder}}; wait for it or stop it first."
+        self._stack.enter_context(Lock(self.directory / ".lock", taken))
         if not (self.directory / "config.yaml").exists():
             write_text(self.directory / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         write_json(self.directory / "versions.json", versions())

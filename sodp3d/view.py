@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sodp3d.data.files import replace_file
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.errors import InputError
+from sodp3d.files import replace_file
 from sodp3d.view_page import PAGE
 
 _BYTES = 9_000_000  # of data; plotly.js adds about 5 MB

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_store, metadata
 
 from sodp3d.data import arrays
-from sodp3d.data.files import plain
 from sodp3d.data.merge import merge
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.envs.config import CropConfig
 from sodp3d.errors import InputError
+from sodp3d.files import plain
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from sodp3d.data.files import PARTIAL, check_header, chunk_fault, read_json, replace_file, write_json
+from sodp3d.data.integrity import check_header, chunk_fault, read_object
 from sodp3d.data.schema import METADATA, SCHEMA_VERSION, Field, Specification
 from sodp3d.errors import InputError
+from sodp3d.files import PARTIAL, plain, replace_file, write_json
 
 _CHUNK_BYTES, _CHUNK_STEPS = 1_500_000, 1000  # large chunks: zarr 3 pays about a millisecond for each
 _ROWS_PER_COLUMN_CHUNK = 8192
@@ -58,7 +59,8 @@ def make_store(path: Path, attributes: Mapping[str, Any], specification: Specifi
         for name, dtype in {**METADATA, "episode_ends": "int64"}.items():
             make_array(meta, name, 0, Field((), dtype), compress=False)
         fields = {key: field._asdict() for key, field in specification.items()}
-        write_json(partial / ".zattrs", {**attributes, "schema_version": SCHEMA_VERSION, "specification": fields})
+        described = {**attributes, "schema_version": SCHEMA_VERSION, "specification": fields}
+        write_json(partial / ".zattrs", plain(described))
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -113,7 +115,7 @@ def write_column(folder: Path, values: NDArray[Any]) -> None:
     The value lies beyond the shape until the shape's file is replaced, so that replacement is the whole change. For
     `episode_ends` it is the commit.
     """
-    header = read_json(folder / ".zarray")
+    header = read_object(folder / ".zarray")
     if len(values) > header["shape"][0]:
         chunk = (len(values) - 1) // _ROWS_PER_COLUMN_CHUNK
         tail = values[chunk * _ROWS_PER_COLUMN_CHUNK :]

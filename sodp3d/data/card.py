@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.data.dataset import data_hash
-from sodp3d.data.files import replace_file
 from sodp3d.data.schema import flat
 from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
+from sodp3d.files import replace_file
 
 _BINS, _BAR = 10, 30
 

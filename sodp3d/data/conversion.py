@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
-from sodp3d.data.files import plain
 from sodp3d.data.pointcloud import Converter
 from sodp3d.data.schema import Field, differences
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.camera import Camera
 from sodp3d.envs.config import CropConfig, EnvConfig
 from sodp3d.errors import InputError
+from sodp3d.files import plain
 from sodp3d.workers import WorkerCount
 
 _log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sodp3d.data.files import plain
 from sodp3d.errors import InputError
+from sodp3d.files import plain
 
 SCHEMA_VERSION = 1
 REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")

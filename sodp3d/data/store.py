@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from sodp3d.data import arrays
 from sodp3d.data.arrays import CorruptEpisode
-from sodp3d.data.files import WriterLock, disk_errors, read_json, write_json
+from sodp3d.data.integrity import read_object
 from sodp3d.data.schema import (
     METADATA,
     REQUIRED_ATTRIBUTES,
@@ -40,6 +40,7 @@ from sodp3d.data.schema import (
 )
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
+from sodp3d.files import Lock, disk_errors, plain, write_json
 
 __all__ = ["CorruptEpisode", "EpisodeStore"]
 
@@ -49,9 +50,9 @@ Episode = dict[str, NDArray[Any]]
 class EpisodeStore:
     """Episodes of one environment. Make one with `create` or `open`; usable as a context manager."""
 
-    def __init__(self, path: Path, mode: Literal["r", "a"], lock: WriterLock | None) -> None:
+    def __init__(self, path: Path, mode: Literal["r", "a"], lock: Lock | None) -> None:
         self.path, self.mode, self._lock = path, mode, lock
-        self.attributes: dict[str, Any] = read_json(path / ".zattrs")
+        self.attributes: dict[str, Any] = read_object(path / ".zattrs")
         self.specification: Specification = read_specification(self.attributes, str(path))
         self.episode_ends: NDArray[np.int64]  # (E,) rows after the last step of each committed episode
         self._arrays: arrays.Arrays
@@ -73,7 +74,7 @@ class EpisodeStore:
         if missing:
             raise InputError(f"{path}: attribute {missing[0]!r} is missing; a store needs {REQUIRED_ATTRIBUTES}.")
         checked = check_specification(specification)
-        lock = WriterLock(path)
+        lock = _writer_lock(path)
         try:
             if path.exists():
                 raise InputError(f"{path}: exists already and is never overwritten; choose another path or append.")
@@ -101,7 +102,7 @@ class EpisodeStore:
         path = Path(path)
         if not (path / ".zgroup").exists():
             raise InputError(f"{path}: no episode store here; make one with data_collection/collect.py env=<name>.")
-        lock = WriterLock(path) if mode == "a" else None
+        lock = _writer_lock(path) if mode == "a" else None
         try:
             store = cls(path, mode, lock)
             if attributes is not None:
@@ -257,8 +258,8 @@ class EpisodeStore:
         if fixed:
             raise InputError(f"{self.path}: attribute {sorted(fixed)[0]!r} of a store cannot change.")
         with disk_errors(self.path, "the attributes are as they were"):
-            write_json(self.path / ".zattrs", {**self.attributes, **values})
-        self.attributes = read_json(self.path / ".zattrs")
+            write_json(self.path / ".zattrs", plain({**self.attributes, **values}))
+        self.attributes = read_object(self.path / ".zattrs")
 
     def close(self) -> None:
         """Release the writer's lock; nothing else needs closing."""
@@ -307,3 +308,12 @@ class EpisodeStore:
                 f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
                 f"{', '.join(self.keys)}. What is derived is made by data_collection/{command}."
             )
+
+
+def _writer_lock(path: Path) -> Lock:
+    """One writer at a time. Raises InputError naming the process that writes to the store already."""
+    return Lock(
+        path.with_name(f"{path.name}.lock"),
+        f"{path}: {{holder}} is writing to this store. One writer at a time: wait for it or stop it, or collect into "
+        f"another folder and merge.",
+    )
