@@ -34,6 +34,7 @@ class SACConfig:
     batch_size: int = 256
     discount: float = 0.99
     target_rate: float = 0.005
+    initial_entropy: float = 1.0  # coefficient of the entropy, tuned from there
     replay_size: int = 1_000_000
     random_steps: int = 5_000  # uniform actions before the policy's own
     updates_per_step: float = 1.0
@@ -90,6 +91,7 @@ class SAC:
                 batch_size=config.batch_size,
                 tau=config.target_rate,
                 gamma=config.discount,
+                ent_coef=f"auto_{config.initial_entropy}",
                 policy_kwargs={"net_arch": [config.hidden] * config.layers},
                 device=device,
             )
