@@ -1,5 +1,8 @@
 """One gradient update: VRL3 on states against Stable-Baselines3's SAC, with the same batch and hidden layers.
 
+Beside them the time that an update's matrix products alone would take at the rate of one large product: no program that
+computes them in float32 can be faster.
+
 python benchmarks/update.py [--threads 2] [--rounds 5] -> docs/results/benchmarks/update.json
 """
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 from stable_baselines3 import SAC
 from timing import compare, write
+from torch.utils.flop_counter import FlopCounterMode
 
 from data_collection.agents.replay import Trajectory
 from data_collection.agents.vrl3 import VRL3
@@ -56,6 +60,13 @@ def vrl3(hidden: int, precision: str, layer_norm: bool) -> VRL3:
     return agent
 
 
+def operations(agent: VRL3) -> int:
+    """Floating-point operations in the matrix products of one update."""
+    with FlopCounterMode(display=False) as counter:
+        agent.update(1)
+    return counter.get_total_flops()
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -64,6 +75,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     cases = []
+    size = 2048
+    square, product = torch.rand(2, size, size), torch.empty(size, size)
     for hidden in (256, 1024):
         stable = sac(hidden)
         ours = {
@@ -73,9 +86,20 @@ def main() -> None:
         }
         alternatives = {"stable_baselines3": lambda stable=stable: stable.train(UPDATES, BATCH)}
         alternatives |= {name: lambda agent=agent: agent.update(UPDATES) for name, agent in ours.items()}
-        seconds = {name: value / UPDATES for name, value in compare(alternatives, arguments.rounds).items()}
-        ratios = {name: seconds["stable_baselines3"] / seconds[name] for name in ours}
-        cases.append({"hidden": hidden, "seconds_per_update": seconds, "times_faster": ratios})
+        alternatives["large_product"] = lambda: torch.mm(square[0], square[1], out=product)
+        best = compare(alternatives, arguments.rounds)
+        rate = 2 * size**3 / best.pop("large_product")
+        seconds = {name: value / UPDATES for name, value in best.items()}
+        seconds["products_at_full_rate"] = operations(ours["vrl3"]) / rate
+        ratios = {name: seconds["stable_baselines3"] / value for name, value in seconds.items()}
+        cases.append(
+            {
+                "hidden": hidden,
+                "seconds_per_update": seconds,
+                "times_faster": ratios,
+                "operations_per_second_of_a_large_product": rate,
+            }
+        )
     write("update", {**vars(arguments), "batch": BATCH, "cases": cases})
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sodp3d.errors import InputError
-from sodp3d.models.pooling import SharedMaximum
+from sodp3d.models.pooling import SharedMaximum, maximum
 
 FEATURE_SIZE = 64
 SENSOR_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image"}
@@ -40,8 +40,10 @@ class PointCloudEncoder(nn.Module):
         clouds = points.reshape(-1, *points.shape[-2:])
         if self.dense or clouds.device.type != "cpu":
             pooled = self.shared(clouds).max(dim=1).values
-        else:
+        elif torch.is_grad_enabled():
             pooled = SharedMaximum.apply(clouds, *self.shared.parameters())
+        else:
+            pooled = maximum(clouds, list(self.shared.parameters()))
         return self.project(pooled).view(*points.shape[:-2], FEATURE_SIZE)
 
 

@@ -9,6 +9,7 @@ Shape letters: C clouds, N points, D channels of the last layer. Parameters: for
 and its norm's weight and bias, in this order; each layer is Linear, LayerNorm, ReLU.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import layer_norm, linear
 
-FORWARD_ROWS = 512  # points per pass: their widest activations (0.5 MB) fit a core's second-level cache
+FORWARD_ROWS = 1024  # points per pass: their widest activations (1 MB) fit a core's second-level cache
 BACKWARD_ROWS = 4096  # points, of which a third are winners
 GROUP = 16
 EPSILON = 1e-5  # of LayerNorm
@@ -46,21 +47,33 @@ def first_maximum(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def pool(clouds: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Maximum over the points of the shared MLP, and the winners: (C, N, 3) -> (C, D), (C, D) int64."""
+def activations(clouds: Tensor, parameters: tuple[Tensor, ...] | list[Tensor]) -> Iterator[Tensor]:
+    """The shared MLP but its last ReLU, which commutes with the maximum: (c, N, D) of a few clouds after another.
+
+    Each is overwritten by the next.
+    """
     size = clouds.shape[1]
     step = max(1, FORWARD_ROWS // size)
     layers = list(zip(*(parameters[i::4] for i in range(4)), strict=True))
     buffers = [clouds.new_empty(step * size, len(bias)) for _, bias, _, _ in layers]
-    found = []
     for chunk in clouds.split(step):
         x = chunk.reshape(-1, 3)
         for index, (weight, bias, scale, shift) in enumerate(layers):
             x = torch.addmm(bias, x, weight.t(), out=buffers[index][: len(x)])
             x = layer_norm(x, bias.shape, scale, shift)
-            if index < len(layers) - 1:  # the last ReLU commutes with the maximum
+            if index < len(layers) - 1:
                 x.relu_()
-        found.append(first_maximum(x.view(len(chunk), size, -1)))
+        yield x.view(len(chunk), size, -1)
+
+
+def maximum(clouds: Tensor, parameters: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
+    """Maximum over the points of the shared MLP, without gradient: (C, N, 3) -> (C, D)."""
+    return torch.cat([x.amax(dim=1) for x in activations(clouds, parameters)]).relu_()
+
+
+def maximum_and_winners(clouds: Tensor, parameters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """`maximum`, and the index of the first point that attains it: (C, N, 3) -> (C, D), (C, D) int64."""
+    found = [first_maximum(x) for x in activations(clouds, parameters)]
     return torch.cat([values for values, _ in found]).relu_(), torch.cat([indices for _, indices in found])
 
 
@@ -121,11 +134,11 @@ class LastLayer:
 
 
 class SharedMaximum(torch.autograd.Function):
-    """`pool` with a gradient in the parameters (not in the points): apply(clouds, *parameters) -> (C, D)."""
+    """`maximum` with a gradient in the parameters (not in the points): apply(clouds, *parameters) -> (C, D)."""
 
     @staticmethod
     def forward(ctx: Any, clouds: Tensor, *parameters: Tensor) -> Tensor:
-        values, winners = pool(clouds, parameters)
+        values, winners = maximum_and_winners(clouds, parameters)
         ctx.save_for_backward(clouds, values, winners, *parameters)
         return values
 
