@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from sodp3d.data.schema import flat
 from sodp3d.errors import InputError
 from sodp3d.files import PROJECT, Lock, read_json, write_json, write_text
 
@@ -248,13 +249,7 @@ def newest_finished(parent: Path) -> Path | None:
     return max(finished, key=lambda path: path.name, default=None)
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> str:
-    changes = []
-    for key in sorted(set(old) | set(new)):
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            if before != after:
-                changes.append(_differences(before, after, f"{prefix}{key}."))
-        elif before != after:
-            changes.append(f"{prefix}{key}: {before!r} there, {after!r} here")
-    return ", ".join(changes)
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    before, after = flat(old), flat(new)
+    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
+    return ", ".join(f"{key}: {before.get(key)!r} there, {after.get(key)!r} here" for key in changed)
