@@ -88,6 +88,18 @@ def test_explores_at_random_first_and_learns_only_then() -> None:
     assert set(agent.update(5)) == {"actor_loss", "critic_loss", "ent_coef"}
 
 
+def test_networks_see_states_scaled_by_the_random_steps() -> None:
+    agent = SAC(replace(SMALL, random_steps=12), 2, 2, seed=0)
+    for seed in range(3):  # the third comes when the random steps are over
+        agent.observe(episode(8, seed))
+    states = np.concatenate([episode(8, seed).states[:-1] for seed in range(2)])
+    tensors = agent.state()[0]
+    for network in ("actor", "critic", "critic_target"):
+        name = f"policy.{network}.features_extractor"
+        np.testing.assert_allclose(tensors[f"{name}.mean"], states.mean(0), atol=1e-6)
+        np.testing.assert_allclose(tensors[f"{name}.scale"], states.std(0), rtol=1e-5)
+
+
 def test_solves_the_point() -> None:
     config = replace(SMALL, hidden=32, batch_size=64, replay_size=5000, learning_rate=2e-3, random_steps=240)
     agent = SAC(config, 2, 2, seed=0)

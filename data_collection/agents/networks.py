@@ -32,9 +32,12 @@ class StateScaler(nn.Module):
         self.register_buffer("mean", torch.zeros(state_size))
         self.register_buffer("scale", torch.ones(state_size))
 
-    def fit(self, trajectories: list[Trajectory], floor: float = 0.01) -> None:
-        """Take mean and standard deviation of all their states; deviations below `floor` count as `floor`."""
-        states = np.concatenate([trajectory.states for trajectory in trajectories])
+    def fit(self, trajectories: list[Trajectory]) -> None:
+        """`standardize` all their states."""
+        self.standardize(np.concatenate([trajectory.states for trajectory in trajectories]))
+
+    def standardize(self, states: np.ndarray, floor: float = 0.01) -> None:
+        """Take mean and deviation of states (B, Ds); deviations below `floor` count as `floor`."""
         self.mean.copy_(torch.as_tensor(states.mean(0), dtype=torch.float32))
         self.scale.copy_(torch.as_tensor(np.maximum(states.std(0), floor), dtype=torch.float32))
 

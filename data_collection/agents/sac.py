@@ -18,10 +18,13 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data_collection.agents.networks import StateScaler
 from data_collection.agents.replay import Trajectory
 from sodp3d.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
+
+_FLOOR = 0.05  # metres, in most of a state: what random actions and starts vary less than this counts as so much
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,12 @@ class SACConfig:
     """configs/agent/sac.yaml."""
 
     hidden: int = 256
-    layers: int = 3
+    layers: int = 2
     learning_rate: float = 3e-4
     batch_size: int = 256
-    discount: float = 0.99
+    discount: float = 0.97
     target_rate: float = 0.005
-    initial_entropy: float = 1.0  # coefficient of the entropy, tuned from there
+    initial_entropy: float = 0.1  # coefficient of the entropy, tuned from there
     replay_size: int = 1_000_000
     random_steps: int = 5_000  # uniform actions before the policy's own
     updates_per_step: float = 1.0
@@ -65,6 +68,14 @@ class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         raise NotImplementedError
 
 
+class _ScaledState(StateScaler):
+    """What Stable-Baselines3 puts before each network: Meta-World's states differ by centimetres in units of metres."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        super().__init__(space.shape[0])
+        self.features_dim = self.features
+
+
 class SAC:
     """The agent. Stable-Baselines3 draws from the global random streams; here they are lent to it and put back."""
 
@@ -92,7 +103,10 @@ class SAC:
                 tau=config.target_rate,
                 gamma=config.discount,
                 ent_coef=f"auto_{config.initial_entropy}",
-                policy_kwargs={"net_arch": [config.hidden] * config.layers},
+                policy_kwargs={
+                    "net_arch": [config.hidden] * config.layers,
+                    "features_extractor_class": _ScaledState,
+                },
                 device=device,
             )
         self._learner.set_logger(Logger(None, []))
@@ -138,6 +152,10 @@ class SAC:
                 np.array(ended),
                 [{}],
             )
+        if self._steps < self.config.random_steps:
+            for module in self._learner.policy.modules():
+                if isinstance(module, _ScaledState):
+                    module.standardize(memory.observations[: memory.size(), 0], _FLOOR)
         self._steps += len(trajectory.actions)
 
     def update(self, count: int, offline: bool = False) -> dict[str, float]:
