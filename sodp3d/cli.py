@@ -32,15 +32,23 @@ def command(
         @functools.wraps(function)
         def main() -> None:
             logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-            try:
-                _run(config_name, function, complete)
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the one place that talks to the user
-                sys.exit(2)
+            status = exit_status(lambda: _run(config_name, function, complete))
+            if status:
+                sys.exit(status)
 
         return main
 
     return decorate
+
+
+def exit_status(job: Callable[[], None]) -> int:
+    """Do a command's job: 0, or 2 after one message on stderr where the user can mend what is wrong."""
+    try:
+        job()
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
 
 
 def _run(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.cli import exit_status
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.errors import InputError
 from sodp3d.files import replace_file
@@ -124,13 +125,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--episodes", type=int, default=10, help="how many episodes to show (10)")
     parser.add_argument("--output", type=Path, help="file to write (view.html in the folder)")
     options = parser.parse_args(arguments)
-    try:
+
+    def job() -> None:
         path = write_view(options.folder, options.episodes, options.output)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser\n")
-    return 0
+        sys.stdout.write(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser\n")
+
+    return exit_status(job)
 
 
 if __name__ == "__main__":

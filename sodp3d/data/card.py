@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.cli import exit_status
 from sodp3d.data.dataset import data_hash
 from sodp3d.data.schema import flat
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
 from sodp3d.files import replace_file
 
 _BINS, _BAR = 10, 30
@@ -198,13 +198,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line: write and print the card. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sodp3d.data.card", description="Write and print a dataset card.")
     parser.add_argument("folder", type=Path, help="folder of the store, data/<env>")
-    try:
-        path = write_card(parser.parse_args(arguments).folder)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{path.read_text()}\n(written to {path})\n")
-    return 0
+    folder = parser.parse_args(arguments).folder
+
+    def job() -> None:
+        path = write_card(folder)
+        sys.stdout.write(f"{path.read_text()}\n(written to {path})\n")
+
+    return exit_status(job)
 
 
 if __name__ == "__main__":

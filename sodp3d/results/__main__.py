@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sodp3d.cli import exit_status
 from sodp3d.errors import InputError
 from sodp3d.files import PROJECT
 from sodp3d.results.figures import draw_figures
@@ -80,14 +81,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", type=Path, nargs="*", help="where runs and stores are (default: outputs and data)")
     parser.add_argument("--output", type=Path, default=PROJECT / "docs" / "results", help="default: docs/results")
     given = parser.parse_args(arguments)
-    try:
-        folders = given.folders or [folder for folder in default if folder.is_dir()]
-        paths = make_results(folders, given.output)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write("".join(f"{path}\n" for path in paths))
-    return 0
+
+    def job() -> None:
+        paths = make_results(given.folders or [folder for folder in default if folder.is_dir()], given.output)
+        sys.stdout.write("".join(f"{path}\n" for path in paths))
+
+    return exit_status(job)
 
 
 if __name__ == "__main__":
