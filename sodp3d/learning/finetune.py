@@ -36,6 +36,12 @@ def finetune(
     if recorded:
         require_same_planner(recorded[0], pretrained, tuning)
     described = planner_state(pretrained, [task.name], state["data_hash"])
+
+    def validate() -> dict[str, float]:
+        return tuning.compare(
+            evaluate(tuning.planner, rollouts, task, _validation(config["evaluation"])), run, described
+        )
+
     if not tuning.load(run):
         before = evaluate(pretrained, rollouts, task, config["evaluation"])
         run.log(0, before.metrics())
@@ -44,6 +50,8 @@ def finetune(
         if not recorded:
             tuning.remember(find_proficient(pretrained, tuning, rollouts, task, settings, seed), task)
         tuning.start(settings["from_scratch"], seed)
+        if settings["evaluate_every"] > 0:  # the first of the best: what an early collapse goes back to
+            run.log(tuning.environment_steps, validate())
     run.rewind(tuning.environment_steps)
     while tuning.episodes < settings["episodes"] and not run.stop_requested:
         count = min(settings["episodes_per_iteration"], settings["episodes"] - tuning.episodes)
@@ -59,8 +67,7 @@ def finetune(
         tuning.episodes += count
         metrics |= tuning.learn(settings["updates_per_episode"] * count)
         if _due(tuning.episodes, count, settings["evaluate_every"]):
-            validation = evaluate(tuning.planner, rollouts, task, _validation(config["evaluation"]))
-            metrics |= tuning.compare(validation, run, described)
+            metrics |= validate()
         run.log(tuning.environment_steps, metrics)
         if _due(tuning.episodes, count, settings["checkpoint_every"]):
             tuning.save(run, described)

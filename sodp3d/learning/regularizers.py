@@ -67,7 +67,8 @@ class KLToPretrained:
     """DPOK's (eq. 23): KL(p_theta(x_{k-1} | x_k) || p_pre(x_{k-1} | x_k)) summed over the denoising steps.
 
     Both are normal with the same standard deviation, so it is |mu - mu_pre|^2 / (2 sigma^2), over the elements that
-    `options` choose and reduced as they say. Steps without noise drop out, as in the likelihood.
+    `options` choose and reduced as they say. Steps without noise drop out, as in the likelihood. The sum is estimated
+    by one random step of each plan: the same in the mean, at a K'-th of its price.
     """
 
     def __init__(self, pretrained: Planner, options: ChainOptions) -> None:
@@ -77,13 +78,17 @@ class KLToPretrained:
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Mean over `batch` of the sum over steps, at the latents of its chains."""
-        latents = batch["latents"]
-        mean, sigma = planner.chain_moments(planner.features(batch), latents, self.options)
+        """Mean over `batch` of the estimated sum over steps, at the latents of its chains."""
+        steps = planner.random_steps(self.options)
+        size = len(batch["latents"])
+        place = generator.device if generator is not None else None
+        step = steps[torch.randint(len(steps), (size,), generator=generator, device=place).cpu()].to(planner.device)
+        latent = batch["latents"][torch.arange(size, device=step.device), step]
+        mean, sigma = planner.moments(planner.features(batch), latent, step, self.options)
         with torch.no_grad():
-            reference, _ = self.pretrained.chain_moments(self.pretrained.features(batch), latents, self.options)
-        precision = torch.where(sigma > 0, 1 / sigma.square(), 0.0)
-        return planner.reduce(0.5 * precision * (mean - reference).square(), self.options).sum(1).mean()
+            reference, _ = self.pretrained.moments(self.pretrained.features(batch), latent, step, self.options)
+        divergence = (mean - reference).square() / (2 * sigma.square())
+        return len(steps) * planner.reduce(divergence, self.options).mean()
 
 
 def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:
