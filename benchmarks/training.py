@@ -13,10 +13,10 @@ from unittest.mock import patch
 
 import torch
 from clouds import surface_clouds
+from convolutions import with_torchs_convolutions
 from timing import compare, write
 
 from sodp3d.learning.pretrain import Pretraining
-from sodp3d.models.convolution import Convolution
 from sodp3d.models.encoders import PointCloudEncoder
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.models.unet import UNet1d
@@ -47,24 +47,18 @@ def make_planner() -> Planner:
 
 
 @contextmanager
-def torchs_way(planner: Planner) -> Iterator[None]:
-    """Everything by torch's own building blocks while it lasts."""
-    convolutions = [module for module in planner.modules() if isinstance(module, Convolution)]
+def torchs_encoder_and_films(planner: Planner) -> Iterator[None]:
+    """Encoder and films by torch's own building blocks while it lasts."""
     encoders = [module for module in planner.modules() if isinstance(module, PointCloudEncoder)]
-    longest = convolutions[0].longest
     observe, forward = UNet1d.observe, UNet1d.forward
     each_step_anew = {
         "observe": lambda unet, condition: condition,
         "forward": lambda unet, x, timestep, condition: forward(unet, x, timestep, observe(unet, condition)),
     }
-    for convolution in convolutions:
-        convolution.longest = 0
     for encoder in encoders:
         encoder.dense = True
     with patch.multiple(UNet1d, **each_step_anew):
         yield
-    for convolution in convolutions:
-        convolution.longest = longest
     for encoder in encoders:
         encoder.dense = False
 
@@ -92,10 +86,11 @@ def main() -> None:
     for name, run in work.items():
 
         def reference(run: Callable[[], object] = run) -> None:
-            with torchs_way(planner):
+            with torchs_encoder_and_films(planner):
                 run()
 
-        seconds = compare({"torch": reference, "sodp3d": run}, arguments.rounds)
+        alternatives = {"torch": with_torchs_convolutions(planner, reference), "sodp3d": run}
+        seconds = compare(alternatives, arguments.rounds)
         found[name] = {"seconds": seconds, "ratio": seconds["torch"] / seconds["sodp3d"]}
     write("training", {**vars(arguments), **found})
 

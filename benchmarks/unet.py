@@ -6,9 +6,9 @@ python benchmarks/unet.py [--batch 256] [--rounds 5] -> docs/results/benchmarks/
 import argparse
 
 import torch
+from convolutions import with_torchs_convolutions
 from timing import compare, write
 
-from sodp3d.models.convolution import Convolution
 from sodp3d.models.unet import UNETS, UNet1d
 
 CASES = (("simple_dp3", 28, 4), ("simple_dp3", 4, 12), ("simple_dp3", 28, 16))
@@ -18,20 +18,14 @@ def measure(name: str, action_size: int, horizon: int, batch: int, rounds: int) 
     """Forward + backward, and the ten forward passes of sampling for fifty observations."""
     torch.manual_seed(0)
     network = UNet1d(action_size, 256, UNETS[name])
-    convolutions = [module for module in network.modules() if isinstance(module, Convolution)]
-    longest = convolutions[0].longest
     inputs = torch.randn(batch, horizon, action_size), torch.randint(100, (batch,)), torch.randn(batch, 256)
     fifty = tuple(value[:50] for value in inputs)
 
-    def train(limit: int) -> None:
-        for convolution in convolutions:
-            convolution.longest = limit
+    def train() -> None:
         network.zero_grad()
         network(*inputs).square().mean().backward()
 
-    def sample(limit: int) -> None:
-        for convolution in convolutions:
-            convolution.longest = limit
+    def sample() -> None:
         with torch.no_grad():
             for _ in range(10):
                 network(*fifty)
@@ -42,8 +36,12 @@ def measure(name: str, action_size: int, horizon: int, batch: int, rounds: int) 
             for _ in range(10):
                 network(fifty[0], fifty[1][:1], observed)
 
-    training = compare({"torch": lambda: train(0), "sodp3d": lambda: train(longest)}, rounds)
-    ways = {"torch": lambda: sample(0), "own_convolutions": lambda: sample(longest), "sodp3d": sample_with_shared_films}
+    training = compare({"torch": with_torchs_convolutions(network, train), "sodp3d": train}, rounds)
+    ways = {
+        "torch": with_torchs_convolutions(network, sample),
+        "own_convolutions": sample,
+        "sodp3d": sample_with_shared_films,
+    }
     sampling = compare(ways, rounds)
     return {
         "unet": name,

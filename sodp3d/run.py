@@ -69,7 +69,6 @@ class Run:
         self._bar: Any = None
 
     def __enter__(self) -> "Run":
-        self.directory.mkdir(parents=True, exist_ok=True)
         taken = f"run directory {self.directory} is in use by {{holder}}; wait for it or stop it first."
         self._stack.enter_context(Lock(self.directory / ".lock", taken))
         if not (self.directory / "config.yaml").exists():

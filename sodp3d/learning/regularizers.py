@@ -79,16 +79,14 @@ class KLToPretrained:
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
         """Mean over `batch` of the estimated sum over steps, at the latents of its chains."""
-        steps = planner.random_steps(self.options)
         size = len(batch["latents"])
-        place = generator.device if generator is not None else None
-        step = steps[torch.randint(len(steps), (size,), generator=generator, device=place).cpu()].to(planner.device)
+        step, count = planner.draw_steps(size, self.options, generator)
         latent = batch["latents"][torch.arange(size, device=step.device), step]
         mean, sigma = planner.moments(planner.features(batch), latent, step, self.options)
         with torch.no_grad():
             reference, _ = self.pretrained.moments(self.pretrained.features(batch), latent, step, self.options)
         divergence = (mean - reference).square() / (2 * sigma.square())
-        return len(steps) * planner.reduce(divergence, self.options).mean()
+        return count * planner.reduce(divergence, self.options).mean()
 
 
 def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:

@@ -153,9 +153,7 @@ class Finetuning:
 
     def _importance(self, batch: dict[str, Tensor], credit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. (12) on one random denoising step of each plan: the mean over steps, at a K'-th of its price."""
-        random_steps = self.planner.random_steps(self.options)
-        chosen = torch.randint(len(random_steps), (len(credit),), generator=self.batches)
-        step = random_steps[chosen].to(credit.device)
+        step, _ = self.planner.draw_steps(len(credit), self.options, self.batches)
         row = torch.arange(len(credit), device=credit.device)
         mean, sigma = self.planner.moments(
             self.planner.features(batch), batch["latents"][row, step], step, self.options

@@ -169,6 +169,15 @@ class Planner(nn.Module):
         sigma = self._floored(self.diffusion.sigma(index, options.eta).flatten(), index, options)
         return index[sigma > 0].cpu()
 
+    def draw_steps(
+        self, size: int, options: ChainOptions, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, int]:
+        """One of the `random_steps` for each of `size` plans, (size,), and among how many it was drawn."""
+        steps = self.random_steps(options)
+        device = generator.device if generator is not None else None
+        chosen = torch.randint(len(steps), (size,), generator=generator, device=device)
+        return steps[chosen.cpu()].to(self.device), len(steps)
+
     def reduce(self, elements: Tensor, options: ChainOptions) -> Tensor:
         """Per-element values (..., Tp, Da) of a plan -> one (...), by the options' rows and reduction."""
         chosen = self.executed(elements) if options.rows == "executed" else elements
