@@ -1,6 +1,8 @@
 """All tables and figures again, from run directories and stores:
 
 python -m sodp3d.results [folders ...] --output docs/results
+
+With --keep <folder>, small records of them are written there too; the tables can be made from those alone.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from sodp3d.errors import InputError
 from sodp3d.files import PROJECT
 from sodp3d.results.figures import draw_figures
 from sodp3d.results.groups import Group, group_runs
+from sodp3d.results.keep import keep_records
 from sodp3d.results.scan import Scan, scan, shown
 from sodp3d.results.stores import StoreRecord
 from sodp3d.results.tables import (
@@ -27,17 +30,19 @@ from sodp3d.results.tables import (
 from sodp3d.results.write import write_all
 
 
-def make_results(folders: Sequence[Path], output: Path) -> list[Path]:
-    """Write tables.md, CSV and JSON into `output` and figures into `output`/figures; the paths of all files.
+def make_results(folders: Sequence[Path], output: Path, keep: Path | None = None) -> list[Path]:
+    """Write tables.md, CSV and JSON into `output`, figures into `output`/figures and records into `keep`; their paths.
 
     Raises InputError where a folder is missing or nothing can be written.
     """
-    tables, groups, stores = make_tables(scan(folders))
+    found = scan(folders)
+    tables, groups, stores = make_tables(found)
     try:
         figures = draw_figures(output / "figures", groups, stores)
-        return write_all(output, tables, figures) + [output / file for _, file in figures]
+        paths = write_all(output, tables, figures) + [output / file for _, file in figures]
+        return paths + (keep_records(keep, found.runs, stores) if keep else [])
     except OSError as error:
-        raise InputError(f"{output}: cannot write there ({error.strerror or error}).") from error
+        raise InputError(f"{error.filename or output}: cannot write there ({error.strerror or error}).") from error
 
 
 def make_tables(found: Scan) -> tuple[dict[str, list[Record]], list[Group], list[StoreRecord]]:
@@ -58,13 +63,18 @@ def make_tables(found: Scan) -> tuple[dict[str, list[Record]], list[Group], list
 
 
 def _read_stores(found: Scan) -> tuple[list[StoreRecord], list[tuple[str, str]]]:
-    stores, unreadable = [], []
+    stores: dict[tuple[str, str], StoreRecord] = {}
+    unreadable = []
     for folder in found.stores:
         try:
-            stores.append(StoreRecord.read(folder))
+            record = StoreRecord.read(folder)
         except InputError as error:
             unreadable.append((shown(folder), str(error).replace(str(folder), "...")))
-    return stores, unreadable
+        else:
+            known = stores.get((record.name, record.digest))
+            if known is None or record.is_original:
+                stores[record.name, record.digest] = record
+    return list(stores.values()), unreadable
 
 
 def _left_out(found: Scan, unreadable: Sequence[tuple[str, str]]) -> list[Record]:
@@ -80,10 +90,13 @@ def main(arguments: list[str] | None = None) -> int:
     default = [PROJECT / "outputs", PROJECT / "data"]
     parser.add_argument("folders", type=Path, nargs="*", help="where runs and stores are (default: outputs and data)")
     parser.add_argument("--output", type=Path, default=PROJECT / "docs" / "results", help="default: docs/results")
+    parser.add_argument("--keep", type=Path, help="also write small records there, to make the tables from later")
     given = parser.parse_args(arguments)
 
     def job() -> None:
-        paths = make_results(given.folders or [folder for folder in default if folder.is_dir()], given.output)
+        paths = make_results(
+            given.folders or [folder for folder in default if folder.is_dir()], given.output, given.keep
+        )
         sys.stdout.write("".join(f"{path}\n" for path in paths))
 
     return exit_status(job)

@@ -90,7 +90,7 @@ def _collection(record: StoreRecord) -> Figure:
     evaluations = record.curve(f"evaluation/{name}")
     _line(learning, evaluations, color=_COLOURS[REGULARIZED["bc"]], marker="o", label="evaluation (no noise)")
     learning.set_ylabel(f"success ({record.headline})")
-    learning.set_title(f"{record.agent} agent, seed {record.store.attributes.get('seed', '-')}", fontsize=9)
+    learning.set_title(f"{record.agent} agent, seed {'-' if record.seed is None else record.seed}", fontsize=9)
     _dress(learning, "agent steps")
     steps, success = record.over_time
     edges = np.linspace(0, steps.max(), _BINS + 1)

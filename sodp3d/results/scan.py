@@ -24,6 +24,7 @@ from sodp3d.run import is_finished, read_config, read_metrics, seconds_spent
 
 ROOTS = ("outputs", "data")
 STAGES = ("pretrain", "finetune", "eval")
+STORE_RECORD = "store.json"  # stands for a store in kept records
 _INSIDE_RUNS = {"checkpoints", "best", "tensorboard", "videos", "evaluation", "card"}
 
 
@@ -143,6 +144,11 @@ class RunRecord:
         return None
 
     @property
+    def has_weights(self) -> bool:
+        """Whether a planner can be loaded from it; a kept record holds none."""
+        return any(self.path.glob(f"*/*/{checkpoint.TENSORS}"))
+
+    @property
     def videos(self) -> list[str]:
         """File names of its videos."""
         return sorted(path.name for path in (self.path / "videos").glob("*.mp4"))
@@ -166,12 +172,15 @@ class Scan:
 
 
 def scan(folders: Iterable[Path]) -> Scan:
-    """Look through `folders`; what cannot be read is listed, never raised. Raises InputError for a missing folder."""
+    """Look through `folders`; what cannot be read is listed, never raised. Raises InputError for a missing folder.
+
+    Of a run or a store found beside the record that was kept of it, the original is taken.
+    """
     runs: list[RunRecord] = []
     broken: list[tuple[str, str]] = []
     stores: set[Path] = set()
     for directory in sorted(set(_candidates(folders))):
-        if (directory / "episodes.zarr").is_dir():
+        if (directory / "episodes.zarr").is_dir() or (directory / STORE_RECORD).is_file():
             stores.add(directory)
         if (directory / "config.yaml").is_file():
             try:
@@ -180,10 +189,18 @@ def scan(folders: Iterable[Path]) -> Scan:
                 broken.append((shown(directory), f"{type(error).__name__}: {error}".replace(str(directory), "...")))
             else:
                 runs += [record] if record else []
-    runs.sort(key=lambda run: (run.name, json.dumps([run.config, run.result], sort_keys=True)))
+    runs = _without_copies(runs)
     finished = [run for run in runs if run.result is not None]
     unfinished = [run for run in runs if run.result is None]
     return Scan(finished, unfinished, sorted(stores, key=lambda path: (shown(path), path)), sorted(broken))
+
+
+def _without_copies(runs: list[RunRecord]) -> list[RunRecord]:
+    """Sorted by name; of equal ones the original, which still has its weights."""
+    originals: dict[tuple[str, str], RunRecord] = {}
+    for run in sorted(runs, key=lambda run: run.has_weights):
+        originals[run.name, json.dumps(without_machine([run.config, run.result]), sort_keys=True)] = run
+    return [run for _, run in sorted(originals.items(), key=lambda item: item[0])]
 
 
 def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
@@ -236,11 +253,22 @@ def portable(command: str) -> str:
         program, *arguments = shlex.split(command)
     except ValueError:  # an apostrophe in a command recorded without quotes
         program, *arguments = command.split()
+    if program == "python":  # made portable before
+        program, *arguments = arguments
     kept = [argument for argument in arguments if argument.partition("=")[0] not in ("root", "run_dir")]
     kept = [re.sub(r"(?<=[=,\[])/[^,\]]+", lambda path: shown(Path(path[0])), argument) for argument in kept]
     script = Path(program)
     folder = "data_collection/" if script.parent.name == "data_collection" else ""
     return shlex.join(["python", f"{folder}{script.name}", *kept])
+
+
+def without_machine(value: Any) -> Any:
+    """Plain values with every absolute path in them as `shown`."""
+    if isinstance(value, dict):
+        return {key: without_machine(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_machine(item) for item in value]
+    return shown(Path(value)) if isinstance(value, str) and value.startswith("/") else value
 
 
 def shown(path: Path) -> str:
