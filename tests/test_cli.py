@@ -20,6 +20,27 @@ def test_every_environment_composes_with_every_preset(env: str, preset: str) -> 
         assert len(tasks) == max(1, len(config["env"]["tasks"] or ()))
 
 
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("env.crop.low=[-.inf,0,0]", "env.crop.low"),
+        ("env.crop.high=[1,2]", "env.crop.high"),
+        ("env.camera.fovy=wide", "env.camera.fovy"),
+        ("env.camera.height=83.5", "env.camera.height"),
+        ("env.camera.width=null", "env.camera.width"),
+    ],
+)
+def test_a_camera_or_crop_that_is_no_number_is_named(option: str, key: str) -> None:
+    with pytest.raises(InputError, match=f"{key}: expected"):
+        EnvConfig.from_config(compose("train", [option])["env"])
+
+
+def test_a_crop_without_a_limit_on_the_command_line() -> None:
+    config = compose("train", ["env.crop.low=[-inf,0,0]", "env.crop.high=[1,1,inf]"])["env"]
+    crop = EnvConfig.from_config(config).crop
+    assert crop.low == (-float("inf"), 0, 0) and crop.high == (1, 1, float("inf"))
+
+
 @pytest.mark.parametrize(("mode", "obs", "reg"), list(product(choices("mode"), choices("obs"), choices("reg"))))
 def test_every_mode_observation_and_regularizer_composes(mode: str, obs: str, reg: str) -> None:
     config = compose("train", [f"mode={mode}", f"obs={obs}", f"reg={reg}"])

@@ -5,11 +5,12 @@ Shape letters: To observed steps, Tp planned steps (horizon), Ta executed steps,
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sodp3d.errors import InputError
 
 SUCCESS_METRICS = ("final", "count", "any")
+T = TypeVar("T", int, float)
 
 
 def _check_keys(kind: type, mapping: Mapping[str, Any], where: str) -> None:
@@ -25,7 +26,19 @@ def _check_keys(kind: type, mapping: Mapping[str, Any], where: str) -> None:
 def _numbers(values: Any, count: int, where: str) -> tuple[float, ...]:
     if not isinstance(values, list | tuple) or len(values) != count:
         raise InputError(f"{where}: expected {count} numbers, got {values!r}.")
-    return tuple(float(value) for value in values)
+    return tuple(_number(value, float, where) for value in values)
+
+
+def _number(value: Any, kind: type[T], where: str) -> T:
+    """`value` as an int or a float; "inf" and "-inf", as JSON keeps them, are floats."""
+    try:
+        number = kind(value)
+        if number == float(value) and not isinstance(value, bool):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    expected = "a whole number" if kind is int else "a number (without a limit: -inf, inf)"
+    raise InputError(f"{where}: expected {expected}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,9 @@ class CameraConfig:
             name=str(mapping["name"]),
             position=None if position is None else _numbers(position, 3, "env.camera.position"),
             quaternion=None if quaternion is None else _numbers(quaternion, 4, "env.camera.quaternion"),
-            fovy=float(mapping["fovy"]),
-            height=int(mapping["height"]),
-            width=int(mapping["width"]),
+            fovy=_number(mapping["fovy"], float, "env.camera.fovy"),
+            height=_number(mapping["height"], int, "env.camera.height"),
+            width=_number(mapping["width"], int, "env.camera.width"),
         )
 
 
