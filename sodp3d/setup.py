@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 
 from sodp3d import checkpoint
 from sodp3d.cli import data_root, root
+from sodp3d.data.schema import differences
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig, expand
 from sodp3d.envs.gl import settle
 from sodp3d.errors import InputError
+from sodp3d.files import plain
 from sodp3d.learning.regularizers import REGULARIZERS
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
@@ -128,14 +131,21 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
     )
 
 
-def planner_state(planner: Planner, task_names: list[str], data_hash: str) -> dict[str, Any]:
-    """What a checkpoint says of its planner, beside the weights."""
+def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> dict[str, Any]:
+    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop."""
     return {
         "format": FORMAT,
         "planner": planner.config.to_dict(),
-        "tasks": task_names,
+        "tasks": [task.name for task in tasks],
+        "view": _view(planner, tasks[0]),
         "data_hash": data_hash,
     }
+
+
+def _view(planner: Planner, task: EnvConfig) -> dict[str, Any]:
+    """What shapes the sensor's data and does not show in its size."""
+    seen = {"state": (), "image": ("camera",), "pointcloud": ("camera", "crop")}[planner.config.observation]
+    return {key: plain(asdict(getattr(task, key))) for key in seen}
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -172,7 +182,7 @@ def load_planner_and_state(path: Path, device: torch.device | str = "cpu") -> tu
 
 
 def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mapping[str, Any], task: EnvConfig) -> None:
-    """Raise InputError unless the planner was trained for this task and this kind of observation."""
+    """Raise InputError unless the planner was trained for this task, this kind of observation, camera and crop."""
     if task.name not in state["tasks"]:
         raise InputError(
             f"planner: it was trained on {', '.join(state['tasks'])}, but env={task.name} was asked for; "
@@ -182,3 +192,6 @@ def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mappin
         raise InputError(
             f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
         )
+    view = _view(planner, task)
+    for name, learned, now in differences(state.get("view", view), view, "env"):
+        raise InputError(f"planner: it was trained with {name}={learned!r}, but {now!r} came; give the same value.")

@@ -114,4 +114,10 @@ def test_wrong_planners_and_devices_are_refused(folder: Path) -> None:
     assert "obs=pointcloud" in said and "obs=state" in said
     said = run("train.py", "mode=finetune", "env=adroit_pen", f"planner={planner}", folder=folder, fails=True)
     assert "adroit_door" in said and "adroit_pen" in said
+    for option, told in (
+        ("env.crop.low=[0,0,0]", r"env.crop.low[0]='-inf', but 0.0 came"),
+        ("env.camera.fovy=60", "45.0"),
+    ):
+        said = run("train.py", "mode=eval", option, f"planner={planner}", folder=folder, fails=True)
+        assert told in said and "trained with" in said
     assert "device" in run("train.py", "mode=pretrain", "device=tpu", folder=folder, fails=True)

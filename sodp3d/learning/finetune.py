@@ -35,7 +35,7 @@ def finetune(
     tuning = Finetuning(pretrained, settings, config["reg"], seed)
     if recorded:
         require_same_planner(recorded[0], pretrained, tuning)
-    described = planner_state(pretrained, [task.name], state["data_hash"])
+    described = planner_state(pretrained, [task], state["data_hash"])
 
     def validate() -> dict[str, float]:
         return tuning.compare(

@@ -113,7 +113,7 @@ def pretrain(
     training = Pretraining(planner, settings, config["seed"])
     training.load(run)
     run.rewind(training.step)
-    state = planner_state(planner, [task.name for task in tasks], digest)
+    state = planner_state(planner, tasks, digest)
     recent: list[float] = []
     while training.step < settings["steps"] and not run.stop_requested:
         batch = to_device(dataset.sample(settings["batch_size"], training.batches), device)
