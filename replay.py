@@ -1,6 +1,7 @@
 """Write mp4s: of a run's evaluated roll-outs, or of collected episodes.
 
 python replay.py run=outputs/eval/adroit_door-pointcloud/<time>-s0
+python replay.py run=outputs/finetune/adroit_door-pointcloud-bc/<time>-s0 seeds=[100005]
 python replay.py data=data/adroit_door
 """
 
@@ -34,7 +35,7 @@ def replay_run(config: dict[str, Any]) -> list[Path]:
     folders = [directory / "evaluation" / task.name for task in tasks]
     written: list[Path] = []
     for task, folder in zip(tasks, folders, strict=True):
-        written += write_rollout_videos(folder, task, config["render"], config["count"], output)
+        written += write_rollout_videos(folder, task, config["render"], config["count"], output, config["seeds"] or ())
     return written
 
 

@@ -60,10 +60,12 @@ def rollout_frames(env: RobotEnv, seed: int, actions: NDArray[np.float32]) -> It
         yield frame(env, info["goal_steps"] > 0)
 
 
-def write_rollout_videos(directory: Path, config: EnvConfig, renderer: str, count: int, output: Path) -> list[Path]:
+def write_rollout_videos(
+    directory: Path, config: EnvConfig, renderer: str, count: int, output: Path, only: Sequence[int] = ()
+) -> list[Path]:
     """Videos of `count` roll-outs saved in `directory/rollouts.npz`: successes and failures as both exist.
 
-    Raises InputError where there are none.
+    only: the episode seeds to show instead. Raises InputError where there are none, or not those.
     """
     path = directory / "rollouts.npz"
     if not path.is_file():
@@ -71,9 +73,12 @@ def write_rollout_videos(directory: Path, config: EnvConfig, renderer: str, coun
     with np.load(path, allow_pickle=False) as data:
         seeds, ends, actions, success = data["seeds"], data["ends"], data["actions"], data["success"]
     headline = success[:, SUCCESS_METRICS.index(config.success_metric)]
+    missing = sorted(set(only) - set(seeds.tolist()))
+    if missing:
+        raise InputError(f"seeds: {missing[0]} was not evaluated; {path} holds seeds {seeds.min()} to {seeds.max()}.")
     env = make(config, renderer)
     written = []
-    for episode in _some_of_each(headline, count):
+    for episode in [int(np.flatnonzero(seeds == seed)[0]) for seed in only] or _some_of_each(headline, count):
         start = ends[episode - 1] if episode else 0
         outcome = "success" if headline[episode] else "failure"
         name = output / f"{config.name}-seed{seeds[episode]}-{outcome}.mp4"

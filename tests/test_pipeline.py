@@ -71,6 +71,16 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path) -> None:
     assert {"before", "evaluation", "best"} <= set(result)
 
 
+def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
+    directory = runs(folder, "pretrain")[0].parent
+    replay = [sys.executable, str(PROJECT / "replay.py"), f"run={directory}", f"output={folder}/watched"]
+    subprocess.run([*replay, "seeds=[100001]"], cwd=folder, check=True, capture_output=True, timeout=200)
+    (video,) = (folder / "watched").glob("*.mp4")
+    assert "seed100001" in video.name
+    refused = subprocess.run([*replay, "seeds=[7]"], cwd=folder, capture_output=True, text=True, timeout=200)
+    assert refused.returncode == 2 and "holds seeds 100000 to 100001" in refused.stderr
+
+
 def test_evaluation_repeats_the_number_that_training_reported(folder: Path) -> None:
     directory = runs(folder, "pretrain")[0].parent
     run("train.py", "mode=eval", f"planner={directory}", *TRAIN, f"run_dir={folder}/again", folder=folder)
