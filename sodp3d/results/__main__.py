@@ -71,9 +71,9 @@ def _read_stores(found: Scan) -> tuple[list[StoreRecord], list[tuple[str, str]]]
         except InputError as error:
             unreadable.append((shown(folder), str(error).replace(str(folder), "...")))
         else:
-            known = stores.get((record.name, record.digest))
+            known = stores.get((record.name, record.data_hash))
             if known is None or record.is_original:
-                stores[record.name, record.digest] = record
+                stores[record.name, record.data_hash] = record
     return list(stores.values()), unreadable
 
 

@@ -1,6 +1,6 @@
 """What a collected data set and its agent's run directory record."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,31 @@ class StoreRecord:
     """One `data/<env>` folder with at least one episode, or the record that was kept of it."""
 
     folder: Path
-    facts: dict[str, Any]  # plain values, as `STORE_RECORD` holds them
+    env: str
+    agent: str  # its name, `unknown` where not recorded
+    seed: int | None  # the agent's; None where not recorded
+    headline: str  # the task's headline metric
+    data_hash: str  # shortened, as checkpoints note it
+    transitions: int  # steps of all episodes
+    bytes: int  # of all files of the store, conversions included
+    command: str  # that collected it
+    commit: str
+    agent_step: list[int]  # at the end of each episode
+    success: dict[str, list[int]]  # of each episode, 0 or 1, by metric
 
     @classmethod
     def read(cls, folder: Path) -> "StoreRecord":
         """Raises InputError (CorruptEpisode too) where the store cannot be read or is empty."""
         path = folder / "episodes.zarr"
         facts = _facts(folder, EpisodeStore.open(path)) if path.exists() else read_json(folder / STORE_RECORD)
-        record = cls(folder, facts)
+        record = cls(folder, **facts)
         _ = record.seconds
         return record
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `STORE_RECORD` holds."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
 
     @property
     def name(self) -> str:
@@ -44,49 +59,14 @@ class StoreRecord:
         return (self.folder / "episodes.zarr").exists()
 
     @property
-    def env(self) -> str:
-        """The env's name."""
-        return self.facts["env"]
-
-    @property
-    def agent(self) -> str:
-        """The agent's name, `unknown` where not recorded."""
-        return self.facts["agent"]
-
-    @property
-    def seed(self) -> int | None:
-        """The agent's seed; None where not recorded."""
-        return self.facts["seed"]
-
-    @property
-    def headline(self) -> str:
-        """The task's headline metric."""
-        return self.facts["headline"]
-
-    @property
-    def digest(self) -> str:
-        """The data's hash, shortened as checkpoints note it."""
-        return self.facts["data_hash"]
-
-    @property
-    def transitions(self) -> int:
-        """Steps of all episodes."""
-        return self.facts["transitions"]
-
-    @property
-    def episodes(self) -> int:
-        """How many there are."""
-        return len(self.facts["agent_step"])
-
-    @property
-    def success(self) -> dict[str, float]:
+    def success_rates(self) -> dict[str, float]:
         """Share of the kept episodes that succeed, 0..1, by metric."""
-        return {metric: float(np.mean(self.facts["success"][metric])) for metric in SUCCESS_METRICS}
+        return {metric: float(np.mean(self.success[metric])) for metric in SUCCESS_METRICS}
 
     @property
     def over_time(self) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """(E,) agent step at the end of each episode, and whether it succeeded by the headline metric."""
-        return np.array(self.facts["agent_step"]), np.array(self.facts["success"][self.headline], dtype=bool)
+        return np.array(self.agent_step), np.array(self.success[self.headline], dtype=bool)
 
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
@@ -106,16 +86,6 @@ class StoreRecord:
     def frames_per_second(self) -> float | None:
         """Kept transitions, each with a depth frame, per second of the whole collection."""
         return self.transitions / self.seconds if self.seconds else None
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files of the store, conversions included."""
-        return self.facts["bytes"]
-
-    @property
-    def made_by(self) -> tuple[str, str]:
-        """(command, commit) that collected it."""
-        return self.facts["command"], self.facts["commit"]
 
 
 def _facts(folder: Path, store: EpisodeStore) -> dict[str, Any]:

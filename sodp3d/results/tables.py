@@ -152,7 +152,6 @@ def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:
     rows = []
     for record in stores:
         evaluations = record.curve(f"evaluation/success_{record.headline}")
-        command, commit = record.made_by
         rows.append(
             {
                 "store": record.name,
@@ -160,17 +159,17 @@ def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:
                 "agent": record.agent,
                 "seed": record.seed,
                 "transitions": record.transitions,
-                "episodes": record.episodes,
+                "episodes": len(record.agent_step),
                 "metric": record.headline,
-                **{f"kept {metric}": rate for metric, rate in record.success.items()},
+                **{f"kept {metric}": rate for metric, rate in record.success_rates.items()},
                 "agent, last": evaluations[-1][1] if evaluations else None,
                 "agent, best": max(rate for _, rate in evaluations) if evaluations else None,
                 "wall time": record.seconds,
                 "frames/s": record.frames_per_second,
-                "megabytes": record.size / 1e6,
-                "data_hash": record.digest,
-                "commit": commit,
-                "command": command,
+                "megabytes": record.bytes / 1e6,
+                "data_hash": record.data_hash,
+                "commit": record.commit,
+                "command": record.command,
             }
         )
     return rows
