@@ -24,9 +24,18 @@ def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str
     return best
 
 
+def processor() -> str:
+    """Its model and, where it has them, its units for bfloat16 products, which decide such ratios."""
+    facts = Path("/proc/cpuinfo")
+    text = facts.read_text() if facts.exists() else ""
+    models = [line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")]
+    units = [unit for unit in ("avx512_bf16", "amx_bf16") if unit in text]
+    return ", ".join([models[0] if models else platform.machine(), *units])
+
+
 def write(name: str, result: dict[str, Any]) -> None:
     """Write docs/results/benchmarks/<name>.json with the machine and versions, and print it."""
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": platform.processor()}
+    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor()}
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**result, "machine": machine}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
