@@ -18,6 +18,7 @@ from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 from sodp3d import checkpoint
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
+from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
 from sodp3d.results.__main__ import main, make_results, make_tables
 from sodp3d.results.groups import distinguishing, estimate, estimate_top5, group_runs
@@ -322,6 +323,18 @@ def test_kept_records_make_the_same_tables_when_runs_and_stores_are_gone(tmp_pat
     assert not [path for path in kept if str(tmp_path) in path.read_text()], "no path of the machine"
     make_results([work], tmp_path / "again", keep=records)
     assert sorted(path for path in records.rglob("*") if path.is_file()) == sorted(kept), "refreshed in place"
+
+
+def test_a_record_of_other_data_of_the_same_name_is_not_overwritten(tmp_path: Path) -> None:
+    make_toy_collection(tmp_path)
+    records = tmp_path / "records"
+    make_results([tmp_path], tmp_path / "made", keep=records)
+    kept = next(records.rglob("store.json"))
+    kept.write_text(json.dumps(json.loads(kept.read_text()) | {"data_hash": "0" * 16}))
+    before = kept.read_text()
+    with pytest.raises(InputError, match=r"--keep: .*record of data 0{16}, not of .*rename"):
+        make_results([tmp_path / "data"], tmp_path / "made", keep=records)
+    assert kept.read_text() == before
 
 
 def test_empty_and_damaged_stores_are_listed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from sodp3d import checkpoint
+from sodp3d.errors import InputError
 from sodp3d.files import read_json, write_json, write_text
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
@@ -17,7 +18,17 @@ from sodp3d.run import WALL_TIME
 
 
 def keep_records(folder: Path, runs: Sequence[RunRecord], stores: Sequence[StoreRecord]) -> list[Path]:
-    """Write or refresh the record of every run and store in `folder`; others there stay. Raises OSError."""
+    """Write or refresh the record of every run and store in `folder`; others there stay.
+
+    Raises InputError, before anything is written, where a record there is of another store of the same name; OSError.
+    """
+    for store in stores:
+        known = folder / store.name / STORE_RECORD
+        if known.exists() and (kept := read_json(known)["data_hash"]) != store.data_hash:
+            raise InputError(
+                f"--keep: {known.parent} is the record of data {kept}, not of {store.data_hash} in {store.folder}; "
+                "rename that record's folder to keep both, or delete it."
+            )
     return [_keep_run(folder / run.name, run) for run in runs] + [_keep_store(folder / s.name, s) for s in stores]
 
 
