@@ -335,6 +335,9 @@ def test_a_record_of_other_data_of_the_same_name_is_not_overwritten(tmp_path: Pa
     with pytest.raises(InputError, match=r"--keep: .*record of data 0{16}, not of .*rename"):
         make_results([tmp_path / "data"], tmp_path / "made", keep=records)
     assert kept.read_text() == before
+    with pytest.raises(InputError, match=r"--keep: .*record of data .*, not of .*rename"):
+        make_results([tmp_path], tmp_path / "made", keep=tmp_path / "fresh")
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_empty_and_damaged_stores_are_listed(tmp_path: Path) -> None:

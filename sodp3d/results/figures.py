@@ -41,9 +41,8 @@ def draw_figures(folder: Path, groups: Sequence[Group], stores: Sequence[StoreRe
         drawn.append((f"fine-tuning {task} from {observation}", path))
     for record in stores:
         same = [other for other in stores if other.name == record.name]
-        name = record.name.removeprefix("data/").replace("/", "_") + (
-            f"_{record.data_hash[:8]}" if len(same) > 1 else ""
-        )
+        apart = f"_{record.data_hash[:8]}" if len(same) > 1 else ""
+        name = record.name.removeprefix("data/").replace("/", "_") + apart
         path = folder / f"collection_{name}.png"
         save_png(_collection(record), path)
         drawn.append((f"collection of {record.env} by {record.agent}", path))

@@ -20,14 +20,17 @@ from sodp3d.run import WALL_TIME
 def keep_records(folder: Path, runs: Sequence[RunRecord], stores: Sequence[StoreRecord]) -> list[Path]:
     """Write or refresh the record of every run and store in `folder`; others there stay.
 
-    Raises InputError, before anything is written, where a record there is of another store of the same name; OSError.
+    Raises InputError, before any record is written, where two stores or a store and a record there share a name but
+    not their data; OSError.
     """
+    kept: dict[str, str] = {}
     for store in stores:
-        known = folder / store.name / STORE_RECORD
-        if known.exists() and (kept := read_json(known)["data_hash"]) != store.data_hash:
+        path = folder / store.name / STORE_RECORD
+        known = kept.setdefault(store.name, read_json(path)["data_hash"] if path.exists() else store.data_hash)
+        if known != store.data_hash:
             raise InputError(
-                f"--keep: {known.parent} is the record of data {kept}, not of {store.data_hash} in {store.folder}; "
-                "rename that record's folder to keep both, or delete it."
+                f"--keep: {path.parent} is for the record of data {known}, not of {store.data_hash} in {store.folder}; "
+                "rename the folder of one to keep both."
             )
     return [_keep_run(folder / run.name, run) for run in runs] + [_keep_store(folder / s.name, s) for s in stores]
 
