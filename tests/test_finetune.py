@@ -74,6 +74,15 @@ def test_updates_change_the_denoiser_and_leave_a_frozen_encoder(regularizer: str
     assert not any(name.startswith(("encoder", "normalizer")) for name in changed)
 
 
+@pytest.mark.parametrize("credit", [("gae", "none"), ("return_to_go", "value")])
+def test_a_value_head_learns_beside_a_tuned_encoder(credit: tuple[str, str]) -> None:
+    tuning = prepare(credit=credit[0], baseline=credit[1], encoder="tuned", batch_size=7)
+    before = {name: value.clone() for name, value in tuning.value.state_dict().items()}
+    torch.testing.assert_close(tuning._replay_features(), tuning.planner.encode(tuning.replay.rows))
+    tuning.learn(1)
+    assert any(not torch.equal(value, before[name]) for name, value in tuning.value.state_dict().items())
+
+
 def test_only_successes_are_cloned_and_old_episodes_are_forgotten() -> None:
     tuning = prepare(replay_episodes=3)
     assert len(tuning.target) == 2 and len(tuning.replay) == 3

@@ -15,7 +15,7 @@ from sodp3d import checkpoint
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
-from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
+from sodp3d.learning.buffers import CHAIN_KEYS, EpisodeRecord, ReplayBuffer, TargetBuffer
 from sodp3d.learning.ppo import (
     CreditOptions,
     RunningScale,
@@ -114,7 +114,7 @@ class Finetuning:
 
     def _fitted_values(self, rewards: list[Tensor]) -> tuple[list[Tensor], list[float]]:
         """`_values`, after the value head has learned from the replay buffer."""
-        features = self.replay.rows["features"].to(self.planner.device)
+        features = self._replay_features()
         for _ in range(self.settings["value_updates"]):
             _, targets = credits_and_targets(rewards, self.credit, *self._values(features))
             loss = (self.value(features) - targets.to(features)).square().mean()
@@ -122,6 +122,14 @@ class Finetuning:
             loss.backward()
             self.value_optimizer.step()
         return self._values(features)
+
+    @torch.no_grad()
+    def _replay_features(self) -> Tensor:
+        """(sum of C, F) features of all plans of the replay buffer, by today's encoder where it is tuned."""
+        size, rows = self.settings["batch_size"], self.replay.rows
+        observed = {key: value.split(size) for key, value in rows.items() if key not in CHAIN_KEYS}
+        batches = [dict(zip(observed, parts, strict=True)) for parts in zip(*observed.values(), strict=True)]
+        return torch.cat([self.planner.features(self._observed(batch)) for batch in batches])
 
     @torch.no_grad()
     def _values(self, features: Tensor) -> tuple[list[Tensor], list[float]]:
