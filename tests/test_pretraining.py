@@ -64,3 +64,9 @@ def test_imitation_methods_learn_successes_with_sample_prediction() -> None:
         assert config["model"]["prediction"] == "sample" and config["model"]["unet"] == name
         assert config["pretrain"]["successful_only"] and config["evaluation"]["eta"] == 0
     assert compose("train")["model"]["prediction"] == "epsilon"
+
+
+def test_diffusion_policy_imitates_what_dp3_does_from_images_with_noise_prediction() -> None:
+    policy, dp3 = compose("train", ["method=diffusion_policy", "obs=image"]), compose("train", ["method=dp3"])
+    assert policy["pretrain"] == dp3["pretrain"] and label(policy) == "adroit_door-image-diffusion_policy"
+    assert policy["model"]["prediction"] == "epsilon" and policy["evaluation"]["eta"] == 1

@@ -116,7 +116,7 @@ def _pretraining_parts(run: RunRecord | None) -> list[str]:
     folders = [data] if isinstance(data, str) else data or []
     names = [PurePath(folder).parent.name if folder.endswith(".zarr") else PurePath(folder).name for folder in folders]
     unet = model.get("unet")
-    known = {"dp3": "DP3", "simple_dp3": "Simple DP3"}
+    known = {"dp3": "DP3", "simple_dp3": "Simple DP3", "diffusion_policy": "Diffusion Policy"}
     if run.config.get("method", "sodp") in known:
         return [known[run.config["method"]]]
     return [
