@@ -15,7 +15,7 @@ from sodp3d import checkpoint
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
-from sodp3d.learning.buffers import CHAIN_KEYS, EpisodeRecord, ReplayBuffer, TargetBuffer
+from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
 from sodp3d.learning.ppo import (
     CreditOptions,
     RunningScale,
@@ -126,10 +126,11 @@ class Finetuning:
     @torch.no_grad()
     def _replay_features(self) -> Tensor:
         """(sum of C, F) features of all plans of the replay buffer, by today's encoder where it is tuned."""
-        size, rows = self.settings["batch_size"], self.replay.rows
-        observed = {key: value.split(size) for key, value in rows.items() if key not in CHAIN_KEYS}
-        batches = [dict(zip(observed, parts, strict=True)) for parts in zip(*observed.values(), strict=True)]
-        return torch.cat([self.planner.features(self._observed(batch)) for batch in batches])
+        parts = [
+            self.planner.features(self._observed({key: value[index] for key, value in self.replay.rows.items()}))
+            for index in torch.arange(self.replay.chunks).split(self.settings["batch_size"])
+        ]
+        return torch.cat(parts)
 
     @torch.no_grad()
     def _values(self, features: Tensor) -> tuple[list[Tensor], list[float]]:
