@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_store, metadata
 
 from sodp3d.data import arrays
+from sodp3d.data.dataset import data_hash, select_episodes
+from sodp3d.data.extract import extract
+from sodp3d.data.extract import main as extract_command
 from sodp3d.data.merge import merge
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.envs.config import CropConfig
@@ -373,7 +376,7 @@ def test_merge_continues_after_a_kill(tmp_path: Path) -> None:
     with merge([tmp_path / "a.zarr", tmp_path / "b.zarr"], tmp_path / "target.zarr") as merged:
         assert_holds(merged, [0, 1, 2, 3, 4])
     make_store(tmp_path / "other.zarr", [1])
-    with pytest.raises(InputError, match="not the first of this merge"):
+    with pytest.raises(InputError, match="not the first of those asked for"):
         merge([tmp_path / "a.zarr"], tmp_path / "other.zarr")
 
 
@@ -388,3 +391,45 @@ def test_merge_refuses_shards_that_contradict(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="both claim agent step 0 and seed 0"):
         merge([tmp_path / "a.zarr", tmp_path / "c.zarr"], tmp_path / "target.zarr")
     assert not (tmp_path / "target.zarr").exists()
+
+
+# -- extracting --------------------------------------------------------------------------------------------------------
+
+
+def test_extracted_are_the_episodes_that_imitation_selects(tmp_path: Path) -> None:
+    source = make_store(tmp_path / "source.zarr", range(12))
+    with extract(source.path, tmp_path / "target.zarr", 1.0, 2, "count", "nearoptimal") as target:
+        assert_holds(target, [6, 9])  # the last two of 0, 3, 6, 9, which succeed by `count`
+        asked = {"quality": "nearoptimal", "fraction": 1.0, "success": "count", "max_episodes": 2}
+        assert target.attributes["extracted"] == {"data_hash": data_hash(source), "episodes": 12, **asked}
+    chosen = select_episodes(source, 1.0, 2, "count", "nearoptimal")
+    again = EpisodeStore.open(tmp_path / "target.zarr")
+    np.testing.assert_array_equal(source.metadata["seed"][chosen], again.metadata["seed"])
+    assert len(select_episodes(again, 1.0, 2, "count", "nearoptimal")) == 2
+
+
+def test_extracting_continues_after_a_kill_and_refuses_other_episodes(tmp_path: Path) -> None:
+    source = make_store(tmp_path / "source.zarr", range(12))
+    make_store(tmp_path / "target.zarr", [0, 3])  # as a killed extraction left it
+    for _ in range(2):  # the second finds it complete
+        with extract(source.path, tmp_path / "target.zarr", success="count") as target:
+            assert_holds(target, [0, 3, 6, 9])
+    with pytest.raises(InputError, match="not the first of those asked for"):
+        extract(source.path, tmp_path / "target.zarr", success="final")
+    with pytest.raises(InputError, match="is the source itself"):
+        extract(source.path, source.path)
+
+
+def test_extract_command_writes_a_card_and_names_what_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_store(tmp_path / "toy" / "episodes.zarr", range(6))
+    source, target = str(tmp_path / "toy"), str(tmp_path / "few")
+    assert extract_command([source, target, "--quality", "nearoptimal", "--max-episodes", "2"]) == 0
+    assert_holds(EpisodeStore.open(tmp_path / "few" / "episodes.zarr"), [4, 5])
+    assert "of 6 episodes" in (tmp_path / "few" / "README.md").read_text()
+    assert capsys.readouterr().out.startswith("2 episodes, ")
+    assert extract_command([str(tmp_path / "nothing"), target]) == 2
+    assert "no episode store here" in capsys.readouterr().err
+    assert extract_command([source, str(tmp_path / "none"), "--max-episodes", "0"]) == 2
+    assert not (tmp_path / "none").exists()

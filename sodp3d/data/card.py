@@ -73,6 +73,10 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
         before = attributes["rendered_again"]
         size = "{height} x {width} px".format_map(before["camera"])
         yield _row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
+    if "extracted" in attributes:
+        asked = {key: value for key, value in attributes["extracted"].items() if value is not None}
+        whole = "of {episodes} episodes, data hash {data_hash}".format_map(asked)
+        yield _row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
     yield _row("seed", attributes.get("seed"))
     seeds = store.metadata["seed"]
     if len(seeds):

@@ -1,6 +1,6 @@
 """Many shards, written side by side by parallel collectors, into one store."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,12 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.errors import InputError
 
 
-class _Source(NamedTuple):
+class Source(NamedTuple):
+    """Where an episode is found: its place in the order first, then the number of its store and its index there."""
+
     agent_step: int
     seed: int
-    shard: int
+    store: int
     episode: int
 
 
@@ -33,32 +35,42 @@ def merge(shards: Sequence[str | Path], target: str | Path) -> EpisodeStore:
     for store in stores[1:]:
         check_identity(stores[0].attributes, store.attributes, str(store.path))
         check_same_specification(stores[0].specification, store.specification, str(store.path))
-    sources = _ordered_sources(stores)
+    return copy_episodes(stores, ordered_sources(stores), _common_attributes(stores), target)
+
+
+def copy_episodes(
+    stores: Sequence[EpisodeStore], sources: Sequence[Source], attributes: Mapping[str, Any], target: str | Path
+) -> EpisodeStore:
+    """The episodes that `sources` name, in their order, in the store `target`; returned open for appending.
+
+    A copy that was killed continues where it stopped. Raises InputError when `target` holds anything but the beginning
+    of this very copy.
+    """
+    specification = stores[0].specification
     if Path(target).exists():
-        merged = EpisodeStore.open(target, "a", stores[0].attributes, stores[0].specification)
+        copied = EpisodeStore.open(target, "a", attributes, specification)
     else:
-        merged = EpisodeStore.create(target, _common_attributes(stores), stores[0].specification)
+        copied = EpisodeStore.create(target, attributes, specification)
     try:
-        _check_beginning(merged, stores, sources)
+        _check_beginning(copied, stores, sources)
         metadata = [store.metadata for store in stores]
-        for source in sources[len(merged) :]:
-            shard = stores[source.shard]
-            values = {name: array[source.episode].item() for name, array in metadata[source.shard].items()}
-            merged.append(shard.episode(source.episode), values)
+        for source in sources[len(copied) :]:
+            values = {name: array[source.episode].item() for name, array in metadata[source.store].items()}
+            copied.append(stores[source.store].episode(source.episode), values)
     except BaseException:
-        merged.close()
+        copied.close()
         raise
-    return merged
+    return copied
 
 
-def _ordered_sources(stores: Sequence[EpisodeStore]) -> list[_Source]:
+def ordered_sources(stores: Sequence[EpisodeStore]) -> list[Source]:
     """Every distinct episode once, by agent step and seed."""
     sources = []
     for number, store in enumerate(stores):
         steps, seeds = store.metadata["agent_step"].tolist(), store.metadata["seed"].tolist()
-        sources += [_Source(steps[episode], seeds[episode], number, episode) for episode in range(len(store))]
+        sources += [Source(steps[episode], seeds[episode], number, episode) for episode in range(len(store))]
     sources.sort()
-    distinct: list[_Source] = []
+    distinct: list[Source] = []
     for source in sources:
         if distinct and source[:2] == distinct[-1][:2]:
             _check_equal(stores, distinct[-1], source)
@@ -67,24 +79,24 @@ def _ordered_sources(stores: Sequence[EpisodeStore]) -> list[_Source]:
     return distinct
 
 
-def _check_equal(stores: Sequence[EpisodeStore], one: _Source, other: _Source) -> None:
-    first, second = (stores[source.shard].episode(source.episode) for source in (one, other))
+def _check_equal(stores: Sequence[EpisodeStore], one: Source, other: Source) -> None:
+    first, second = (stores[source.store].episode(source.episode) for source in (one, other))
     for key, values in first.items():
         if not np.array_equal(values, second[key]):
             raise InputError(
-                f"merge: {stores[one.shard].path} episode {one.episode} and {stores[other.shard].path} episode "
+                f"merge: {stores[one.store].path} episode {one.episode} and {stores[other.store].path} episode "
                 f"{other.episode} both claim agent step {one.agent_step} and seed {one.seed} but differ in data/{key}; "
                 f"give every collector its own seeds."
             )
 
 
-def _check_beginning(merged: EpisodeStore, stores: Sequence[EpisodeStore], sources: Sequence[_Source]) -> None:
-    metadata = merged.metadata
+def _check_beginning(copied: EpisodeStore, stores: Sequence[EpisodeStore], sources: Sequence[Source]) -> None:
+    metadata = copied.metadata
     found = list(zip(metadata["agent_step"].tolist(), metadata["seed"].tolist(), strict=True))
     if found != [source[:2] for source in sources[: len(found)]]:
         raise InputError(
-            f"{merged.path}: holds {len(found)} episodes that are not the first of this merge of "
-            f"{[str(store.path) for store in stores]}; merge into a new path."
+            f"{copied.path}: holds {len(found)} episodes that are not the first of those asked for from "
+            f"{[str(store.path) for store in stores]}; name a new folder."
         )
 
 
