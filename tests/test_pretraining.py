@@ -68,5 +68,6 @@ def test_imitation_methods_learn_successes_with_sample_prediction() -> None:
 
 def test_diffusion_policy_imitates_what_dp3_does_from_images_with_noise_prediction() -> None:
     policy, dp3 = compose("train", ["method=diffusion_policy", "obs=image"]), compose("train", ["method=dp3"])
-    assert policy["pretrain"] == dp3["pretrain"] and label(policy) == "adroit_door-image-diffusion_policy"
+    rate = {"learning_rate": 1e-3, "warmup_steps": 50}  # noise is not learned at the rate that samples are
+    assert policy["pretrain"] == {**dp3["pretrain"], **rate} and label(policy) == "adroit_door-image-diffusion_policy"
     assert policy["model"]["prediction"] == "epsilon" and policy["evaluation"]["eta"] == 1
