@@ -1,4 +1,4 @@
-"""Many shards, written side by side by parallel collectors, into one store."""
+"""Episodes of stores into one: shards that parallel collectors wrote side by side, or a choice of one store's."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
