@@ -1,5 +1,6 @@
 """Timing shared by the benchmarks: alternatives take turns in one run, so that a ratio sees the same machine."""
 
+import functools
 import json
 import platform
 import time
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from sodp3d.run import git_commit
 
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "benchmarks"
 
@@ -24,6 +27,31 @@ def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str
     return best
 
 
+class Stopwatch:
+    """Notes when each call of the functions that it is given begins and ends, in seconds."""
+
+    def __init__(self) -> None:
+        self.begins: list[float] = []
+        self.ends: list[float] = []
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, timed."""
+
+        @functools.wraps(function)
+        def timed(*arguments: Any, **options: Any) -> Any:
+            self.begins.append(time.perf_counter())
+            result = function(*arguments, **options)
+            self.ends.append(time.perf_counter())
+            return result
+
+        return timed
+
+    @property
+    def seconds(self) -> list[float]:
+        """That each call took."""
+        return [end - begin for begin, end in zip(self.begins, self.ends, strict=True)]
+
+
 def processor() -> str:
     """Its model and, where it has them, its units for bfloat16 products, which decide such ratios."""
     facts = Path("/proc/cpuinfo")
@@ -34,8 +62,13 @@ def processor() -> str:
 
 
 def write(name: str, result: dict[str, Any]) -> None:
-    """Write docs/results/benchmarks/<name>.json with the machine and versions, and print it."""
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processor": processor()}
+    """Write docs/results/benchmarks/<name>.json with the machine, versions and commit, and print it."""
+    machine = {
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "git_commit": git_commit(),
+    }
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**result, "machine": machine}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")

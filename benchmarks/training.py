@@ -1,25 +1,24 @@
 """A whole pre-training step and whole plans of door's planner: this project's way against torch's own building blocks.
 
-The same networks, losses and numbers either way. torch's way: the point encoder's gradient through every point, its own
-convolutions, and films made anew at every denoising step.
+The same networks, losses and numbers either way, which is checked first. torch's way (reference.py): the encoder's
+gradient through every point, its own convolutions, channels first or last, and films made anew at every denoising step.
+`ratio` is to channels first, as DP3 has it.
 
 python benchmarks/training.py [--batch 256] [--rounds 5] -> docs/results/benchmarks/training.json
 """
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from unittest.mock import patch
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from clouds import surface_clouds
-from convolutions import with_torchs_convolutions
+from reference import ratios, reference_planners
 from timing import compare, write
+from torch import Tensor
 
 from sodp3d.learning.pretrain import Pretraining
-from sodp3d.models.encoders import PointCloudEncoder
 from sodp3d.models.planner import Planner, PlannerConfig
-from sodp3d.models.unet import UNet1d
 
 STEPS, POINTS, JOINTS, HORIZON, ACTIONS = 2, 512, 24, 4, 28
 SETTINGS = {
@@ -46,21 +45,15 @@ def make_planner() -> Planner:
     return planner
 
 
-@contextmanager
-def torchs_encoder_and_films(planner: Planner) -> Iterator[None]:
-    """Encoder and films by torch's own building blocks while it lasts."""
-    encoders = [module for module in planner.modules() if isinstance(module, PointCloudEncoder)]
-    observe, forward = UNet1d.observe, UNet1d.forward
-    each_step_anew = {
-        "observe": lambda unet, condition: condition,
-        "forward": lambda unet, x, timestep, condition: forward(unet, x, timestep, observe(unet, condition)),
-    }
-    for encoder in encoders:
-        encoder.dense = True
-    with patch.multiple(UNet1d, **each_step_anew):
-        yield
-    for encoder in encoders:
-        encoder.dense = False
+def check_equal(planner: Planner, reference: Planner, batch: dict[str, Tensor]) -> None:
+    """Raises AssertionError where their losses, the gradients in their encoders, or their plans differ."""
+    losses, gradients, plans = [], [], []
+    for one in (planner, reference):
+        losses.append(one.loss(batch, torch.Generator().manual_seed(0)))
+        gradients.append(torch.autograd.grad(losses[-1], list(one.encoder.parameters())))
+        plans.append(one.plan(batch, generator=torch.Generator().manual_seed(0)))
+    for found in (losses, gradients, plans):
+        torch.testing.assert_close(*found, rtol=1e-3, atol=1e-5)
 
 
 def main() -> None:
@@ -70,28 +63,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     planner = make_planner()
-    training = Pretraining(planner, SETTINGS, seed=0)
+    planners = {**reference_planners(planner), "sodp3d": planner}
     clouds = surface_clouds(arguments.batch * STEPS, POINTS).view(arguments.batch, STEPS, POINTS, 3)
     observation = {"point_cloud": clouds, "agent_pos": torch.rand(arguments.batch, STEPS, JOINTS)}
     batch = {**observation, "action": torch.rand(arguments.batch, HORIZON, ACTIONS)}
+    for reference in planners.values():
+        check_equal(planner, reference, batch)
 
-    def train() -> None:
-        training.update(dict(batch))
+    def train(planner: Planner) -> Callable[[], Tensor]:
+        training = Pretraining(planner, SETTINGS, seed=0)
+        return lambda: training.update(dict(batch))
 
-    def plan(count: int) -> None:
-        planner.plan({key: value[:count] for key, value in observation.items()})
+    def plan(count: int, planner: Planner) -> Callable[[], Tensor]:
+        seen = {key: value[:count] for key, value in observation.items()}
+        return lambda: planner.plan(seen)
 
-    work = {"training_step": train, "plan_for_fifty": lambda: plan(50), "plan_for_one": lambda: plan(1)}
+    work = {"training_step": train, "plan_for_fifty": partial(plan, 50), "plan_for_one": partial(plan, 1)}
     found = {}
-    for name, run in work.items():
-
-        def reference(run: Callable[[], object] = run) -> None:
-            with torchs_encoder_and_films(planner):
-                run()
-
-        alternatives = {"torch": with_torchs_convolutions(planner, reference), "sodp3d": run}
-        seconds = compare(alternatives, arguments.rounds)
-        found[name] = {"seconds": seconds, "ratio": seconds["torch"] / seconds["sodp3d"]}
+    for name, prepare in work.items():
+        seconds = compare({way: prepare(planner) for way, planner in planners.items()}, arguments.rounds)
+        found[name] = {"seconds": seconds, **ratios(seconds)}
     write("training", {**vars(arguments), **found})
 
 
