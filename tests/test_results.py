@@ -98,14 +98,30 @@ def test_several_seeds_give_mean_and_deviation_and_three_tasks_an_average(tmp_pa
         make_run(tmp_path, "finetune", 1, seed, best=successes)
     make_run(tmp_path, "finetune", 1, best=9, env="adroit_hammer")
     rows = table9(group_runs(scan([tmp_path]).runs))
-    assert cells(rows, "fine-tuned with BC", "best") == ["90 [60, 98]", "70 ± 10", "None"]
+    assert cells(rows, "fine-tuned with BC", "best") == ["90 [60, 98]", "70 ± 10 [52, 83]", "None"]
     assert [row["average"] for row in rows if row["measure"] == "best"] == [None]
     for seed in range(3):
         make_run(tmp_path, "finetune", 1, seed, best=2, env="adroit_pen")
     (row,) = [row for row in table9(group_runs(scan([tmp_path]).runs)) if row["measure"] == "best"]
     assert row["average"] == pytest.approx((0.9 + 0.7 + 0.2) / 3)
-    assert str(row["adroit_pen"]) == "20 ± 0"
+    assert str(row["adroit_pen"]) == "20 ± 0 [10, 37]"
     assert row["measured on"] == "1 x 10 episodes, 3 x 10 episodes" and row["settings"] == "S2, S1, S3"
+
+
+def test_table9_compares_what_came_from_one_planner(tmp_path: Path) -> None:
+    first, second = (
+        make_run(tmp_path, "pretrain", 3, day=1),
+        make_run(tmp_path, "pretrain", 5, day=2, data_hash="other"),
+    )
+    for seed in range(3):
+        make_run(tmp_path, "finetune", 9, seed, planner=first, day=3)
+    make_run(tmp_path, "finetune", 6, planner=second, day=4, data_hash="other")
+    make_run(tmp_path, "finetune", 2, reg="none", planner=second, day=5, data_hash="other")
+    groups = group_runs(scan([tmp_path]).runs)
+    nine, eight = table9(groups), table8(groups)
+    told = ("pre-trained", "fine-tuned with BC", "fine-tuned without BC")
+    assert [cells(nine, method, "last")[1][:2] for method in told] == ["50", "60", "20"]
+    assert cells(eight, "fine-tuned with BC", "last")[1].startswith("90 ± 0")  # there, the one with the most seeds
 
 
 def test_the_paper_s_rows_are_the_paper_s() -> None:
@@ -162,17 +178,17 @@ def test_only_seeds_of_one_configuration_and_one_data_set_are_pooled(tmp_path: P
     make_run(tmp_path, "finetune", 9, seed=3, episodes=80, day=9)
     groups = group_runs(scan([tmp_path]).runs)
     pooled = [([run.seed for run in group.runs], str(estimate(group.scores("last")))) for group in groups]
-    assert ([0, 1], "50 ± 14.1") in pooled and len(pooled) == 3
+    assert ([0, 1], "50 ± 14.1 [30, 70]") in pooled and len(pooled) == 3
     assert [len(group.repeated) for group in groups if len(group.runs) == 2] == [1]
     # The table shows the one with the most seeds, though others are newer and better.
-    assert cells(table9(groups), "fine-tuned with BC", "last")[1] == "50 ± 14.1"
+    assert cells(table9(groups), "fine-tuned with BC", "last")[1] == "50 ± 14.1 [30, 70]"
 
 
 def test_one_seed_without_a_best_checkpoint_makes_all_report_the_last(tmp_path: Path) -> None:
     make_run(tmp_path, "finetune", 2, seed=0, best=9)
     make_run(tmp_path, "finetune", 4, seed=1)
     (group,) = group_runs(scan([tmp_path]).runs)
-    assert group.reported[0] == "last" and str(estimate(group.reported[1])) == "30 ± 14.1"
+    assert group.reported[0] == "last" and str(estimate(group.reported[1])) == "30 ± 14.1 [15, 52]"
 
 
 def test_evaluations_tell_the_sampler(tmp_path: Path) -> None:
@@ -313,12 +329,16 @@ def test_kept_records_make_the_same_tables_when_runs_and_stores_are_gone(tmp_pat
     work, records = tmp_path / "work", tmp_path / "records"
     planner = make_run(work, "pretrain", 5)
     make_run(work, "finetune", 6, best=7, validations=[0.1, 0.2], planner=planner)
-    make_toy_collection(work)
+    card = make_toy_collection(work) / "README.md"
+    row = f"| versions command | {tmp_path}/data_collection/collect.py env=toy"
+    card.write_text(f"# toy\n\n{row} |\n\n## Samples\n\n![depth](card/depth.png)\n")
     made = page_of([work], tmp_path / "made")
     make_results([work], tmp_path / "again", keep=records)
     assert page_of([records], tmp_path / "kept") == made
     assert page_of([records, work], tmp_path / "both") == made, "nothing is counted twice"
     kept = [path for path in records.rglob("*") if path.is_file()]
+    (copy,) = [path for path in kept if path.name == "card.md"]
+    assert copy.read_text() == "# toy\n\n| versions command | python data_collection/collect.py env=toy |\n"
     assert sum(path.stat().st_size for path in kept) < 20_000
     assert not [path for path in kept if str(tmp_path) in path.read_text()], "no path of the machine"
     make_results([work], tmp_path / "again", keep=records)

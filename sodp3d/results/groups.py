@@ -115,6 +115,7 @@ def _pretraining_parts(run: RunRecord | None) -> list[str]:
     model, settings, data = run.config.get("model", {}), run.config.get("pretrain", {}), run.config.get("data")
     folders = [data] if isinstance(data, str) else data or []
     names = [PurePath(folder).parent.name if folder.endswith(".zarr") else PurePath(folder).name for folder in folders]
+    own = len(names) == 1 and names[0].startswith(run.task)  # adroit_pen-2 is pen's data too, told apart by its hash
     unet = model.get("unet")
     known = {"dp3": "DP3", "simple_dp3": "Simple DP3", "diffusion_policy": "Diffusion Policy"}
     if run.config.get("method", "sodp") in known:
@@ -123,7 +124,7 @@ def _pretraining_parts(run: RunRecord | None) -> list[str]:
         *([f"predicts the {model['prediction']}"] if model.get("prediction", "epsilon") != "epsilon" else []),
         *([f"U-Net {unet}"] if unet != run.config["env"].get("unet", unet) else []),
         *(["successful episodes only"] if settings.get("successful_only") else []),
-        *([f"data {'+'.join(names)}"] if names and names != [run.task] else []),
+        *([f"data {'+'.join(names)}"] if names and not own else []),
     ]
 
 
@@ -171,9 +172,28 @@ def representative(groups: Sequence[Group]) -> Group | None:
     return max((group for group in groups if group.reported[1]), key=rank, default=None)
 
 
+def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> list[Group]:
+    """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most were made.
+
+    Of equals, the newest; a group of which some runs began with another planner is left out.
+    """
+    made: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        sources = {run.planner for run in group.runs}
+        if (group.task, group.observation, group.stage) == (task, observation, "finetune") and len(sources) == 1:
+            made[sources.pop() or ""].append(group)
+    if not made:
+        return [
+            group for group in groups if (group.task, group.observation, group.stage) == (task, observation, "pretrain")
+        ]
+    source = max(made, key=lambda name: (len({group.label for group in made[name]}), PurePath(name).name))
+    own = [group for group in groups if any(run.name == source for run in (*group.runs, *group.repeated))]
+    return own + made[source]
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A success rate, 0..1, with a 95 % Wilson interval (one seed) or the deviation over seeds (several)."""
+    """A success rate, 0..1, with the 95 % Wilson interval of all episodes and, of several seeds, their deviation."""
 
     rate: float
     low: float | None
@@ -184,11 +204,12 @@ class Estimate:
     unit: str = "episodes"
 
     def __str__(self) -> str:
+        rate = _percent(self.rate)
         if self.deviation is not None:
-            return f"{_percent(self.rate)} ± {_percent(self.deviation)}"
+            rate += f" ± {_percent(self.deviation)}"
         if self.low is None or self.high is None:
-            return _percent(self.rate)
-        return f"{100 * self.rate:.0f} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+            return rate
+        return f"{rate} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
 
     @property
     def basis(self) -> str:
@@ -197,15 +218,18 @@ class Estimate:
 
 
 def estimate(scores: Sequence[Score], metric: str | None = None) -> Estimate | None:
-    """Over one or several seeds, by `metric` or the headline; the deviation is the sample's (n - 1). None of none."""
+    """Over one or several seeds, by `metric` or the headline; the deviation is the sample's (n - 1). None of none.
+
+    The interval takes the episodes of all seeds as one sample: it tells how well the rate of these planners is known.
+    How much another seed's planner may differ is told by the deviation.
+    """
     if not scores:
         return None
     rates = [score.rate(metric) for score in scores]
     episodes = tuple(score.episodes for score in scores)
-    if len(scores) == 1:
-        low, high = wilson_interval(scores[0].successes[metric or scores[0].headline], scores[0].episodes)
-        return Estimate(rates[0], low, high, None, 1, episodes)
-    return Estimate(_mean(rates), None, None, float(np.std(rates, ddof=1)), len(rates), episodes)
+    low, high = wilson_interval(sum(score.successes[metric or score.headline] for score in scores), sum(episodes))
+    deviation = float(np.std(rates, ddof=1)) if len(rates) > 1 else None
+    return Estimate(_mean(rates), low, high, deviation, len(rates), episodes)
 
 
 def estimate_top5(group: Group) -> Estimate | None:

@@ -1,9 +1,11 @@
 """Small records of runs and stores, from which all tables can be made when weights and data are gone.
 
-A record is what `scan` finds in a run directory, in the same files, without weights, TensorBoard and videos.
+A record is what `scan` finds in a run directory, in the same files, without weights, TensorBoard and videos; a store's
+has its card too.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from sodp3d.files import read_json, write_json, write_text
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
 from sodp3d.run import WALL_TIME
+
+CARD = "card.md"
 
 
 def keep_records(folder: Path, runs: Sequence[RunRecord], stores: Sequence[StoreRecord]) -> list[Path]:
@@ -50,8 +54,21 @@ def _keep_run(folder: Path, run: RunRecord) -> Path:
 def _keep_store(folder: Path, store: StoreRecord) -> Path:
     (folder / "agent").mkdir(parents=True, exist_ok=True)
     write_text(folder / STORE_RECORD, json.dumps(store.facts, sort_keys=True) + "\n")
+    if store.is_original and (store.folder / "README.md").exists():
+        write_text(folder / CARD, _portable_card((store.folder / "README.md").read_text()))
     _keep_log(folder / "agent", store.folder / "agent")
     return folder
+
+
+def _portable_card(text: str) -> str:
+    """A store's card without its pictures, which stay with the data, and without what belongs to the machine."""
+    kept = text.split("\n## Samples\n")[0]
+    return (
+        re.sub(
+            r"(?m)^(\| versions command \| )(.*)( \|)$", lambda row: row[1] + portable(row[2]) + row[3], kept
+        ).rstrip()
+        + "\n"
+    )
 
 
 def _keep_log(folder: Path, source: Path) -> None:

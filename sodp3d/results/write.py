@@ -15,7 +15,7 @@ from sodp3d.results.tables import Record
 _EXPLAINED = """
 Success in %. **ours**: the task's headline metric on test episodes, whose seeds no training and no choice of a
 checkpoint used. Measure `best` is the checkpoint with the highest validation (on other seeds), which `mode=eval` takes
-by default; `last` is the last one. Brackets hold the 95 % Wilson interval of one seed, ± the deviation over several.
+by default; `last` is the last one. Brackets hold the 95 % Wilson interval of all episodes, ± the deviation over seeds.
 **top 5** is the paper's and DP3's measure, the mean of the five highest evaluations during training (of all where
 fewer were made); it flatters, as it chooses by what it reports. The average is over the three tasks, and only where
 all three are there; the paper's are as printed. `-`: not measured. `S1` ... name rows of the table of all settings;
