@@ -3,7 +3,7 @@
 checkpoints/
   00000500/
     tensors.safetensors   weights, optimizer moments, generator states, buffers
-    state.json            step, counters, configuration, versions
+    state.json            step, counters, what the tensors are of (a planner's architecture, tasks, view, sampler, data)
   00001000/ ...           newest complete directory = where to resume
 """
 
@@ -48,9 +48,7 @@ def save(directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str
     staging.rename(final)
     fsync_directory(directory)
     for old in steps(directory)[:-keep]:
-        doomed = directory / f".partial-old-{old:08d}"
-        (directory / f"{old:08d}").rename(doomed)  # so that a kill while removing leaves no half of a checkpoint
-        shutil.rmtree(doomed)
+        _remove(directory, old)
     return final
 
 
@@ -59,6 +57,19 @@ def steps(directory: Path) -> list[int]:
     if not directory.is_dir():
         return []
     return sorted(int(entry.name) for entry in directory.iterdir() if re.fullmatch(r"\d{8}", entry.name))
+
+
+def drop_after(directory: Path, step: int) -> None:
+    """Remove the checkpoints later than `step`, which a resumed run has not come to yet."""
+    for later in steps(directory):
+        if later > step:
+            _remove(directory, later)
+
+
+def _remove(directory: Path, step: int) -> None:
+    doomed = directory / f".partial-old-{step:08d}"
+    (directory / f"{step:08d}").rename(doomed)  # so that a kill while removing leaves no half of a checkpoint
+    shutil.rmtree(doomed)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

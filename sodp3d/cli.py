@@ -42,10 +42,13 @@ def command(
 
 
 def exit_status(job: Callable[[], None]) -> int:
-    """Do a command's job: 0, or 2 after one message on stderr where the user can mend what is wrong."""
+    """Do a command's job: 0, or 2 after one message on stderr where the user can mend what is wrong.
+
+    That is wrong input, and learning that diverged.
+    """
     try:
         job()
-    except InputError as error:
+    except (InputError, FloatingPointError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0

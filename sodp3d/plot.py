@@ -9,7 +9,7 @@ LABELS = {"pretrain": "gradient steps", "finetune": "environment steps", "collec
 
 
 def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
-    """Write curve.png: success rates above, losses or returns below, over the run's own step counter."""
+    """Write curve.png: success rates above, losses and returns below, over the run's own step counter."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -17,8 +17,9 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
 
     names = sorted({name for record in records for name in record if name != "step"})
     success = [name for name in names if "success" in name]
-    others = [name for name in names if name in ("train/loss", "rollout/return", "train/bc_loss", "evaluation/return")]
-    groups = [group for group in (success, others) if group]
+    losses = [name for name in names if name in ("train/loss", "train/bc_loss", "train/regularizer", "train/imp_loss")]
+    returns = [name for name in names if name in ("rollout/return", "evaluation/return")]
+    groups = [group for group in (success, losses, returns) if group]
     figure, axes = plt.subplots(len(groups) or 1, 1, figsize=(7, 3 * (len(groups) or 1)), squeeze=False, sharex=True)
     for axis, group in zip(axes[:, 0], groups, strict=False):
         for name in group:

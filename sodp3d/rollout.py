@@ -28,7 +28,9 @@ class Episode:
     log_prob: list[Tensor] = field(default_factory=list)  # C of (K',)
     actions: list[NDArray[np.float32]] = field(default_factory=list)  # C of (executed, Da)
     rewards: list[NDArray[np.float64]] = field(default_factory=list)  # C of (executed,)
-    terminated: bool = False
+    terminated: bool = False  # by the task; False where the time limit cut it
+    final_observation: Observation = field(default_factory=dict)  # (To, ...), after the last chunk
+    final_features: Tensor | None = None  # (F,) of it; None unless kept
     success: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -127,6 +129,12 @@ class Rollouts:
                     episodes[index].latents.append(chain.latents[row].cpu())
                     episodes[index].log_prob.append(chain.log_prob[row].cpu())
             current = self._advance(wave, running, plans)
+        if keep:
+            keys = episodes[0].final_observation
+            last = {key: np.stack([episode.final_observation[key] for episode in episodes]) for key in keys}
+            features = planner.encode({key: torch.as_tensor(v).to(planner.device) for key, v in last.items()})
+            for episode, row in zip(episodes, features.cpu(), strict=True):
+                episode.final_features = row
         return episodes
 
     def _advance(self, wave: _Wave, running: list[int], plans: NDArray[np.float32]) -> dict[int, Observation]:
@@ -162,7 +170,10 @@ def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np
     episode.rewards.append(answer["rewards"][row][:executed])
     episode.terminated = bool(answer["terminated"][row])
     episode.success = {metric: bool(answer[f"success_{metric}"][row]) for metric in SUCCESS_METRICS}
-    return episode.terminated or bool(answer["truncated"][row])
+    over = episode.terminated or bool(answer["truncated"][row])
+    if over:
+        episode.final_observation = _row(answer["observation"], row)
+    return over
 
 
 def _row(observation: Observation, row: int) -> Observation:

@@ -209,6 +209,8 @@ def open_run(parent: Path, config: dict[str, Any], seed: int, directory: Path | 
     `directory` names one explicitly; it is continued if it holds the same configuration and refused otherwise.
     """
     if directory is not None:
+        if is_finished(directory):
+            raise InputError(f"run_dir: {directory} holds a finished run; choose another folder, or leave run_dir out.")
         if (directory / "config.yaml").exists() and read_config(directory) != config:
             changed = _differences(read_config(directory), config)
             raise InputError(f"{directory} was started with another configuration ({changed}); choose another run_dir.")

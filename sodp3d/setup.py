@@ -18,12 +18,13 @@ from sodp3d.envs.gl import settle
 from sodp3d.errors import InputError
 from sodp3d.files import plain
 from sodp3d.learning.regularizers import REGULARIZERS
-from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.models.planner import ChainOptions, Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
 from sodp3d.run import newest_finished
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of planner checkpoints
+SAMPLER = {"eta": 1.0, "sigma_floor": 0.0}  # of evaluations
 
 
 def prepare_torch(config: Mapping[str, Any]) -> torch.device:
@@ -88,14 +89,23 @@ def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dic
     return _with_renderer(config, next(iter(recorded.values())), f"data/image of {next(iter(recorded))}")
 
 
-def with_renderer_of_planner(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The configuration, with the renderer of the images that the planner at `path` was trained on, if it sees images.
+def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration, with what the planner at `path` was trained and evaluated with.
 
-    Raises InputError when `render=` names another.
+    That is the sampler of evaluations, where the configuration leaves it open, and, if the planner sees images, the
+    renderer that drew them. Raises InputError when `render=` names another.
     """
     _, state = checkpoint.load(checkpoint_of(path))
+    config = with_sampler(config, state.get("sampler", {}))
     renderer = state.get("planner", {}).get("renderer")
     return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")
+
+
+def with_sampler(config: dict[str, Any], known: Mapping[str, float]) -> dict[str, Any]:
+    """The configuration, with `known` (or else SODP's own eta 1 without a floor) where `evaluation` leaves it open."""
+    settings = config["evaluation"]
+    found = {key: known.get(key, own) if settings[key] is None else settings[key] for key, own in SAMPLER.items()}
+    return {**config, "evaluation": {**settings, **found}}
 
 
 def _with_renderer(config: dict[str, Any], renderer: str, what: str) -> dict[str, Any]:
@@ -131,13 +141,19 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
     )
 
 
-def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> dict[str, Any]:
-    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop."""
+def planner_state(
+    planner: Planner, tasks: list[EnvConfig], data_hash: str, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop.
+
+    evaluation: that section of the configuration; its sampler is what later evaluations take.
+    """
     return {
         "format": FORMAT,
         "planner": planner.config.to_dict(),
         "tasks": [task.name for task in tasks],
         "view": _view(planner, tasks[0]),
+        "sampler": {key: evaluation[key] for key in SAMPLER},
         "data_hash": data_hash,
     }
 
@@ -178,6 +194,7 @@ def load_planner_and_state(path: Path, device: torch.device | str = "cpu") -> tu
         planner.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
+    planner.sampler = ChainOptions(**{**SAMPLER, **state.get("sampler", {})})
     return planner.to(device).eval(), state
 
 

@@ -1,10 +1,11 @@
-"""Shared by all tests: one thread each (they run side by side), and no network."""
+"""Shared by all tests: one thread each (they run side by side), no CUDA unless SODP3D_TEST_CUDA is set, no network."""
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before NumPy and PyTorch are imported
 os.environ.setdefault("LP_NUM_THREADS", "1")  # llvmpipe, the software GL renderer
-os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if "SODP3D_TEST_CUDA" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 import socket
 from collections.abc import Iterator

@@ -21,11 +21,14 @@ def make_episode(number: int, length: int = 3, success: bool = False, reward: fl
         reward=torch.full((length,), value / max(length, 1)),
         success=success,
         terminated=success,
+        final={"features": torch.full((4,), number + 0.5)},
     )
 
 
 def numbers(buffer: ReplayBuffer | TargetBuffer) -> list[int]:
-    return [int(rows[0, 0]) for rows in buffer.per_episode(buffer.rows["features"])]
+    found = [int(rows[0, 0]) for rows in buffer.per_episode(buffer.rows["features"])]
+    assert buffer.finals["features"][:, 0].tolist() == [number + 0.5 for number in found]
+    return found
 
 
 @settings(deadline=None, max_examples=30)

@@ -38,6 +38,14 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert checkpoint.steps(tmp_path) == [3, 4]
 
 
+def test_later_ones_can_be_dropped(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, tensors(step), {}, keep=3)
+    checkpoint.drop_after(tmp_path, 2)
+    assert checkpoint.steps(tmp_path) == [1, 2]
+    checkpoint.drop_after(tmp_path / "none", 2)
+
+
 def test_sigkill_at_random_moments_never_leaves_a_broken_checkpoint(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     draw = random.Random(0)

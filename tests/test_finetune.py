@@ -1,5 +1,6 @@
 """Fine-tuning's own state and updates, on made-up episodes of a small state planner."""
 
+import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from sodp3d.cli import compose
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
-from sodp3d.learning.finetune import find_proficient, recorded_episodes, require_same_planner
+from sodp3d.learning.finetune import find_proficient, recorded_episodes
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
 from sodp3d.rollout import Episode
 from sodp3d.run import Run
+from sodp3d.setup import planner_state
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 
@@ -41,6 +43,9 @@ def episode(planner: Planner, tuning: Finetuning, seed: int, success: bool, chun
         made.log_prob.append(chain.log_prob[0])
         made.actions.append(np.zeros((3, 2), np.float32))
         made.rewards.append(np.random.default_rng(seed + chunk).normal(size=3))
+    after = make_observation(planner.config, 1, seed=seed * 100 + chunks)
+    made.final_observation = {key: value[0].numpy() for key, value in after.items()}
+    made.final_features = planner.encode(after)[0].detach()
     return made
 
 
@@ -83,14 +88,47 @@ def test_a_value_head_learns_beside_a_tuned_encoder(credit: tuple[str, str]) -> 
     assert any(not torch.equal(value, before[name]) for name, value in tuning.value.state_dict().items())
 
 
+@pytest.mark.parametrize("encoder", ["frozen", "tuned"])
+def test_beyond_a_time_limit_the_value_head_tells_what_would_follow(encoder: str) -> None:
+    planner, tuning = make_planner(STATE), prepare(credit="gae", discount=0.9, encoder=encoder)
+    ended = episode(planner, tuning, 9, success=True)
+    ended.terminated = True
+    tuning.remember([ended], TASK)
+    seen = [planner.encode(make_observation(STATE, 1, seed=seed * 100 + 5)) for seed in range(4)]
+    expected = [*tuning.value(torch.cat(seen)).tolist(), 0.0]
+    assert tuning._values(tuning._replay_features())[1] == pytest.approx(expected, abs=1e-5)
+    assert len(set(expected)) == 5
+    tuning.settings["discount"] = 1.0
+    assert tuning._values(tuning._replay_features())[1] == [0.0] * 5
+
+
 def test_only_successes_are_cloned_and_old_episodes_are_forgotten() -> None:
     tuning = prepare(replay_episodes=3)
     assert len(tuning.target) == 2 and len(tuning.replay) == 3
     assert bool(tuning.target.facts["success"].all())
 
 
-def test_the_kl_bound_ends_an_iteration() -> None:
-    assert prepare(target_kl=-1.0).learn(10)["train/updates"] == 1
+def test_the_kl_bound_ends_a_runaway_iteration_and_no_other() -> None:
+    assert prepare(learning_rate=1e-5).learn(10)["train/updates"] == 10
+    assert prepare(learning_rate=0.1, clip=10.0).learn(10)["train/updates"] < 10
+    assert prepare(learning_rate=0.1, clip=10.0, target_kl=None).learn(10)["train/updates"] == 10
+
+
+def test_each_plan_is_weighed_with_its_own_credit(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuning = prepare(baseline="none", scale_reward=False, target_kl=None)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = Finetuning._importance
+
+    def watched(self: Finetuning, batch: dict[str, torch.Tensor], credit: torch.Tensor) -> Any:
+        seen.append((batch["reward"], credit))
+        return real(self, batch, credit)
+
+    monkeypatch.setattr(Finetuning, "_importance", watched)
+    tuning.learn(3)
+    assert len(seen) == 3
+    for reward, credit in seen:
+        assert len(reward.unique()) > 3
+        torch.testing.assert_close(credit, reward, rtol=0, atol=0)
 
 
 def test_direct_cloning_never_looks_at_rewards() -> None:
@@ -157,6 +195,30 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True))
 
 
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
+    tuning = prepare()
+    before = [parameter.detach().clone() for parameter in tuning.parameters]
+    tuning.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"gradient norm (nan|inf).*last checkpoint is whole"):
+        tuning.learn(1)
+    assert all(torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"encoder": "tune"}, r"finetune\.encoder: expected frozen or tuned, got 'tune'"),
+        ({"updates_per_episode": 0}, r"finetune\.updates_per_episode: .* at least 1, got 0"),
+        ({"importance_weight": -1}, r"finetune\.importance_weight: .* at least 0, got -1"),
+        ({"target_kl": 0}, r"finetune\.target_kl: .* or null for no bound, got 0"),
+        ({"importance_weight": 0, "regularizer": "none"}, "leaves nothing to learn from"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        prepare(**changes)
+
+
 def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(caplog: pytest.LogCaptureFixture) -> None:
     planner = make_planner(STATE)
     tuning = Finetuning(planner, settings(best_returns=3), {"name": "bc", "weight": 1.0}, seed=0)
@@ -173,14 +235,21 @@ def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(cap
     assert len(kept) == 3 and kept.min() >= sorted(e.episode_return for e in found)[-3] - 1e-5
 
 
+def recorded_run(folder: Path, tuning: Finetuning) -> Path:
+    """A run directory that holds the state of `tuning`."""
+    evaluation = {"eta": 1.0, "sigma_floor": 0.0}
+    with Run(folder / "run", {}) as run:
+        tuning.save(run, planner_state(tuning.planner, [TASK], "0123", evaluation))
+    return folder / "run"
+
+
 def test_recorded_episodes_stand_in_for_rollouts(tmp_path: Path) -> None:
     tuning = prepare()
-    with Run(tmp_path / "run", {}) as run:
-        tuning.save(run, {})
-    records = recorded_episodes(tmp_path / "run")
+    tuning.learn(2)  # the planner they came from is the one it began with, not the one it became
+    path = recorded_run(tmp_path, tuning)
+    records = recorded_episodes(path, make_planner(STATE), settings(), TASK)
     assert [record.success for record in records] == [True, True]
     offline = Finetuning(make_planner(STATE), settings(), {"name": "bc", "weight": 1.0}, seed=0)
-    require_same_planner(records[0], offline.planner, offline)
     offline.take(records)
     assert len(offline.target) == 2 and offline.environment_steps == 0
     torch.testing.assert_close(offline.target.rows["latents"], tuning.target.rows["latents"], rtol=0, atol=0)
@@ -188,12 +257,21 @@ def test_recorded_episodes_stand_in_for_rollouts(tmp_path: Path) -> None:
 
 
 def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    planner = make_planner(STATE)
     with pytest.raises(InputError, match=r"finetune\.offline: .* is no fine-tuning run"):
-        recorded_episodes(tmp_path)
-    tuning = prepare()
-    record = tuning.target.records()[0]
+        recorded_episodes(tmp_path, planner, settings(), TASK)
+    path = recorded_run(tmp_path, prepare())
     with pytest.raises(InputError, match=r"hold features, which does not suit finetune\.encoder=tuned"):
-        require_same_planner(record, tuning.planner, prepare(encoder="tuned"))
+        recorded_episodes(path, planner, settings(encoder="tuned"), TASK)
+    with pytest.raises(InputError, match=r"is of adroit_door, not of env=adroit_pen"):
+        recorded_episodes(path, planner, settings(), dataclasses.replace(TASK, name="adroit_pen"))
+    for part in ("encoder", "normalizer"):
+        other = make_planner(STATE)
+        for name, value in other.state_dict().items():
+            if name.startswith(part) and value.is_floating_point():
+                value += 0.1
+        with pytest.raises(InputError, match=r"fine-tuned from another planner, whose normalizer and encoder"):
+            recorded_episodes(path, other, settings(), TASK)
 
 
 def test_from_scratch_needs_a_tuned_encoder() -> None:

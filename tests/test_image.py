@@ -24,7 +24,7 @@ from sodp3d.envs import make
 from sodp3d.envs.wrappers import ChunkedEnv
 from sodp3d.errors import InputError
 from sodp3d.files import PROJECT
-from sodp3d.setup import with_renderer_of_data, with_renderer_of_planner
+from sodp3d.setup import as_planner_was_trained, with_renderer_of_data
 
 STEPS = 5
 DOOR = replace(
@@ -264,7 +264,8 @@ def test_a_planner_learns_from_images_and_is_evaluated_on_them(live: dict[str, A
     reported = json.loads((planner / "evaluation/adroit_door/evaluation.json").read_text())
     assert "on 1 episodes" in run("train.py", "mode=eval", f"run_dir={folder}/again", *TRAIN, folder=folder)
     assert json.loads((folder / "again/evaluation/adroit_door/evaluation.json").read_text()) == reported
-    assert with_renderer_of_planner({"render": "auto"}, planner) == {"render": live["renderer"]}
+    seen = as_planner_was_trained({"render": "auto", "evaluation": {"eta": None, "sigma_floor": 0.1}}, planner)
+    assert seen == {"render": live["renderer"], "evaluation": {"eta": 1.0, "sigma_floor": 0.1}}
     other = "raycast" if live["renderer"] != "raycast" else "egl"
     with pytest.raises(InputError, match=f"drawn by {live['renderer']}, but render={other}"):
-        with_renderer_of_planner({"render": other}, planner)
+        as_planner_was_trained({**seen, "render": other}, planner)

@@ -42,8 +42,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     run("data_collection/collect.py", *COLLECT, folder=folder)
     run("data_collection/convert.py", folder=folder)
-    run("train.py", "mode=pretrain", *TRAIN, folder=folder)
+    run("train.py", "mode=pretrain", *TRAIN, "evaluation.eta=0.5", folder=folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def finetuned(folder: Path) -> Path:
+    """A finished fine-tuning run."""
+    run("train.py", "mode=finetune", *TRAIN, f"run_dir={folder}/finetune-straight", folder=folder)
+    return folder / "finetune-straight"
 
 
 def runs(folder: Path, mode: str) -> list[Path]:
@@ -81,26 +88,43 @@ def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     assert refused.returncode == 2 and "holds seeds 100000 to 100001" in refused.stderr
 
 
-def test_evaluation_repeats_the_number_that_training_reported(folder: Path) -> None:
-    directory = runs(folder, "pretrain")[0].parent
-    run("train.py", "mode=eval", f"planner={directory}", *TRAIN, f"run_dir={folder}/again", folder=folder)
-    reported = json.loads((directory / "evaluation/adroit_door/evaluation.json").read_text())
-    assert json.loads((folder / "again/evaluation/adroit_door/evaluation.json").read_text()) == reported
+@pytest.mark.parametrize("which", ["pretrain", "last", "best"])
+def test_evaluation_repeats_the_number_that_training_reported(folder: Path, finetuned: Path, which: str) -> None:
+    directory = runs(folder, "pretrain")[0].parent if which == "pretrain" else finetuned
+    newest = sorted((directory / "checkpoints").iterdir())[-1]
+    planner = newest if which == "last" else directory
+    again = folder / f"again-{which}"
+    run("train.py", "mode=eval", f"planner={planner}", *TRAIN, f"run_dir={again}", folder=folder)
+    reported = json.loads((directory / "result.json").read_text())["best" if which == "best" else "evaluation"]
+    assert json.loads((again / "evaluation/adroit_door/evaluation.json").read_text()) == reported
+    sampler = json.loads((newest / "state.json").read_text())["sampler"]
+    assert sampler == {"eta": 0.5, "sigma_floor": 0.0}, "training and evaluation should not agree by the defaults alone"
 
 
-@pytest.mark.parametrize("mode", ["pretrain", "finetune"])
-def test_killed_and_continued_equals_never_stopped(folder: Path, mode: str) -> None:
-    straight, broken = folder / f"{mode}-straight", folder / f"{mode}-broken"
-    run("train.py", f"mode={mode}", *TRAIN, f"run_dir={straight}", folder=folder)
+def test_the_readme_s_one_line_plans(finetuned: Path) -> None:
+    line = next(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("python -c"))
+    code = line.removeprefix('python -c "').removesuffix('"').replace("<run>", str(finetuned))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+    assert done.stdout.count("]") > 3, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mode", "seen"), [("pretrain", "checkpoints/0*"), ("finetune", "checkpoints/0*"), ("finetune", "metrics.jsonl")]
+)
+def test_killed_and_continued_equals_never_stopped(folder: Path, finetuned: Path, mode: str, seen: str) -> None:
+    straight, broken = folder / f"{mode}-straight", folder / f"{mode}-broken-{len(seen)}"
+    if straight != finetuned:
+        run("train.py", f"mode={mode}", *TRAIN, f"run_dir={straight}", folder=folder)
     command = [sys.executable, str(PROJECT / "train.py"), *SMALL, f"root={folder}/root", f"mode={mode}", *TRAIN]
     process = subprocess.Popen([*command, f"run_dir={broken}"], cwd=folder, stderr=subprocess.DEVNULL)
     for _ in range(1000):
-        if list((broken / "checkpoints").glob("0*")) if broken.exists() else []:
+        if list(broken.glob(seen)):
             break
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (broken / "result.json").exists(), "it finished before it was killed: nothing is shown"
+    assert seen != "metrics.jsonl" or not list(broken.glob("checkpoints/0*")), "a checkpoint was there already"
     run("train.py", f"mode={mode}", *TRAIN, f"run_dir={broken}", folder=folder)
     newest = sorted((straight / "checkpoints").iterdir())[-1].name
     for name in ("tensors.safetensors",):

@@ -18,7 +18,8 @@ CHAIN_KEYS = ("latents", "log_prob", "reward")
 class EpisodeRecord:
     """One episode as fine-tuning needs it; tensors on the CPU, one row per chunk.
 
-    observation: raw keys (C, To, ...), or {"features": (C, F)} where the encoder is frozen.
+    observation: raw keys (C, To, ...), or {"features": (C, F)} where the encoder is frozen. final: the same without C,
+    of the state after the last chunk.
     latents: (C, K'+1, Tp, Da) normalized; log_prob: (C, K'); reward: (C,), the chunk rewards.
     """
 
@@ -28,6 +29,7 @@ class EpisodeRecord:
     reward: Tensor
     success: bool
     terminated: bool  # by the task; False where the time limit cut it
+    final: Mapping[str, Tensor]
 
     def rows(self) -> dict[str, Tensor]:
         """All per-chunk tensors. InputError where lengths differ, or it is empty or not finite."""
@@ -52,6 +54,7 @@ class EpisodeTable:
             "terminated": torch.zeros(0, dtype=torch.bool),
             "episode_return": torch.zeros(0, dtype=torch.float64),
         }
+        self.finals: dict[str, Tensor] = {}  # observation after each episode, (E, ...)
 
     def __len__(self) -> int:
         return len(self.facts["length"])
@@ -76,12 +79,17 @@ class EpisodeTable:
             "episode_return": episode.reward.double().sum()[None],
         }
         self.facts = {key: torch.cat([self.facts[key], value]) for key, value in facts.items()}
+        finals = {key: value[None] for key, value in episode.final.items()}
+        self.finals = {
+            key: torch.cat([self.finals[key], value]) if self.finals else value for key, value in finals.items()
+        }
 
     def keep(self, mask: Tensor) -> None:
         """Forget the episodes where mask (E,) is False."""
         chunks = mask.repeat_interleave(self.facts["length"])
         self.rows = {key: value[chunks] for key, value in self.rows.items()}
         self.facts = {key: value[mask] for key, value in self.facts.items()}
+        self.finals = {key: value[mask] for key, value in self.finals.items()}
 
     def records(self) -> list[EpisodeRecord]:
         """The episodes one by one, oldest first."""
@@ -95,6 +103,7 @@ class EpisodeTable:
                 reward=rows["reward"][index],
                 success=bool(self.facts["success"][index]),
                 terminated=bool(self.facts["terminated"][index]),
+                final={key: value[index] for key, value in self.finals.items()},
             )
             for index in range(len(self))
         ]
@@ -115,12 +124,15 @@ class EpisodeTable:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors, all a later run needs to go on exactly."""
-        return {f"rows.{k}": v for k, v in self.rows.items()} | {f"facts.{k}": v for k, v in self.facts.items()}
+        parts = {"rows": self.rows, "facts": self.facts, "finals": self.finals}
+        return {f"{part}.{key}": value for part, table in parts.items() for key, value in table.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Inverse of `state_dict`."""
-        self.rows = {key[5:]: value.clone() for key, value in state.items() if key.startswith("rows.")}
-        self.facts = {key[6:]: value.clone() for key, value in state.items() if key.startswith("facts.")}
+        self.rows, self.facts, self.finals = (
+            {key.removeprefix(part): value.clone() for key, value in state.items() if key.startswith(part)}
+            for part in ("rows.", "facts.", "finals.")
+        )
 
 
 class ReplayBuffer(EpisodeTable):

@@ -29,13 +29,12 @@ def finetune(
     settings, seed = config["finetune"], config["seed"]
     pretrained, state = load_planner_and_state(path, device)
     require_same_task(state, pretrained, config, task)
-    recorded = recorded_episodes(Path(settings["offline"]).expanduser()) if settings["offline"] else []
-    if recorded:
+    recorded: list[EpisodeRecord] = []
+    if settings["offline"]:
+        recorded = recorded_episodes(Path(settings["offline"]).expanduser(), pretrained, settings, task)
         settings = {**settings, "episodes": min(settings["episodes"], len(recorded))}
     tuning = Finetuning(pretrained, settings, config["reg"], seed)
-    if recorded:
-        require_same_planner(recorded[0], pretrained, tuning)
-    described = planner_state(pretrained, [task], state["data_hash"])
+    described = planner_state(pretrained, [task], state["data_hash"], config["evaluation"])
 
     def validate() -> dict[str, float]:
         return tuning.compare(
@@ -43,6 +42,7 @@ def finetune(
         )
 
     if not tuning.load(run):
+        run.rewind(-1)  # what a run that was killed before its first checkpoint had logged
         before = evaluate(pretrained, rollouts, task, config["evaluation"])
         run.log(0, before.metrics())
         log.info("before: %s", sentence(before.summary()))
@@ -52,6 +52,7 @@ def finetune(
         tuning.start(settings["from_scratch"], seed)
         if settings["evaluate_every"] > 0:  # the first of the best: what an early collapse goes back to
             run.log(tuning.environment_steps, validate())
+        tuning.save(run, described)
     run.rewind(tuning.environment_steps)
     while tuning.episodes < settings["episodes"] and not run.stop_requested:
         count = min(settings["episodes_per_iteration"], settings["episodes"] - tuning.episodes)
@@ -69,7 +70,7 @@ def finetune(
         if _due(tuning.episodes, count, settings["evaluate_every"]):
             metrics |= validate()
         run.log(tuning.environment_steps, metrics)
-        if _due(tuning.episodes, count, settings["checkpoint_every"]):
+        if any(_due(tuning.episodes, count, settings[key]) for key in ("checkpoint_every", "evaluate_every")):
             tuning.save(run, described)
     tuning.save(run, described)
     if tuning.episodes >= settings["episodes"]:
@@ -101,32 +102,44 @@ def find_proficient(
     return found
 
 
-def recorded_episodes(path: Path) -> list[EpisodeRecord]:
-    """The proficient episodes that another fine-tuning run kept, for offline fine-tuning (C.1); oldest first."""
+def recorded_episodes(path: Path, planner: Planner, settings: dict[str, Any], task: EnvConfig) -> list[EpisodeRecord]:
+    """The proficient episodes that another fine-tuning run kept, for offline fine-tuning (C.1); oldest first.
+
+    Raises InputError where there are none, or where they do not fit `planner`: their chains hold actions as its
+    normalizer scales them and, with a frozen encoder, its features.
+    """
     found = checkpoint.load_latest(path / "checkpoints") if path.is_dir() else None
     target = TargetBuffer(1)
     if found is not None:
         target.load_state_dict(checkpoint.without_prefix("target", found[1]))
-    if len(target) == 0 or not target.has_success:
+    if found is None or len(target) == 0 or not target.has_success:
         raise InputError(
             f"finetune.offline: {path} is no fine-tuning run with successful episodes; name the directory of one."
         )
-    return target.records()
-
-
-def require_same_planner(record: EpisodeRecord, planner: Planner, tuning: Finetuning) -> None:
-    """Raises InputError where recorded episodes do not fit the planner, its sampler or how its encoder is trained."""
-    config = planner.config
-    expected = (config.inference_steps + 1, config.horizon, config.action_size)
-    if record.latents.shape[1:] != expected:
-        raise InputError(f"finetune.offline: expected chains of {expected}, got {tuple(record.latents.shape[1:])}.")
-    wanted, made = ("frozen" if frozen else "tuned" for frozen in (tuning.frozen, "features" in record.observation))
-    if made != wanted:
+    _, tensors, state = found
+    records = target.records()
+    if task.name not in state["tasks"]:
+        raise InputError(f"finetune.offline: {path} is of {', '.join(state['tasks'])}, not of env={task.name}.")
+    made = "frozen" if "features" in records[0].observation else "tuned"
+    if made != settings["encoder"]:
         raise InputError(
             f"finetune.offline: its episodes hold {'features' if made == 'frozen' else 'observations'}, which does not "
-            f"suit finetune.encoder={wanted}; name a run that was made with finetune.encoder={wanted} (that one used "
-            f"{made})."
+            f"suit finetune.encoder={settings['encoder']}; name a run that was made with "
+            f"finetune.encoder={settings['encoder']} (that one used {made})."
         )
+    theirs = checkpoint.without_prefix("planner", tensors)
+    shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)
+    same = state["planner"] == planner.config.to_dict() and all(
+        torch.equal(theirs[name], value.cpu())
+        for name, value in planner.state_dict().items()
+        if name.startswith(shared)
+    )
+    if not same:
+        raise InputError(
+            f"finetune.offline: {path} was fine-tuned from another planner, whose {' and '.join(shared)} its episodes "
+            "rest on; give the planner that it began with (planner=, see its config.yaml)."
+        )
+    return records
 
 
 def rollout_metrics(episodes: list[Episode], task: EnvConfig) -> dict[str, float]:
@@ -153,11 +166,11 @@ def _conclude(
     """Evaluate the final planner and the best one on the test seeds."""
     final = evaluate(tuning.planner, rollouts, task, config["evaluation"])
     final.save(run.directory / "evaluation" / task.name)
-    run.log(tuning.environment_steps, final.metrics())
     result: dict[str, Any] = {"before": tuning.before, "evaluation": final.summary(), "episodes": tuning.episodes}
     if tuning.scores:
         best = load_planner_and_state(run.directory / "best", device)[0]
         result["best"] = evaluate(best, rollouts, task, config["evaluation"]).summary()
         result["validation_top5"] = float(np.mean(sorted(tuning.scores)[-5:]))
+    run.log(tuning.environment_steps, final.metrics())
     run.finish(result)
     log.info("final: %s", sentence(result["evaluation"]))

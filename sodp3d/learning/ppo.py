@@ -16,6 +16,7 @@ from sodp3d.errors import InputError
 
 CREDITS = ("chunk", "return_to_go", "gae")
 BASELINES = ("none", "mean", "time", "value")
+LOG_RATIO_BOUND = 20.0  # far outside any clip: it only keeps exp() and its product with a reward of 0 finite
 
 
 def importance_loss(
@@ -28,7 +29,7 @@ def importance_loss(
     Metrics, all detached scalars: clip_fraction (share of ratios outside the bounds), approx_kl (mean of
     rho - 1 - log rho, never negative), ratio_mean, ratio_max.
     """
-    difference = new_log_prob - old_log_prob.detach()
+    difference = (new_log_prob - old_log_prob.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = difference.exp()
     bounded = torch.minimum(torch.maximum(ratio, 1 - torch.as_tensor(clip)), 1 + torch.as_tensor(clip))
     weight = -reward[:, None]

@@ -15,6 +15,7 @@ from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate
+from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
 from sodp3d.models.encoders import SENSOR_KEYS
 from sodp3d.models.planner import Planner, PlannerConfig
@@ -48,8 +49,7 @@ class Pretraining:
             group["lr"] = learning_rate(self.settings, self.step)
         with torch.autocast(self.planner.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.planner.loss(batch, self.noise)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"pre-training loss is {loss.item()} at step {self.step}; nothing was updated.")
+        require_finite({"loss": loss}, f"pretrain: at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -58,7 +58,9 @@ class Pretraining:
         return loss.detach()
 
     def save(self, run: Run, state: dict[str, Any]) -> None:
-        """Publish a checkpoint of everything."""
+        """Publish a checkpoint of everything. Raises FloatingPointError where a weight is not finite."""
+        total = torch.stack([parameter.detach().abs().sum() for parameter in self.planner.parameters()]).sum()
+        require_finite({"sum of the weights": total}, f"pretrain: at step {self.step}")
         tensors = {
             **checkpoint.with_prefix("planner", self.planner.state_dict()),
             **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
@@ -67,12 +69,17 @@ class Pretraining:
         }
         checkpoint.save(run.checkpoints, self.step, tensors, {**state, "batches": self.batches.bit_generator.state})
 
-    def load(self, run: Run) -> None:
-        """Continue from the newest checkpoint, if there is one."""
+    def load(self, run: Run, data_hash: str) -> None:
+        """Continue from the newest checkpoint, if there is one. Raises InputError where the data has changed since."""
         found = checkpoint.load_latest(run.checkpoints)
         if found is None:
             return
         self.step, tensors, state = found
+        if state["data_hash"] != data_hash:
+            raise InputError(
+                f"data: {run.directory} began with data {state['data_hash']}, but now there is {data_hash}; give the "
+                "data that it began with (data=), or begin anew with run_dir=<a new folder>."
+            )
         self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
         self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
         self.ema.step = self.step
@@ -111,9 +118,9 @@ def pretrain(
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
     training = Pretraining(planner, settings, config["seed"])
-    training.load(run)
+    training.load(run, digest)
     run.rewind(training.step)
-    state = planner_state(planner, tasks, digest)
+    state = planner_state(planner, tasks, digest, config["evaluation"])
     recent: list[float] = []
     while training.step < settings["steps"] and not run.stop_requested:
         batch = to_device(dataset.sample(settings["batch_size"], training.batches), device)

@@ -6,14 +6,19 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sodp3d.cli import root
+from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate, sentence
+from sodp3d.learning.checks import check_evaluation
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.pretrain import pretrain
 from sodp3d.plot import plot_run
 from sodp3d.run import Run, open_run
 from sodp3d.setup import (
+    as_planner_was_trained,
     find_planner,
     label,
     load_planner_and_state,
@@ -22,12 +27,18 @@ from sodp3d.setup import (
     require_same_task,
     task_configs,
     with_renderer_of_data,
-    with_renderer_of_planner,
+    with_sampler,
 )
 from sodp3d.video import write_rollout_videos
 
 log = logging.getLogger(__name__)
 SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode", "method", "model", "evaluation")
+
+
+def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
+    """Tasks and device, after a look at what all stages share."""
+    check_evaluation(config["evaluation"])
+    return task_configs(config), prepare_torch(config)
 
 
 def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
@@ -39,8 +50,8 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
 
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one planner."""
-    tasks, device = task_configs(config), prepare_torch(config)
-    config = with_renderer_of_data(config, tasks)
+    tasks, device = _begin(config)
+    config = with_sampler(with_renderer_of_data(config, tasks), {})
     single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
     evaluation = make_rollouts(config, tasks[0], config["evaluation"]["environments"]) if single else nullcontext()
     with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:
@@ -50,13 +61,13 @@ def run_pretrain(config: dict[str, Any]) -> None:
 
 def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online."""
-    tasks, device = task_configs(config), prepare_torch(config)
+    tasks, device = _begin(config)
     if len(tasks) > 1:
         raise InputError(
             f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
         )
     path = find_planner(config, ("pretrain",))
-    config = with_renderer_of_planner(config, path)
+    config = as_planner_was_trained(config, path)
     environments = max(config["evaluation"]["environments"], config["finetune"]["episodes_per_iteration"])
     with (
         _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), config["reg"]["name"]) as run,
@@ -68,9 +79,9 @@ def run_finetune(config: dict[str, Any]) -> None:
 
 def run_eval(config: dict[str, Any]) -> None:
     """mode=eval: success rates with intervals on held-out seeds, and videos, for every task of `env=`."""
-    tasks, device = task_configs(config), prepare_torch(config)
+    tasks, device = _begin(config)
     path = find_planner(config, ("finetune", "pretrain"))
-    config = with_renderer_of_planner(config, path)
+    config = as_planner_was_trained(config, path)
     planner, state = load_planner_and_state(path, device)
     results = {}
     with _open({**config, "planner": str(path)}, ("planner",)) as run:

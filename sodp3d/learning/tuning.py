@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sodp3d import checkpoint
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
 from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
+from sodp3d.learning.checks import check_finetuning, require_finite
 from sodp3d.learning.ppo import (
     CreditOptions,
     RunningScale,
@@ -38,11 +38,10 @@ class Finetuning:
     """All that changes while fine-tuning, so that saving it and loading it leaves no trace in the result."""
 
     def __init__(self, pretrained: Planner, settings: dict[str, Any], regularizer: dict[str, Any], seed: int):
+        check_finetuning(settings, regularizer)
         self.settings = settings
         self.planner = copy.deepcopy(pretrained).train()
         self.frozen = settings["encoder"] == "frozen"
-        if self.frozen and settings["from_scratch"]:
-            raise InputError("finetune.encoder: a planner from scratch must learn its encoder; use encoder=tuned.")
         self.planner.encoder.requires_grad_(not self.frozen)
         self.options = ChainOptions(**settings["sampler"])
         self.credit = CreditOptions(
@@ -134,8 +133,16 @@ class Finetuning:
 
     @torch.no_grad()
     def _values(self, features: Tensor) -> tuple[list[Tensor], list[float]]:
-        """Estimates per episode, and of the state after each: 0, as the time limit ends the reward too."""
-        return self.replay.per_episode(self.value(features).cpu()), [0.0] * len(self.replay)
+        """Estimates per episode, and of the state after each.
+
+        The latter is 0 where the task terminated, and with discount 1, whose return is that of the time limit's steps
+        (without a limit there would be none). Below 1 the limit is none of the task's: what would follow is estimated.
+        """
+        final = torch.zeros(len(self.replay))
+        if self.settings["discount"] < 1:
+            after = self.value(self.planner.features(self._observed(self.replay.finals))).cpu()
+            final = torch.where(self.replay.facts["terminated"], final, after)
+        return self.replay.per_episode(self.value(features).cpu()), final.tolist()
 
     def _update(self, credits: Tensor) -> dict[str, Tensor]:
         """One gradient step: importance loss on recent plans, regularizer on top (eq. 15)."""
@@ -152,11 +159,12 @@ class Finetuning:
             regularizer = self.regularizer.loss(self.planner, batch, target, self.noise)
             loss = loss + self.regularizer_weight * regularizer
             metrics["regularizer"] = regularizer
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"fine-tuning loss is {loss.item()} after {self.episodes} episodes.")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         metrics["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings["gradient_norm"])
+        require_finite(
+            {"loss": loss, "gradient norm": metrics["gradient_norm"]}, f"finetune: after {self.episodes} episodes"
+        )
         self.optimizer.step()
         return {name: value.detach() for name, value in metrics.items()}
 
@@ -179,7 +187,8 @@ class Finetuning:
         if evaluation.success_rate >= self.best:  # of equals, the one that learned longer
             self.best = evaluation.success_rate
             tensors = checkpoint.with_prefix("planner", self.planner.state_dict())
-            checkpoint.save(run.directory / "best", self.environment_steps, tensors, described, keep=1)
+            # Two: a kill before the next checkpoint goes back to the one before this.
+            checkpoint.save(run.directory / "best", self.environment_steps, tensors, described)
         elif evaluation.success_rate < self.settings["collapse"] * self.best:
             self._return_to_best(run, evaluation.success_rate)
         return {name.replace("evaluation", "validation"): value for name, value in evaluation.metrics().items()}
@@ -220,6 +229,7 @@ class Finetuning:
         self.noise.set_state(tensors["noise"])
         for key in COUNTERS:
             setattr(self, key, state["counters"][key])
+        checkpoint.drop_after(run.directory / "best", self.environment_steps)
         log.info("resumed after %d episodes", self.episodes)
         return True
 
@@ -234,10 +244,12 @@ class Finetuning:
 def to_record(episode: Episode, metric: str, frozen: bool) -> EpisodeRecord:
     """An episode as the buffers keep it: features where the encoder is frozen, else raw observations."""
     if frozen:
-        observation = {"features": torch.stack(episode.features)}
+        assert episode.final_features is not None, "roll-outs to learn from keep their chains"
+        observation, final = {"features": torch.stack(episode.features)}, {"features": episode.final_features}
     else:
         keys = episode.observations[0]
         observation = {key: torch.from_numpy(np.stack([o[key] for o in episode.observations])) for key in keys}
+        final = {key: torch.as_tensor(episode.final_observation[key]) for key in keys}
     return EpisodeRecord(
         observation,
         torch.stack(episode.latents),
@@ -245,4 +257,5 @@ def to_record(episode: Episode, metric: str, frozen: bool) -> EpisodeRecord:
         episode.chunk_rewards,
         episode.success[metric],
         episode.terminated,
+        final,
     )
