@@ -78,6 +78,14 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path) -> None:
     assert {"before", "evaluation", "best"} <= set(result)
 
 
+def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Path) -> None:
+    options = ("finetune.from_scratch=true", "finetune.encoder=tuned", f"run_dir={folder}/scratch")
+    run("train.py", "mode=finetune", *TRAIN, *options, folder=folder)
+    result = json.loads((folder / "scratch/result.json").read_text())
+    before = json.loads((runs(folder, "pretrain")[0].parent / "result.json").read_text())
+    assert result["before"] == before["evaluation"] and result["episodes"] == 4
+
+
 def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     directory = runs(folder, "pretrain")[0].parent
     replay = [sys.executable, str(PROJECT / "replay.py"), f"run={directory}", f"output={folder}/watched"]

@@ -42,7 +42,8 @@ def finetune(
         )
 
     if not tuning.load(run):
-        run.rewind(-1)  # what a run that was killed before its first checkpoint had logged
+        run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
+        checkpoint.drop_after(run.directory / "best", -1)
         before = evaluate(pretrained, rollouts, task, config["evaluation"])
         run.log(0, before.metrics())
         log.info("before: %s", sentence(before.summary()))
