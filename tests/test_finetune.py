@@ -274,10 +274,11 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             recorded_episodes(path, other, settings(), TASK)
 
 
-def test_from_scratch_needs_a_tuned_encoder() -> None:
-    with pytest.raises(InputError, match="use encoder=tuned"):
-        prepare(from_scratch=True)
-    prepare(from_scratch=True, encoder="tuned").start(True, seed=1)
+def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:
+    for changes in ({}, {"encoder": "tuned"}, {"target_kl": None}):
+        with pytest.raises(InputError, match=r"use finetune\.encoder=tuned finetune\.target_kl=null"):
+            prepare(from_scratch=True, **changes)
+    prepare(from_scratch=True, encoder="tuned", target_kl=None).start(True, seed=1)
 
 
 def test_normalized_credit_has_unit_deviation() -> None:

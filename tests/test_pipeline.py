@@ -79,7 +79,8 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path) -> None:
 
 
 def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Path) -> None:
-    options = ("finetune.from_scratch=true", "finetune.encoder=tuned", f"run_dir={folder}/scratch")
+    scratch = ("finetune.from_scratch=true", "finetune.encoder=tuned", "finetune.target_kl=null")
+    options = (*scratch, f"run_dir={folder}/scratch")
     run("train.py", "mode=finetune", *TRAIN, *options, folder=folder)
     result = json.loads((folder / "scratch/result.json").read_text())
     before = json.loads((runs(folder, "pretrain")[0].parent / "result.json").read_text())

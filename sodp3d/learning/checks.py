@@ -33,8 +33,11 @@ def check_finetuning(settings: Mapping[str, Any], regularizer: Mapping[str, Any]
             f"finetune.importance_weight: 0 with reg={regularizer['name']} leaves nothing to learn from; "
             "use reg=bc for direct BC, or a weight above 0."
         )
-    if settings["from_scratch"] and encoder == "frozen":
-        raise InputError("finetune.encoder: a planner from scratch must learn its encoder; use encoder=tuned.")
+    if settings["from_scratch"] and (encoder == "frozen" or target_kl is not None):
+        raise InputError(
+            "finetune.from_scratch: a planner from scratch must learn its encoder, and its first roll-outs are another "
+            "planner's, beyond any bound on KL; use finetune.encoder=tuned finetune.target_kl=null."
+        )
 
 
 def check_evaluation(settings: Mapping[str, Any]) -> None:
