@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sodp3d.plot import save_png
-from sodp3d.results.groups import DIRECT_BC, REGULARIZED, Group
+from sodp3d.results.groups import DIRECT_BC, REGULARIZED, Group, sharing_a_planner
 from sodp3d.results.stores import StoreRecord
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
@@ -30,11 +30,12 @@ Points = Sequence[tuple[int, float]]
 def draw_figures(folder: Path, groups: Sequence[Group], stores: Sequence[StoreRecord]) -> list[tuple[str, str]]:
     """Write one figure of curves for each task and observation and one for each store; (title, path) of each.
 
-    Paths are relative to the folder's parent.
+    Curves are those of one pre-trained planner, as in Table 9. Paths are relative to the folder's parent.
     """
     drawn = []
     for task, observation in sorted({(group.task, group.observation) for group in groups if group.stage == "finetune"}):
-        chosen = [g for g in groups if (g.task, g.observation, g.stage) == (task, observation, "finetune")]
+        among = sharing_a_planner(groups, task, observation)
+        chosen = [group for group in groups if group in among and group.stage == "finetune"]
         numbers = [groups.index(group) + 1 for group in chosen]
         path = folder / f"curves_{task}_{observation}.png"
         save_png(_finetuning(f"{task}, obs={observation}", chosen, numbers), path)
@@ -60,9 +61,10 @@ def _finetuning(title: str, groups: Sequence[Group], numbers: Sequence[int]) -> 
         colour = _COLOURS.get(group.method, _OTHER)
         for index, run in enumerate(group.runs):
             seeds = ", ".join(str(each.seed) for each in group.runs)
-            name = f"S{number} {group.label}, seed {seeds}" if index == 0 else None
             look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.2, "alpha": 0.9}
-            _line(held_out, run.validations, marker=".", label=name, **look)
+            if index == 0:
+                held_out.plot([], [], label=f"S{number} {group.label}, seed {seeds}", **look)
+            _line(held_out, run.validations, marker=".", **look)
             metric = run.config["env"]["success_metric"]
             ends = [(0, run.scores["before"].rate())] if "before" in run.scores else []
             ends += (
