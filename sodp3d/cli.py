@@ -16,6 +16,7 @@ from sodp3d.errors import InputError
 from sodp3d.files import PROJECT
 
 CONFIGS = PROJECT / "configs"
+MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
 
 
 def command(
@@ -48,7 +49,7 @@ def exit_status(job: Callable[[], None]) -> int:
     """
     try:
         job()
-    except (InputError, FloatingPointError) as error:
+    except MENDABLE as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
@@ -64,18 +65,26 @@ def _run(
 
     register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
+    failures: list[Exception] = []  # raised after Hydra, which would print words of its own before ours
 
     def job(composed: DictConfig) -> None:
         config = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(config, dict)
-        refuse_targets(config)
-        function(config)  # type: ignore[arg-type]
+        if failures:  # the rest of a sweep, -m
+            return
+        try:
+            refuse_targets(config)
+            function(config)  # type: ignore[arg-type]
+        except MENDABLE as error:
+            failures.append(error)
 
     try:
         sys.argv[1:] = complete(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, config_name)) from error
+    if failures:
+        raise failures[0]
 
 
 def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sodp3d.cli import root
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate, sentence
-from sodp3d.learning.checks import check_evaluation
+from sodp3d.learning.checks import check_evaluation, check_finetuning
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.pretrain import pretrain
 from sodp3d.plot import plot_run
@@ -66,6 +66,7 @@ def run_finetune(config: dict[str, Any]) -> None:
         raise InputError(
             f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
         )
+    check_finetuning(config["finetune"], config["reg"])
     path = find_planner(config, ("pretrain",))
     config = as_planner_was_trained(config, path)
     environments = max(config["evaluation"]["environments"], config["finetune"]["episodes_per_iteration"])
