@@ -117,8 +117,7 @@ class Rollouts:
             current.update({index: _row(start, place) for place, index in enumerate(share)})
         while current:
             running = sorted(current)
-            observation = {key: np.stack([current[i][key] for i in running]) for key in current[running[0]]}
-            features = planner.encode({key: torch.as_tensor(v).to(planner.device) for key, v in observation.items()})
+            features = _encode(planner, [current[i] for i in running])
             noise = torch.cat([planner.noise(1, wave.generators[i]) for i in running])
             chain = planner.sample_chain(features, noise, options)
             plans = planner.executed(planner.actions(chain.latents[:, -1])).cpu().numpy()
@@ -130,9 +129,7 @@ class Rollouts:
                     episodes[index].log_prob.append(chain.log_prob[row].cpu())
             current = self._advance(wave, running, plans)
         if keep:
-            keys = episodes[0].final_observation
-            last = {key: np.stack([episode.final_observation[key] for episode in episodes]) for key in keys}
-            features = planner.encode({key: torch.as_tensor(v).to(planner.device) for key, v in last.items()})
+            features = _encode(planner, [episode.final_observation for episode in episodes])
             for episode, row in zip(episodes, features.cpu(), strict=True):
                 episode.final_features = row
         return episodes
@@ -161,6 +158,12 @@ class Rollouts:
                 if not _record(wave.episodes[index], answer, row, plan_of[index]):
                     following[index] = _row(answer["observation"], row)
         return following
+
+
+def _encode(planner: Planner, observations: list[Observation]) -> Tensor:
+    """B of (To, ...) -> features (B, F)."""
+    stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return planner.encode({key: torch.as_tensor(values).to(planner.device) for key, values in stacked.items()})
 
 
 def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np.float32]) -> bool:

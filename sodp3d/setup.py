@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sodp3d.envs.gl import settle
 from sodp3d.errors import InputError
 from sodp3d.files import plain
 from sodp3d.learning.regularizers import REGULARIZERS
-from sodp3d.models.planner import ChainOptions, Planner, PlannerConfig
+from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
 from sodp3d.run import newest_finished
 
@@ -194,7 +194,7 @@ def load_planner_and_state(path: Path, device: torch.device | str = "cpu") -> tu
         planner.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
-    planner.sampler = ChainOptions(**{**SAMPLER, **state.get("sampler", {})})
+    planner.sampler = replace(planner.sampler, **state.get("sampler", {}))
     return planner.to(device).eval(), state
 
 

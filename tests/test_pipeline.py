@@ -50,16 +50,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finetuned(folder: Path) -> Path:
     """A finished fine-tuning run."""
-    run("train.py", "mode=finetune", *TRAIN, f"run_dir={folder}/finetune-straight", folder=folder)
-    return folder / "finetune-straight"
+    run("train.py", "mode=finetune", *TRAIN, folder=folder)
+    return runs(folder, "finetune")[0].parent
 
 
 def runs(folder: Path, mode: str) -> list[Path]:
     return sorted((folder / "root" / "outputs" / mode).glob("*/*/config.yaml"))
 
 
-def test_every_stage_leaves_what_the_readme_promises(folder: Path) -> None:
-    run("train.py", "mode=finetune", *TRAIN, folder=folder)
+def test_every_stage_leaves_what_the_readme_promises(folder: Path, finetuned: Path) -> None:
     said = run("train.py", "mode=eval", *TRAIN, folder=folder)
     assert "success (count)" in said and "on 2 episodes" in said
     subprocess.run(
@@ -75,7 +74,7 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path) -> None:
         for name in ("metrics.jsonl", "curve.png", "result.json", "versions.json", "tensorboard"):
             assert (directory / name).exists(), f"{mode}: {name}"
         assert list((directory / "videos").glob("*.mp4"))
-    result = json.loads((runs(folder, "finetune")[0].parent / "result.json").read_text())
+    result = json.loads((finetuned / "result.json").read_text())
     assert {"before", "evaluation", "best"} <= set(result)
 
 
@@ -122,9 +121,10 @@ def test_the_readme_s_one_line_plans(finetuned: Path) -> None:
     ("mode", "seen"), [("pretrain", "checkpoints/0*"), ("finetune", "checkpoints/0*"), ("finetune", "metrics.jsonl")]
 )
 def test_killed_and_continued_equals_never_stopped(folder: Path, finetuned: Path, mode: str, seen: str) -> None:
-    straight, broken = folder / f"{mode}-straight", folder / f"{mode}-broken-{len(seen)}"
-    if straight != finetuned:
-        run("train.py", f"mode={mode}", *TRAIN, f"run_dir={straight}", folder=folder)
+    straight, broken = finetuned, folder / f"{mode}-broken-{len(seen)}"
+    if mode == "pretrain":
+        straight = folder / "pretrain-straight"
+        run("train.py", "mode=pretrain", *TRAIN, f"run_dir={straight}", folder=folder)
     command = [sys.executable, str(PROJECT / "train.py"), *SMALL, f"root={folder}/root", f"mode={mode}", *TRAIN]
     process = subprocess.Popen([*command, f"run_dir={broken}"], cwd=folder, stderr=subprocess.DEVNULL)
     for _ in range(1000):

@@ -71,18 +71,15 @@ class EpisodeTable:
         expected = {key: value.shape[1:] for key, value in self.rows.items()} or shapes
         if shapes != expected:
             raise InputError(f"episode: expected {expected} per chunk, got {shapes}.")
-        self.rows = {key: torch.cat([self.rows[key], value]) if self.rows else value for key, value in rows.items()}
+        self.rows = _appended(self.rows, rows)
         facts = {
             "length": torch.tensor([len(episode.reward)]),
             "success": torch.tensor([episode.success]),
             "terminated": torch.tensor([episode.terminated]),
             "episode_return": episode.reward.double().sum()[None],
         }
-        self.facts = {key: torch.cat([self.facts[key], value]) for key, value in facts.items()}
-        finals = {key: value[None] for key, value in episode.final.items()}
-        self.finals = {
-            key: torch.cat([self.finals[key], value]) if self.finals else value for key, value in finals.items()
-        }
+        self.facts = _appended(self.facts, facts)
+        self.finals = _appended(self.finals, {key: value[None] for key, value in episode.final.items()})
 
     def keep(self, mask: Tensor) -> None:
         """Forget the episodes where mask (E,) is False."""
@@ -133,6 +130,10 @@ class EpisodeTable:
             {key.removeprefix(part): value.clone() for key, value in state.items() if key.startswith(part)}
             for part in ("rows.", "facts.", "finals.")
         )
+
+
+def _appended(table: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: torch.cat([table[key], value]) if table else value for key, value in new.items()}
 
 
 class ReplayBuffer(EpisodeTable):

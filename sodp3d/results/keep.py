@@ -62,13 +62,9 @@ def _keep_store(folder: Path, store: StoreRecord) -> Path:
 
 def _portable_card(text: str) -> str:
     """A store's card without its pictures, which stay with the data, and without what belongs to the machine."""
-    kept = text.split("\n## Samples\n")[0]
-    return (
-        re.sub(
-            r"(?m)^(\| versions command \| )(.*)( \|)$", lambda row: row[1] + portable(row[2]) + row[3], kept
-        ).rstrip()
-        + "\n"
-    )
+    kept = text.split("\n## Samples\n")[0].rstrip()
+    command = r"(?m)^(\| versions command \| )(.*)( \|)$"
+    return re.sub(command, lambda row: row[1] + portable(row[2]) + row[3], kept) + "\n"
 
 
 def _keep_log(folder: Path, source: Path) -> None:
