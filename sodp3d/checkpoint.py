@@ -72,11 +72,16 @@ def _remove(directory: Path, step: int) -> None:
     shutil.rmtree(doomed)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and state of one checkpoint directory. Raises InputError naming what is wrong."""
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of one checkpoint directory, without its tensors. Raises InputError where there is none."""
     if not (path / TENSORS).is_file():
         raise InputError(f"{path}: no checkpoint here ({TENSORS} is missing).")
-    state = read_json(path / STATE)
+    return read_json(path / STATE)
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors (on the CPU) and state of one checkpoint directory. Raises InputError naming what is wrong."""
+    state = load_state(path)
     try:
         return load_file(path / TENSORS), state
     except SafetensorError as error:

@@ -95,7 +95,7 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     That is the sampler of evaluations, where the configuration leaves it open, and, if the planner sees images, the
     renderer that drew them. Raises InputError when `render=` names another.
     """
-    _, state = checkpoint.load(checkpoint_of(path))
+    state = checkpoint.load_state(checkpoint_of(path))
     config = with_sampler(config, state.get("sampler", {}))
     renderer = state.get("planner", {}).get("renderer")
     return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")

@@ -56,7 +56,12 @@ def make_run(
     }
     if mode == "pretrain":
         config |= {
-            "pretrain": {"steps": more.get("steps", 100), "successful_only": more.get("only", False)},
+            "pretrain": {
+                "steps": more.get("steps", 100),
+                "successful_only": more.get("only", False),
+                "quality": more.get("quality", "suboptimal"),
+                "fraction": more.get("fraction", 1.0),
+            },
             "data": None,
         }
     if mode == "finetune":
@@ -168,6 +173,21 @@ def test_what_is_a_method_and_what_a_setting(tmp_path: Path) -> None:
     ]
     assert "episodes 16, importance_weight 0.1" in distinguishing(groups)[3]
     assert "episodes 8, importance_weight 0" in distinguishing(groups)[5]
+
+
+def test_a_slice_of_the_data_is_no_plain_method(tmp_path: Path) -> None:
+    make_run(tmp_path, "pretrain", 5)
+    make_run(tmp_path, "pretrain", 1, fraction=0.3, day=2)
+    late = make_run(tmp_path, "pretrain", 2, fraction=0.3, quality="nearoptimal", day=3)
+    make_run(tmp_path, "finetune", 3, planner=late)
+    groups = group_runs(scan([tmp_path]).runs)
+    assert [group.label for group in groups] == [
+        "pre-trained",
+        "pre-trained, first 30 % of the data",
+        "pre-trained, last 30 % of the data",
+        "fine-tuned with BC, last 30 % of the data",
+    ]
+    assert cells(table8(groups), "pre-trained", "last")[1].startswith("50")
 
 
 def test_only_seeds_of_one_configuration_and_one_data_set_are_pooled(tmp_path: Path) -> None:

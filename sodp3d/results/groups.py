@@ -124,7 +124,18 @@ def _pretraining_parts(run: RunRecord | None) -> list[str]:
         *([f"predicts the {model['prediction']}"] if model.get("prediction", "epsilon") != "epsilon" else []),
         *([f"U-Net {unet}"] if unet != run.config["env"].get("unet", unet) else []),
         *(["successful episodes only"] if settings.get("successful_only") else []),
+        *_slice_parts(settings),
         *([f"data {'+'.join(names)}"] if names and not own else []),
+    ]
+
+
+def _slice_parts(settings: dict[str, Any]) -> list[str]:
+    """Which part of its stores a planner was trained on, where that is not the whole."""
+    end = {"suboptimal": "first", "nearoptimal": "last"}.get(settings.get("quality", "suboptimal"))
+    fraction, episodes = settings.get("fraction", 1.0), settings.get("max_episodes")
+    return [
+        *([f"{end} {100 * fraction:g} % of the data"] if end and fraction < 1 else []),
+        *([f"at most {episodes} episodes"] if episodes else []),
     ]
 
 
