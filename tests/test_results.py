@@ -122,6 +122,8 @@ def test_table9_compares_what_came_from_one_planner(tmp_path: Path) -> None:
         make_run(tmp_path, "finetune", 9, seed, planner=first, day=3)
     make_run(tmp_path, "finetune", 6, planner=second, day=4, data_hash="other")
     make_run(tmp_path, "finetune", 2, reg="none", planner=second, day=5, data_hash="other")
+    longer = {"planner": second, "data_hash": "other", "episodes": 16}  # no other method's length
+    make_run(tmp_path, "finetune", 10, day=6, **longer)
     groups = group_runs(scan([tmp_path]).runs)
     nine, eight = table9(groups), table8(groups)
     told = ("pre-trained", "fine-tuned with BC", "fine-tuned without BC")
@@ -173,6 +175,13 @@ def test_what_is_a_method_and_what_a_setting(tmp_path: Path) -> None:
     ]
     assert "episodes 16, importance_weight 0.1" in distinguishing(groups)[3]
     assert "episodes 8, importance_weight 0" in distinguishing(groups)[5]
+
+
+def test_what_begins_with_a_fine_tuned_planner_is_no_plain_method(tmp_path: Path) -> None:
+    tuned = make_run(tmp_path, "finetune", 5, planner=make_run(tmp_path, "pretrain", 3))
+    make_run(tmp_path, "finetune", 7, reg="none", planner=tuned / "checkpoints" / "00000001")
+    labels = [group.label for group in group_runs(scan([tmp_path]).runs)]
+    assert labels == ["pre-trained", "fine-tuned without BC, from a fine-tuned planner", "fine-tuned with BC"]
 
 
 def test_a_slice_of_the_data_is_no_plain_method(tmp_path: Path) -> None:

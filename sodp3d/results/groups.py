@@ -105,6 +105,7 @@ def method_and_variant(run: RunRecord, source: RunRecord | None) -> tuple[str, s
             method = DIRECT_BC if name == "bc" else method
             parts += [] if name == "bc" else ["no importance term"]
         parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
+        parts += ["from a fine-tuned planner"] if source is not None and source.stage == "finetune" else []
     parts += _pretraining_parts(run if run.stage == "pretrain" else source)
     return method, ", ".join(parts)
 
@@ -200,6 +201,25 @@ def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> l
     source = max(made, key=lambda name: (len({group.label for group in made[name]}), PurePath(name).name))
     own = [group for group in groups if any(run.name == source for run in (*group.runs, *group.repeated))]
     return own + made[source]
+
+
+def of_one_length(groups: Sequence[Group]) -> list[Group]:
+    """Those groups, of fine-tuning only those of one number of episodes: that of most methods, then of most runs."""
+    alike: dict[int, list[Group]] = defaultdict(list)
+    for group in groups:
+        if group.stage == "finetune":
+            alike[_episodes(group)].append(group)
+
+    def rank(episodes: int) -> tuple[int, int, int]:
+        members = alike[episodes]
+        return len({group.label for group in members}), sum(len(group.runs) for group in members), episodes
+
+    usual = max(alike, key=rank, default=None)
+    return [group for group in groups if group.stage != "finetune" or _episodes(group) == usual]
+
+
+def _episodes(group: Group) -> int:
+    return int(group.settings.get("finetune.episodes", 0))
 
 
 @dataclass(frozen=True)
