@@ -64,6 +64,16 @@ def test_presets_change_only_numbers_that_exist() -> None:
     for preset in choices("preset"):
         for name in ("collect", "train"):
             assert set(option_names(compose(name, [f"preset={preset}"]))) <= valid, preset
+    for updates in choices("updates"):
+        assert set(option_names(compose("train", [f"updates={updates}"]))) <= valid, updates
+
+
+def test_few_updates_are_for_every_preset_and_take_single_options() -> None:
+    for preset in choices("preset"):
+        settings = compose("train", [f"preset={preset}", "updates=few", "finetune.episodes=480"])["finetune"]
+        chosen = [settings[key] for key in ("credit", "batch_size", "replay_episodes", "episodes")]
+        assert chosen == ["gae", 1024, 160, 480], preset
+        assert settings["sampler"]["floor_steps"] == "all" and settings["sampler"]["eta"] == 1
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
