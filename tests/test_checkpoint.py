@@ -54,7 +54,7 @@ def test_sigkill_at_random_moments_never_leaves_a_broken_checkpoint(tmp_path: Pa
         process = context.Process(target=save_forever, args=(tmp_path,))
         process.start()
         deadline = time.monotonic() + 60
-        while (checkpoint.steps(tmp_path) or [0])[-1] <= newest and time.monotonic() < deadline:
+        while (checkpoint.steps(tmp_path) or [0])[-1] <= newest + 1 and time.monotonic() < deadline:
             time.sleep(0.001)  # however busy the machine is, the writer is killed while it writes
         time.sleep(draw.random() * 0.08)
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def test_sigkill_at_random_moments_never_leaves_a_broken_checkpoint(tmp_path: Pa
         found = checkpoint.steps(tmp_path)
         assert not found or found[-1] >= newest, "a complete checkpoint was lost"
         newest = found[-1] if found else newest
-    assert newest >= 25, "the writer hardly wrote: the test proved nothing"
+    assert newest > 25, "the writer hardly wrote: the test proved nothing"
 
 
 def test_a_full_disk_is_told_and_leaves_the_previous_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
