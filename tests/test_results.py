@@ -184,6 +184,21 @@ def test_what_begins_with_a_fine_tuned_planner_is_no_plain_method(tmp_path: Path
     assert labels == ["pre-trained", "fine-tuned without BC, from a fine-tuned planner", "fine-tuned with BC"]
 
 
+def test_a_second_fine_tuning_keeps_what_its_planner_went_through(tmp_path: Path) -> None:
+    few = make_run(tmp_path, "pretrain", 3, fraction=0.3)
+    once = make_run(tmp_path, "finetune", 5, planner=few)
+    longer = make_run(tmp_path, "finetune", 6, planner=few, episodes=16, day=2)
+    for seed, planner in enumerate((once, longer)):
+        make_run(tmp_path, "finetune", 7, reg="none", seed=seed, planner=planner)
+    groups = [group for group in group_runs(scan([tmp_path]).runs) if "fine-tuned planner" in group.label]
+    label = "fine-tuned without BC, from a fine-tuned planner, first 30 % of the data"
+    assert [group.label for group in groups] == 2 * [label]  # one for each planner, not two seeds of one
+    assert [group.settings["planner.finetune.episodes"] for group in groups] == [8, 16]
+    assert {group.settings["pretrain.fraction"] for group in groups} == {0.3}
+    told = distinguishing(group_runs(scan([tmp_path]).runs))
+    assert sum("planner.finetune.episodes" in text for text in told) == 2
+
+
 def test_a_slice_of_the_data_is_no_plain_method(tmp_path: Path) -> None:
     make_run(tmp_path, "pretrain", 5)
     make_run(tmp_path, "pretrain", 1, fraction=0.3, day=2)

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -72,9 +72,9 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     for run in runs:
         if run.stage == "eval":
             continue
-        source = by_name.get(run.planner or "")
-        name = (run.task, run.observation, run.stage, *method_and_variant(run, source))
-        settings = settings_of(run, source)
+        ancestors = _ancestors(run, by_name)
+        name = (run.task, run.observation, run.stage, *method_and_variant(run, ancestors))
+        settings = settings_of(run, ancestors)
         key = repr((name, sorted(settings.items(), key=lambda item: item[0])))
         members[key].append(run)
         described[key] = name, settings
@@ -87,13 +87,23 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
     return sorted(groups, key=_order)
 
 
+def _ancestors(run: RunRecord, by_name: Mapping[str, RunRecord]) -> list[RunRecord]:
+    """The runs whose planners it began with, the nearest first, as far back as they are found."""
+    found = []
+    source = by_name.get(run.planner or "")
+    while source is not None:
+        found.append(source)
+        source = by_name.get(source.planner or "")
+    return found
+
+
 def _order(group: Group) -> tuple[Any, ...]:
     newest = max(run.time for run in group.runs)
     return group.task, group.observation, *group.rank, newest, repr(group.settings)
 
 
-def method_and_variant(run: RunRecord, source: RunRecord | None) -> tuple[str, str]:
-    """What the paper would call it, and what was done otherwise; `source`: the run that was fine-tuned."""
+def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[str, str]:
+    """What the paper would call it, and what was done otherwise; `ancestors`: the runs it began with."""
     tuning = run.config.get("finetune", {})
     parts = []
     if run.stage == "pretrain":
@@ -105,9 +115,14 @@ def method_and_variant(run: RunRecord, source: RunRecord | None) -> tuple[str, s
             method = DIRECT_BC if name == "bc" else method
             parts += [] if name == "bc" else ["no importance term"]
         parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
-        parts += ["from a fine-tuned planner"] if source is not None and source.stage == "finetune" else []
-    parts += _pretraining_parts(run if run.stage == "pretrain" else source)
+        tuned = any(ancestor.stage == "finetune" for ancestor in ancestors)
+        parts += ["from a fine-tuned planner"] if tuned else []
+    parts += _pretraining_parts(_pretraining(run, ancestors))
     return method, ", ".join(parts)
+
+
+def _pretraining(run: RunRecord, ancestors: Sequence[RunRecord]) -> RunRecord | None:
+    return next((record for record in (run, *ancestors) if record.stage == "pretrain"), None)
 
 
 def _pretraining_parts(run: RunRecord | None) -> list[str]:
@@ -140,13 +155,23 @@ def _slice_parts(settings: dict[str, Any]) -> list[str]:
     ]
 
 
-def settings_of(run: RunRecord, source: RunRecord | None) -> dict[str, Any]:
-    """Dotted name to value of all that shapes the result but the seed; fine-tuning inherits its planner's."""
-    found = {"data_hash": run.data_hash, **flat(run.config)}
-    if source is not None:
-        inherited = {name: value for name, value in flat(source.config).items() if name.startswith("pretrain.")}
-        found |= inherited if run.stage == "finetune" else {}
-    return {name: value for name, value in sorted(found.items()) if name not in _IGNORED}
+def settings_of(run: RunRecord, ancestors: Sequence[RunRecord]) -> dict[str, Any]:
+    """Dotted name to value of all that shapes the result but the seed.
+
+    Fine-tuning inherits its planner's pre-training and, with `planner.` before the names, the planner's fine-tuning.
+    """
+    found = {"data_hash": run.data_hash, **_settings(run.config)}
+    if run.stage == "finetune":
+        pretraining = _pretraining(run, ancestors)
+        found |= _settings(pretraining.config, ("pretrain.",)) if pretraining is not None else {}
+        for generation, ancestor in enumerate((a for a in ancestors if a.stage == "finetune"), start=1):
+            own = {"reg.name": ancestor.config["reg"]["name"], **_settings(ancestor.config, ("finetune.", "reg."))}
+            found |= {generation * "planner." + name: value for name, value in own.items()}
+    return dict(sorted(found.items()))
+
+
+def _settings(config: dict[str, Any], beginnings: tuple[str, ...] = ("",)) -> dict[str, Any]:
+    return {n: value for n, value in flat(config).items() if n.startswith(beginnings) and n not in _IGNORED}
 
 
 def distinguishing(groups: Sequence[Group]) -> list[str]:
@@ -158,7 +183,10 @@ def distinguishing(groups: Sequence[Group]) -> list[str]:
     for group in groups:
         others = alike[group.task, group.observation, group.stage]
         names = sorted({name for other in others for name in other.settings} - {"reg.weight"})
-        differing = [n for n in names if len({repr(other.settings.get(n, "-")) for other in others}) > 1]
+        # What a planner went through sets apart only those that went through something.
+        comparable = {n: [o for o in others if n in o.settings or not n.startswith("planner.")] for n in names}
+        differing = [n for n in names if len({repr(other.settings.get(n, "-")) for other in comparable[n]}) > 1]
+        differing = [name for name in differing if group in comparable[name]]
         told.append(", ".join(f"{_short(name)} {_brief(group.settings.get(name, '-'))}" for name in differing))
     return told
 
