@@ -95,7 +95,7 @@ def main() -> None:
     (task,), device = task_configs(config), prepare_torch(config)
     if arguments.planner:
         config = as_planner_was_trained(config, arguments.planner)
-        planner, state = load_planner_and_state(arguments.planner, device)
+        planner, state = load_planner_and_state(arguments.planner, device, config["model"]["sampling_steps"])
         require_same_task(state, planner, config, task)
     else:
         config = with_sampler(config, {})

@@ -92,20 +92,29 @@ def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dic
 def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The configuration, with what the planner at `path` was trained and evaluated with.
 
-    That is the sampler of evaluations, where the configuration leaves it open, and, if the planner sees images, the
-    renderer that drew them. Raises InputError when `render=` names another.
+    That is the sampler of evaluations and the number of its steps, where the configuration leaves them open, and, if
+    the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
     """
     state = checkpoint.load_state(checkpoint_of(path))
-    config = with_sampler(config, state.get("sampler", {}))
-    renderer = state.get("planner", {}).get("renderer")
+    recorded = state.get("planner", {})
+    config = with_sampler(
+        config, state.get("sampler", {}), recorded.get("inference_steps", PlannerConfig.inference_steps)
+    )
+    renderer = recorded.get("renderer")
     return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")
 
 
-def with_sampler(config: dict[str, Any], known: Mapping[str, float]) -> dict[str, Any]:
-    """The configuration, with `known` (or else SODP's own eta 1 without a floor) where `evaluation` leaves it open."""
-    settings = config["evaluation"]
+def with_sampler(
+    config: dict[str, Any], known: Mapping[str, float], steps: int = PlannerConfig.inference_steps
+) -> dict[str, Any]:
+    """The configuration, with `known` (or else eta 1 without a floor) where `evaluation` leaves it open.
+
+    The same for `model.sampling_steps` and `steps`.
+    """
+    settings, model = config["evaluation"], config["model"]
     found = {key: known.get(key, own) if settings[key] is None else settings[key] for key, own in SAMPLER.items()}
-    return {**config, "evaluation": {**settings, **found}}
+    model = {**model, "sampling_steps": steps} if model["sampling_steps"] is None else model
+    return {**config, "evaluation": {**settings, **found}, "model": model}
 
 
 def _with_renderer(config: dict[str, Any], renderer: str, what: str) -> dict[str, Any]:
@@ -182,14 +191,17 @@ def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planne
     return load_planner_and_state(Path(path), device)[0]
 
 
-def load_planner_and_state(path: Path, device: torch.device | str = "cpu") -> tuple[Planner, dict[str, Any]]:
-    """`load_planner`, with what the checkpoint says of it."""
+def load_planner_and_state(
+    path: Path, device: torch.device | str = "cpu", sampling_steps: int | None = None
+) -> tuple[Planner, dict[str, Any]]:
+    """`load_planner`, with what the checkpoint says of it; `sampling_steps` where not its own are wanted."""
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    planner = Planner(PlannerConfig.from_dict(state["planner"]))
+    changes = {"inference_steps": sampling_steps} if sampling_steps else {}
+    planner = Planner(PlannerConfig.from_dict({**state["planner"], **changes}))
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:

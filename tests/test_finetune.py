@@ -19,7 +19,7 @@ from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
 from sodp3d.rollout import Episode
 from sodp3d.run import Run
-from sodp3d.setup import planner_state
+from sodp3d.setup import load_planner_and_state, planner_state
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 
@@ -265,6 +265,9 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         recorded_episodes(path, planner, settings(encoder="tuned"), TASK)
     with pytest.raises(InputError, match=r"is of adroit_door, not of env=adroit_pen"):
         recorded_episodes(path, planner, settings(), dataclasses.replace(TASK, name="adroit_pen"))
+    longer = make_planner(dataclasses.replace(STATE, inference_steps=20))
+    with pytest.raises(InputError, match=r"sampled in 10 steps, which does not suit model\.sampling_steps=20"):
+        recorded_episodes(path, longer, settings(), TASK)
     for part in ("encoder", "normalizer"):
         other = make_planner(STATE)
         for name, value in other.state_dict().items():
@@ -272,6 +275,16 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
                 value += 0.1
         with pytest.raises(InputError, match=r"fine-tuned from another planner, whose normalizer and encoder"):
             recorded_episodes(path, other, settings(), TASK)
+
+
+def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) -> None:
+    path = recorded_run(tmp_path, prepare())
+    own, other = load_planner_and_state(path)[0], load_planner_and_state(path, sampling_steps=5)[0]
+    assert own.config.inference_steps == STATE.inference_steps == 10
+    assert other.config == dataclasses.replace(STATE, inference_steps=5)
+    assert other.diffusion.timesteps.tolist() == [99, 79, 59, 39, 19]
+    for name, value in own.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
 
 
 def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:

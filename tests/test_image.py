@@ -264,8 +264,10 @@ def test_a_planner_learns_from_images_and_is_evaluated_on_them(live: dict[str, A
     reported = json.loads((planner / "evaluation/adroit_door/evaluation.json").read_text())
     assert "on 1 episodes" in run("train.py", "mode=eval", f"run_dir={folder}/again", *TRAIN, folder=folder)
     assert json.loads((folder / "again/evaluation/adroit_door/evaluation.json").read_text()) == reported
-    seen = as_planner_was_trained({"render": "auto", "evaluation": {"eta": None, "sigma_floor": 0.1}}, planner)
-    assert seen == {"render": live["renderer"], "evaluation": {"eta": 1.0, "sigma_floor": 0.1}}
+    open_settings = {"evaluation": {"eta": None, "sigma_floor": 0.1}, "model": {"sampling_steps": None}}
+    seen = as_planner_was_trained({"render": "auto", **open_settings}, planner)
+    sampler = {"evaluation": {"eta": 1.0, "sigma_floor": 0.1}, "model": {"sampling_steps": 5}}
+    assert seen == {"render": live["renderer"], **sampler}
     other = "raycast" if live["renderer"] != "raycast" else "egl"
     with pytest.raises(InputError, match=f"drawn by {live['renderer']}, but render={other}"):
         as_planner_was_trained({**seen, "render": other}, planner)

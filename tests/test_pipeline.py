@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("elsewhere")
     run("data_collection/collect.py", *COLLECT, folder=folder)
     run("data_collection/convert.py", folder=folder)
-    run("train.py", "mode=pretrain", *TRAIN, "evaluation.eta=0.5", folder=folder)
+    run("train.py", "mode=pretrain", *TRAIN, "evaluation.eta=0.5", "model.sampling_steps=4", folder=folder)
     return folder
 
 
@@ -106,8 +106,10 @@ def test_evaluation_repeats_the_number_that_training_reported(folder: Path, fine
     run("train.py", "mode=eval", f"planner={planner}", *TRAIN, f"run_dir={again}", folder=folder)
     reported = json.loads((directory / "result.json").read_text())["best" if which == "best" else "evaluation"]
     assert json.loads((again / "evaluation/adroit_door/evaluation.json").read_text()) == reported
-    sampler = json.loads((newest / "state.json").read_text())["sampler"]
-    assert sampler == {"eta": 0.5, "sigma_floor": 0.0}, "training and evaluation should not agree by the defaults alone"
+    state = json.loads((newest / "state.json").read_text())
+    sampler = {**state["sampler"], "steps": state["planner"]["inference_steps"]}
+    own = {"eta": 0.5, "sigma_floor": 0.0, "steps": 4}
+    assert sampler == own, "training and evaluation should not agree by the defaults alone"
 
 
 def test_the_readme_s_one_line_plans(finetuned: Path) -> None:

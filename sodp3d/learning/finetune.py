@@ -27,7 +27,7 @@ def finetune(
 ) -> None:
     """Fine-tune the planner at `path` on `task`, from its first roll-outs to the final evaluation."""
     settings, seed = config["finetune"], config["seed"]
-    pretrained, state = load_planner_and_state(path, device)
+    pretrained, state = load_planner_and_state(path, device, config["model"]["sampling_steps"])
     require_same_task(state, pretrained, config, task)
     recorded: list[EpisodeRecord] = []
     if settings["offline"]:
@@ -127,6 +127,12 @@ def recorded_episodes(path: Path, planner: Planner, settings: dict[str, Any], ta
             f"finetune.offline: its episodes hold {'features' if made == 'frozen' else 'observations'}, which does not "
             f"suit finetune.encoder={settings['encoder']}; name a run that was made with "
             f"finetune.encoder={settings['encoder']} (that one used {made})."
+        )
+    steps = records[0].latents.shape[1] - 1
+    if steps != planner.config.inference_steps:
+        raise InputError(
+            f"finetune.offline: its episodes were sampled in {steps} steps, which does not suit "
+            f"model.sampling_steps={planner.config.inference_steps}; use model.sampling_steps={steps}."
         )
     theirs = checkpoint.without_prefix("planner", tensors)
     shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)

@@ -83,7 +83,7 @@ def run_eval(config: dict[str, Any]) -> None:
     tasks, device = _begin(config)
     path = find_planner(config, ("finetune", "pretrain"))
     config = as_planner_was_trained(config, path)
-    planner, state = load_planner_and_state(path, device)
+    planner, state = load_planner_and_state(path, device, config["model"]["sampling_steps"])
     results = {}
     with _open({**config, "planner": str(path)}, ("planner",)) as run:
         for task in tasks:
