@@ -51,7 +51,7 @@ def make_run(
         "mode": mode,
         "env": {"name": env, "success_metric": "count", "unet": "simple_dp3"},
         "obs": {"name": more.get("obs", "pointcloud")},
-        "model": {"prediction": "epsilon", "unet": "simple_dp3"},
+        "model": {"prediction": "epsilon", "unet": "simple_dp3", "sampling_steps": more.get("sampling_steps", 10)},
         "evaluation": {"episodes": 10, "eta": 1.0, "sigma_floor": 0.0},
     }
     if mode == "pretrain":
@@ -124,6 +124,7 @@ def test_table9_compares_what_came_from_one_planner(tmp_path: Path) -> None:
     make_run(tmp_path, "finetune", 2, reg="none", planner=second, day=5, data_hash="other")
     longer = {"planner": second, "data_hash": "other", "episodes": 16}  # no other method's length
     make_run(tmp_path, "finetune", 10, day=6, **longer)
+    make_run(tmp_path, "finetune", 9, planner=second, day=7, data_hash="other", sampling_steps=5)
     groups = group_runs(scan([tmp_path]).runs)
     nine, eight = table9(groups), table8(groups)
     told = ("pre-trained", "fine-tuned with BC", "fine-tuned without BC")

@@ -215,20 +215,26 @@ def representative(groups: Sequence[Group]) -> Group | None:
 def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> list[Group]:
     """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most were made.
 
-    Of equals, the newest; a group of which some runs began with another planner is left out.
+    Of equals, the newest; a group of which some runs began with another planner is left out. Sampled in another number
+    of steps it counts as another planner.
     """
-    made: dict[str, list[Group]] = defaultdict(list)
+    made: dict[tuple[str, int], list[Group]] = defaultdict(list)
     for group in groups:
         sources = {run.planner for run in group.runs}
         if (group.task, group.observation, group.stage) == (task, observation, "finetune") and len(sources) == 1:
-            made[sources.pop() or ""].append(group)
+            made[sources.pop() or "", group.settings.get("model.sampling_steps", 0)].append(group)
     if not made:
         return [
             group for group in groups if (group.task, group.observation, group.stage) == (task, observation, "pretrain")
         ]
-    source = max(made, key=lambda name: (len({group.label for group in made[name]}), PurePath(name).name))
+
+    def rank(sampled: tuple[str, int]) -> tuple[int, str, str]:
+        newest = max(run.time for group in made[sampled] for run in group.runs)
+        return len({group.label for group in made[sampled]}), PurePath(sampled[0]).name, newest
+
+    source, steps = max(made, key=rank)
     own = [group for group in groups if any(run.name == source for run in (*group.runs, *group.repeated))]
-    return own + made[source]
+    return own + made[source, steps]
 
 
 def of_one_length(groups: Sequence[Group]) -> list[Group]:
