@@ -104,6 +104,7 @@ def main() -> None:
         "env": task.name,
         "observation": planner.config.observation,
         "planner": str(arguments.planner or "untrained"),
+        "sampling_steps": planner.config.inference_steps,
         "renderer": settle(config["render"]),
         "workers": config["workers"] or os.cpu_count(),
         "episodes": config["evaluation"]["episodes"],
