@@ -32,7 +32,7 @@ def make_planner() -> Planner:
     torch.manual_seed(0)
     config = PlannerConfig(
         observation="pointcloud", sensor_shape=(POINTS, 3), proprioception_size=JOINTS, action_size=ACTIONS,
-        n_obs_steps=STEPS, horizon=HORIZON, n_action_steps=3, unet="simple_dp3", inference_steps=10,
+        n_obs_steps=STEPS, horizon=HORIZON, n_action_steps=3, unet="simple_dp3",
     )  # fmt: skip
     planner = Planner(config)
     planner.normalizer.fit(

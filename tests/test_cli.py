@@ -76,16 +76,6 @@ def test_few_updates_are_for_every_preset_and_take_single_options() -> None:
         assert settings["sampler"]["floor_steps"] == "all" and settings["sampler"]["eta"] == 1
 
 
-def test_the_paper_and_imitation_sample_in_ten_steps_whatever_the_preset() -> None:
-    def steps(*options: str) -> int | None:
-        return compose("train", list(options))["model"]["sampling_steps"]
-
-    assert steps() is steps("preset=quick") is None
-    assert steps("preset=paper") == 10
-    for method in ("dp3", "simple_dp3", "diffusion_policy"):
-        assert steps(f"method={method}", "preset=quick") == 10, method
-
-
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     monkeypatch.setattr("sys.argv", ["train.py", *arguments])
     with pytest.raises(SystemExit) as stopped:

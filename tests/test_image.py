@@ -266,7 +266,7 @@ def test_a_planner_learns_from_images_and_is_evaluated_on_them(live: dict[str, A
     assert json.loads((folder / "again/evaluation/adroit_door/evaluation.json").read_text()) == reported
     open_settings = {"evaluation": {"eta": None, "sigma_floor": 0.1}, "model": {"sampling_steps": None}}
     seen = as_planner_was_trained({"render": "auto", **open_settings}, planner)
-    sampler = {"evaluation": {"eta": 1.0, "sigma_floor": 0.1}, "model": {"sampling_steps": 5}}
+    sampler = {"evaluation": {"eta": 1.0, "sigma_floor": 0.1}, "model": {"sampling_steps": 10}}
     assert seen == {"render": live["renderer"], **sampler}
     other = "raycast" if live["renderer"] != "raycast" else "egl"
     with pytest.raises(InputError, match=f"drawn by {live['renderer']}, but render={other}"):

@@ -7,7 +7,7 @@ from sodp3d.models.planner import Planner, PlannerConfig
 
 STATE = PlannerConfig(
     observation="state", sensor_shape=(5,), proprioception_size=3, action_size=2,
-    n_obs_steps=2, horizon=4, n_action_steps=3, unet="small", inference_steps=10,
+    n_obs_steps=2, horizon=4, n_action_steps=3, unet="small",
 )  # fmt: skip
 
 

@@ -41,7 +41,7 @@ class PlannerConfig:
     n_action_steps: int  # Ta
     unet: str = "simple_dp3"
     diffusion_steps: int = 100  # K
-    inference_steps: int = 5  # K'
+    inference_steps: int = 10  # K'
     prediction: str = "epsilon"  # epsilon | sample
     renderer: str | None = None  # of images only: who drew what it was trained on, egl | osmesa | raycast
 
