@@ -124,7 +124,6 @@ def test_table9_compares_what_came_from_one_planner(tmp_path: Path) -> None:
     make_run(tmp_path, "finetune", 2, reg="none", planner=second, day=5, data_hash="other")
     longer = {"planner": second, "data_hash": "other", "episodes": 16}  # no other method's length
     make_run(tmp_path, "finetune", 10, day=6, **longer)
-    make_run(tmp_path, "finetune", 9, planner=second, day=7, data_hash="other", sampling_steps=5)
     groups = group_runs(scan([tmp_path]).runs)
     nine, eight = table9(groups), table8(groups)
     told = ("pre-trained", "fine-tuned with BC", "fine-tuned without BC")
@@ -198,6 +197,24 @@ def test_a_second_fine_tuning_keeps_what_its_planner_went_through(tmp_path: Path
     assert {group.settings["pretrain.fraction"] for group in groups} == {0.3}
     told = distinguishing(group_runs(scan([tmp_path]).runs))
     assert sum("planner.finetune.episodes" in text for text in told) == 2
+
+
+def test_a_number_is_the_same_with_and_without_a_point(tmp_path: Path) -> None:
+    for seed, weight in enumerate((1, 1.0)):
+        make_run(tmp_path, "finetune", 5, seed, weight=weight)
+    (group,) = group_runs(scan([tmp_path]).runs)
+    assert [run.seed for run in group.runs] == [0, 1]
+
+
+def test_another_number_of_sampling_steps_is_no_plain_method(tmp_path: Path) -> None:
+    planner = make_run(tmp_path, "pretrain", 3)
+    make_run(tmp_path, "finetune", 5, planner=planner)
+    for seed in range(3):
+        make_run(tmp_path, "finetune", 9, seed, planner=planner, sampling_steps=5, day=2)
+    groups = group_runs(scan([tmp_path]).runs)
+    labels = ["pre-trained", "fine-tuned with BC", "fine-tuned with BC, sampled in 5 steps"]
+    assert [group.label for group in groups] == labels
+    assert cells(table9(groups), "fine-tuned with BC", "last")[1].startswith("50")
 
 
 def test_a_slice_of_the_data_is_no_plain_method(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         ancestors = _ancestors(run, by_name)
         name = (run.task, run.observation, run.stage, *method_and_variant(run, ancestors))
         settings = settings_of(run, ancestors)
-        key = repr((name, sorted(settings.items(), key=lambda item: item[0])))
+        key = repr((name, [(setting, _canonical(settings[setting])) for setting in sorted(settings)]))
         members[key].append(run)
         described[key] = name, settings
     groups = []
@@ -85,6 +85,11 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         older = tuple(run for run in found if run not in kept)
         groups.append(Group(*described[key][0], described[key][1], kept, older))
     return sorted(groups, key=_order)
+
+
+def _canonical(value: Any) -> str:
+    """Equal for equal settings: 1 and 1.0 are one, True is another."""
+    return repr(float(value) if type(value) is int else value)
 
 
 def _ancestors(run: RunRecord, by_name: Mapping[str, RunRecord]) -> list[RunRecord]:
@@ -117,8 +122,17 @@ def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[
         parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
         tuned = any(ancestor.stage == "finetune" for ancestor in ancestors)
         parts += ["from a fine-tuned planner"] if tuned else []
+        parts += _sampling_parts(run, _pretraining(run, ancestors))
     parts += _pretraining_parts(_pretraining(run, ancestors))
     return method, ", ".join(parts)
+
+
+def _sampling_parts(run: RunRecord, pretraining: RunRecord | None) -> list[str]:
+    """In how many steps it sampled, where its planner had been evaluated in others after pre-training."""
+    steps = run.config["model"].get("sampling_steps")
+    if pretraining is None or steps == pretraining.config["model"].get("sampling_steps"):
+        return []
+    return [f"sampled in {steps} steps"]
 
 
 def _pretraining(run: RunRecord, ancestors: Sequence[RunRecord]) -> RunRecord | None:
@@ -185,7 +199,7 @@ def distinguishing(groups: Sequence[Group]) -> list[str]:
         names = sorted({name for other in others for name in other.settings} - {"reg.weight"})
         # What a planner went through sets apart only those that went through something.
         comparable = {n: [o for o in others if n in o.settings or not n.startswith("planner.")] for n in names}
-        differing = [n for n in names if len({repr(other.settings.get(n, "-")) for other in comparable[n]}) > 1]
+        differing = [n for n in names if len({_canonical(other.settings.get(n, "-")) for other in comparable[n]}) > 1]
         differing = [name for name in differing if group in comparable[name]]
         told.append(", ".join(f"{_short(name)} {_brief(group.settings.get(name, '-'))}" for name in differing))
     return told
@@ -215,26 +229,20 @@ def representative(groups: Sequence[Group]) -> Group | None:
 def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> list[Group]:
     """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most were made.
 
-    Of equals, the newest; a group of which some runs began with another planner is left out. Sampled in another number
-    of steps it counts as another planner.
+    Of equals, the newest; a group of which some runs began with another planner is left out.
     """
-    made: dict[tuple[str, int], list[Group]] = defaultdict(list)
+    made: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         sources = {run.planner for run in group.runs}
         if (group.task, group.observation, group.stage) == (task, observation, "finetune") and len(sources) == 1:
-            made[sources.pop() or "", group.settings.get("model.sampling_steps", 0)].append(group)
+            made[sources.pop() or ""].append(group)
     if not made:
         return [
             group for group in groups if (group.task, group.observation, group.stage) == (task, observation, "pretrain")
         ]
-
-    def rank(sampled: tuple[str, int]) -> tuple[int, str, str]:
-        newest = max(run.time for group in made[sampled] for run in group.runs)
-        return len({group.label for group in made[sampled]}), PurePath(sampled[0]).name, newest
-
-    source, steps = max(made, key=rank)
+    source = max(made, key=lambda name: (len({group.label for group in made[name]}), PurePath(name).name))
     own = [group for group in groups if any(run.name == source for run in (*group.runs, *group.repeated))]
-    return own + made[source, steps]
+    return own + made[source]
 
 
 def of_one_length(groups: Sequence[Group]) -> list[Group]:
