@@ -21,7 +21,7 @@ _COLOURS = {
     REGULARIZED["pl"]: "#E69F00",
 }
 _OTHER, _LIGHT = "#56B4E9", "#BBBBBB"
-_STYLES = ("-", "--", ":", "-.")
+_STYLES: Sequence[Any] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 _BINS = 12
 
 Points = Sequence[tuple[int, float]]
