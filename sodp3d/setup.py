@@ -200,7 +200,7 @@ def load_planner_and_state(
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    changes = {"inference_steps": sampling_steps} if sampling_steps else {}
+    changes = {} if sampling_steps is None else {"inference_steps": sampling_steps}
     planner = Planner(PlannerConfig.from_dict({**state["planner"], **changes}))
     try:
         planner.load_state_dict(weights)

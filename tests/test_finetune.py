@@ -14,6 +14,7 @@ from sodp3d.cli import compose
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import Evaluation
+from sodp3d.learning.checks import check_model
 from sodp3d.learning.finetune import find_proficient, recorded_episodes
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
@@ -275,6 +276,14 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
                 value += 0.1
         with pytest.raises(InputError, match=r"fine-tuned from another planner, whose normalizer and encoder"):
             recorded_episodes(path, other, settings(), TASK)
+
+
+def test_sampling_steps_that_do_not_divide_are_refused_by_name() -> None:
+    for steps in (0, -1, 7, 101):
+        with pytest.raises(InputError, match=rf"model\.sampling_steps: .* model\.denoising_steps=100, .* got {steps}"):
+            check_model({"sampling_steps": steps, "denoising_steps": 100})
+    for fine in (None, 1, 5, 100):
+        check_model({"sampling_steps": fine, "denoising_steps": 100})
 
 
 def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) -> None:

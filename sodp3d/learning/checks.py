@@ -46,6 +46,13 @@ def check_evaluation(settings: Mapping[str, Any]) -> None:
         _require(settings[key] >= 1, f"evaluation.{key}", "a whole number of at least 1", settings[key])
 
 
+def check_model(settings: Mapping[str, Any]) -> None:
+    """Raises InputError for a section `model` whose sampling cannot skip evenly through the denoising steps."""
+    steps, of = settings["sampling_steps"], settings["denoising_steps"]
+    fine = steps is None or (steps >= 1 and of % steps == 0)
+    _require(fine, "model.sampling_steps", f"a divisor of model.denoising_steps={of}, or null", steps)
+
+
 def _require(fine: bool, key: str, expected: str, got: Any) -> None:
     if not fine:
         raise InputError(f"{key}: expected {expected}, got {got!r}.")
