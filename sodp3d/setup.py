@@ -17,6 +17,7 @@ from sodp3d.envs.config import EnvConfig, expand
 from sodp3d.envs.gl import settle
 from sodp3d.errors import InputError
 from sodp3d.files import plain
+from sodp3d.learning.checks import check_model
 from sodp3d.learning.regularizers import REGULARIZERS
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollout import Rollouts
@@ -96,24 +97,23 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
     """
     state = checkpoint.load_state(checkpoint_of(path))
-    recorded = state.get("planner", {})
-    config = with_sampler(
-        config, state.get("sampler", {}), recorded.get("inference_steps", PlannerConfig.inference_steps)
-    )
-    renderer = recorded.get("renderer")
+    config = with_sampler(config, state)
+    renderer = state.get("planner", {}).get("renderer")
     return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")
 
 
-def with_sampler(
-    config: dict[str, Any], known: Mapping[str, float], steps: int = PlannerConfig.inference_steps
-) -> dict[str, Any]:
-    """The configuration, with `known` (or else eta 1 without a floor) where `evaluation` leaves it open.
+def with_sampler(config: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, with the sampler and the number of its steps that `state` tells, where it leaves them open.
 
-    The same for `model.sampling_steps` and `steps`.
+    state: of a checkpoint; {} for a new planner, which has eta 1 without a floor. Raises InputError for a
+    `model.sampling_steps` that does not divide the planner's denoising steps.
     """
     settings, model = config["evaluation"], config["model"]
+    known, planner = state.get("sampler", {}), state.get("planner", {})
     found = {key: known.get(key, own) if settings[key] is None else settings[key] for key, own in SAMPLER.items()}
-    model = {**model, "sampling_steps": steps} if model["sampling_steps"] is None else model
+    if model["sampling_steps"] is None:
+        model = {**model, "sampling_steps": planner.get("inference_steps", PlannerConfig.inference_steps)}
+    check_model({**model, "denoising_steps": planner.get("diffusion_steps") or model["denoising_steps"]})
     return {**config, "evaluation": {**settings, **found}, "model": model}
 
 

@@ -20,7 +20,7 @@ from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
 from sodp3d.rollout import Episode
 from sodp3d.run import Run
-from sodp3d.setup import load_planner_and_state, planner_state
+from sodp3d.setup import load_planner_and_state, planner_state, with_sampler
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 
@@ -284,6 +284,14 @@ def test_sampling_steps_that_do_not_divide_are_refused_by_name() -> None:
             check_model({"sampling_steps": steps, "denoising_steps": 100})
     for fine in (None, 1, 5, 100):
         check_model({"sampling_steps": fine, "denoising_steps": 100})
+
+
+def test_sampling_steps_must_divide_the_given_planner_s_denoising_steps() -> None:
+    config = {"evaluation": {"eta": None, "sigma_floor": None}, "model": {"sampling_steps": 8, "denoising_steps": 100}}
+    kept = with_sampler(config, {"planner": {"diffusion_steps": 64, "inference_steps": 16}})
+    assert kept["model"] == config["model"]
+    with pytest.raises(InputError, match=r"model\.sampling_steps: .* got 8"):
+        with_sampler(config, {})
 
 
 def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) -> None:

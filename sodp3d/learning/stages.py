@@ -12,7 +12,7 @@ from sodp3d.cli import root
 from sodp3d.envs.config import EnvConfig
 from sodp3d.errors import InputError
 from sodp3d.evaluate import evaluate, sentence
-from sodp3d.learning.checks import check_evaluation, check_finetuning, check_model
+from sodp3d.learning.checks import check_evaluation, check_finetuning
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.pretrain import pretrain
 from sodp3d.plot import plot_run
@@ -38,7 +38,6 @@ SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode"
 def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
     """Tasks and device, after a look at what all stages share."""
     check_evaluation(config["evaluation"])
-    check_model(config["model"])
     return task_configs(config), prepare_torch(config)
 
 

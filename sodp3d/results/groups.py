@@ -75,7 +75,7 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         ancestors = _ancestors(run, by_name)
         name = (run.task, run.observation, run.stage, *method_and_variant(run, ancestors))
         settings = settings_of(run, ancestors)
-        key = repr((name, [(setting, _canonical(settings[setting])) for setting in sorted(settings)]))
+        key = repr((name, [(setting, _canonical(value)) for setting, value in settings.items()]))
         members[key].append(run)
         described[key] = name, settings
     groups = []
@@ -109,7 +109,7 @@ def _order(group: Group) -> tuple[Any, ...]:
 
 def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[str, str]:
     """What the paper would call it, and what was done otherwise; `ancestors`: the runs it began with."""
-    tuning = run.config.get("finetune", {})
+    tuning, pretraining = run.config.get("finetune", {}), _pretraining(run, ancestors)
     parts = []
     if run.stage == "pretrain":
         method = PRETRAINED
@@ -122,8 +122,8 @@ def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[
         parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
         tuned = any(ancestor.stage == "finetune" for ancestor in ancestors)
         parts += ["from a fine-tuned planner"] if tuned else []
-        parts += _sampling_parts(run, _pretraining(run, ancestors))
-    parts += _pretraining_parts(_pretraining(run, ancestors))
+        parts += _sampling_parts(run, pretraining)
+    parts += _pretraining_parts(pretraining)
     return method, ", ".join(parts)
 
 
