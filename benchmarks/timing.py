@@ -18,10 +18,12 @@ RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "benchmarks
 def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Best seconds of each alternative over `rounds` turns, after one turn to warm up."""
     best = dict.fromkeys(alternatives, float("inf"))
+    finished = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     for turn in range(rounds + 1):
         for name, run in alternatives.items():
             start = time.perf_counter()
             run()
+            finished()
             if turn:
                 best[name] = min(best[name], time.perf_counter() - start)
     return best
@@ -65,6 +67,7 @@ def write(name: str, result: dict[str, Any]) -> None:
     """Write docs/results/benchmarks/<name>.json with the machine, versions and commit, and print it."""
     machine = {
         "processor": processor(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "git_commit": git_commit(),

@@ -4,6 +4,7 @@ Beside them the time that an update's matrix products alone would take at the ra
 computes them in float32 can be faster.
 
 python benchmarks/update.py [--threads 2] [--rounds 5] -> docs/results/benchmarks/update.json
+with --device cuda -> docs/results/benchmarks/update_cuda.json
 """
 
 import argparse
@@ -37,14 +38,15 @@ class Nothing(gymnasium.Env):  # type: ignore[type-arg]
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
-def sac(hidden: int) -> SAC:
+def sac(hidden: int, device: str) -> SAC:
     """Stable-Baselines3's SAC as it comes, with some memory."""
-    model = SAC("MlpPolicy", Nothing(), policy_kwargs={"net_arch": [hidden, hidden]}, batch_size=BATCH, device="cpu")
+    layers = {"net_arch": [hidden, hidden]}
+    model = SAC("MlpPolicy", Nothing(), policy_kwargs=layers, batch_size=BATCH, device=device)
     model.learn(200)
     return model
 
 
-def vrl3(hidden: int, precision: str, layer_norm: bool) -> VRL3:
+def vrl3(hidden: int, precision: str, layer_norm: bool, device: str) -> VRL3:
     """The agent with VRL3's own losses, with some memory."""
     random = np.random.default_rng(0)
 
@@ -53,7 +55,8 @@ def vrl3(hidden: int, precision: str, layer_norm: bool) -> VRL3:
         actions = random.uniform(-1, 1, (100, ACTION)).astype(np.float32)
         return Trajectory(states, actions, random.normal(size=100).astype(np.float32))
 
-    agent = VRL3(VRL3Config(hidden=hidden, precision=precision, layer_norm=layer_norm), STATE, ACTION, seed=0)
+    config = VRL3Config(hidden=hidden, precision=precision, layer_norm=layer_norm)
+    agent = VRL3(config, STATE, ACTION, seed=0, device=device)
     agent.demonstrate([trajectory() for _ in range(25)])
     for _ in range(25):
         agent.observe(trajectory())
@@ -72,17 +75,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
+    device = arguments.device
     torch.set_num_threads(arguments.threads)
     cases = []
     size = 2048
-    square, product = torch.rand(2, size, size), torch.empty(size, size)
+    square, product = torch.rand(2, size, size, device=device), torch.empty(size, size, device=device)
     for hidden in (256, 1024):
-        stable = sac(hidden)
+        stable = sac(hidden, device)
         ours = {
-            "vrl3": vrl3(hidden, "float32", False),
-            "vrl3_bfloat16": vrl3(hidden, "bfloat16", False),
-            "vrl3_layer_norm_bfloat16": vrl3(hidden, "bfloat16", True),
+            "vrl3": vrl3(hidden, "float32", False, device),
+            "vrl3_bfloat16": vrl3(hidden, "bfloat16", False, device),
+            "vrl3_layer_norm_bfloat16": vrl3(hidden, "bfloat16", True, device),
         }
         alternatives = {"stable_baselines3": lambda stable=stable: stable.train(UPDATES, BATCH)}
         alternatives |= {name: lambda agent=agent: agent.update(UPDATES) for name, agent in ours.items()}
@@ -100,7 +105,7 @@ def main() -> None:
                 "operations_per_second_of_a_large_product": rate,
             }
         )
-    write("update", {**vars(arguments), "batch": BATCH, "cases": cases})
+    write("update" if device == "cpu" else f"update_{device}", {**vars(arguments), "batch": BATCH, "cases": cases})
 
 
 if __name__ == "__main__":

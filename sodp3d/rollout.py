@@ -74,14 +74,21 @@ class Rollouts:
     """Roll-outs of one task by workers; a context manager.
 
     Args:
-        config: the task. observation: pointcloud | state | image. renderer, backend: as for EnvironmentGroup.
+        config: the task. observation: pointcloud | state | image. renderer, backend, device: as for EnvironmentGroup.
         workers: as for `make_workers`. environments: episodes stepped at once.
     """
 
     def __init__(
-        self, config: EnvConfig, observation: str, renderer: str, backend: str, workers: WorkerCount, environments: int
+        self,
+        config: EnvConfig,
+        observation: str,
+        renderer: str,
+        backend: str,
+        workers: WorkerCount,
+        environments: int,
+        device: str = "cpu",
     ):
-        values = (config, observation, renderer, backend)
+        values = (config, observation, renderer, backend, device)
         self._workers = make_workers(workers, EnvironmentGroup, values, at_most=environments)
         self._environments = environments
 

@@ -11,6 +11,7 @@ import torch
 
 from sodp3d import checkpoint
 from sodp3d.cli import data_root, root
+from sodp3d.data.pointcloud import check_backend
 from sodp3d.data.schema import differences
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig, expand
@@ -31,17 +32,21 @@ SAMPLER = {"eta": 1.0, "sigma_floor": 0.0}  # of evaluations
 def prepare_torch(config: Mapping[str, Any]) -> torch.device:
     """Set the learner's threads and resolve `device`. Raises InputError for a device that is not there."""
     torch.set_num_threads(config["threads"] or os.cpu_count() or 1)
-    name = config["device"]
+    return find_device(config["device"], "device")
+
+
+def find_device(name: str, key: str) -> torch.device:
+    """The device that option `key` names. Raises InputError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device: expected auto, cpu or cuda, got {name!r}.") from None
+        raise InputError(f"{key}: expected auto, cpu or cuda, got {name!r}.") from None
     if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: expected auto, cpu or cuda, got {name!r}.")
+        raise InputError(f"{key}: expected auto, cpu or cuda, got {name!r}.")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda was asked for, but PyTorch sees no CUDA device; use device=cpu or device=auto.")
+        raise InputError(f"{key}: cuda was asked for, but PyTorch sees no CUDA device; use {key}=cpu or {key}=auto.")
     return device
 
 
@@ -70,7 +75,9 @@ def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int)
     """Workers for roll-outs of `task`, seeing what `obs=` says."""
     obs = config["obs"]
     renderer = config["render"] if obs["name"] == "state" else settle(config["render"])
-    return Rollouts(task, obs["name"], renderer, obs["backend"], config["workers"], environments)
+    device = str(find_device(obs["device"], "obs.device"))
+    check_backend(obs["backend"], device)
+    return Rollouts(task, obs["name"], renderer, obs["backend"], config["workers"], environments, device)
 
 
 def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:

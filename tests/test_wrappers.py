@@ -10,6 +10,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_env import config, slider_env
 
 from sodp3d.envs import RobotEnv, make
+from sodp3d.envs.group import EnvironmentGroup
 from sodp3d.envs.wrappers import ChunkedEnv
 from sodp3d.errors import InputError
 
@@ -77,6 +78,25 @@ def test_chunks_of_point_clouds_hold_real_points_of_the_scene() -> None:
     moved, *_ = chunks.step(np.full((3, 1), 0.5, dtype=np.float32))
     center = np.array([0.3, 0, 0])
     assert np.linalg.norm(moved["point_cloud"][-1] - center, axis=-1) == pytest.approx(0.1, abs=0.002)
+
+
+@pytest.mark.parametrize("backend", ["open3d", "torch"])
+def test_a_group_converts_the_frames_of_all_its_environments_at_once(backend: str) -> None:
+    """To what each environment would see alone, from the first frame to a time limit that cuts the last chunk."""
+    group = EnvironmentGroup(
+        config("adroit_door", "env.points=64", "env.episode_steps=4"), "pointcloud", "raycast", backend
+    )
+    alone = [ChunkedEnv(make(group._config, "raycast"), "pointcloud", "open3d") for _ in range(2)]
+    seen, starts = group.reset([3, 4]), [env.reset(seed=seed)[0] for env, seed in zip(alone, (3, 4), strict=True)]
+    plans = np.random.default_rng(0).uniform(-1, 1, (2, 2, 3, 28)).astype(np.float32)
+    for step in range(3):
+        assert seen.keys() == {"agent_pos", "point_cloud"}
+        for key, values in seen.items():
+            np.testing.assert_array_equal(values, [start[key] for start in starts])
+        if step < 2:
+            answer = group.step([0, 1], plans[step])
+            seen, starts = answer["observation"], [env.step(p)[0] for env, p in zip(alone, plans[step], strict=True)]
+    assert answer["truncated"].all() and not np.array_equal(seen["point_cloud"][0], seen["point_cloud"][1])
 
 
 def same(first: dict, second: dict) -> bool:

@@ -52,15 +52,20 @@ def project(points: Points, camera: Camera) -> tuple[Points, Points, Points]:
     return fx * x / z + cx, fy * y / z + cy, z
 
 
+def check_backend(backend: str, device: str) -> None:
+    """Raise InputError for an unknown backend, or one that does not run on `device`."""
+    if backend not in BACKENDS:
+        raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}.")
+    if backend == "open3d" and device != "cpu":
+        raise InputError(f"device: the open3d backend runs on the cpu, got {device!r}; use backend=torch.")
+
+
 class Converter:
     """Depth images of one camera to clouds of exactly `points` points."""
 
     def __init__(self, camera: Camera, crop: CropConfig, points: int, backend: str = "open3d", device: str = "cpu"):
         """backend: "open3d" (CPU) or "torch" (any torch device). Raises InputError for unknown ones."""
-        if backend not in BACKENDS:
-            raise InputError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}.")
-        if backend == "open3d" and device != "cpu":
-            raise InputError(f"device: the open3d backend runs on the cpu, got {device!r}; use backend=torch.")
+        check_backend(backend, device)
         if points < 1:
             raise InputError(f"env.points: expected at least 1, got {points}.")
         self.camera, self.crop, self.points, self.backend = camera, crop, points, backend

@@ -14,15 +14,15 @@ from sodp3d.envs.base import RobotEnv
 from sodp3d.errors import InputError
 
 ChunkObservation = dict[str, NDArray[Any]]
-OBSERVATIONS = ("pointcloud", "state", "image")
-_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image"}
+_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image", "depth": "depth"}
 
 
 class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, Any]):
     """Executes Ta control steps per action and observes the last To of them, stacked along the first axis.
 
     observation: what the planner sees beside `agent_pos` (To, Dp) float32: "pointcloud" gives `point_cloud` (To, N, 3)
-    float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image` (To, 3, H, W) uint8.
+    float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image` (To, 3, H, W) uint8;
+    "depth" gives `depth` (To, H, W) uint16 millimetres, for whoever converts the frames of many environments at once.
     backend: converter of point clouds, "open3d" | "torch" (the same points).
 
     After reset the first frame is repeated To times (edge padding, as in training); so is the last frame of an episode
@@ -33,8 +33,8 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
 
     def __init__(self, env: RobotEnv, observation: str = "pointcloud", backend: str = "open3d") -> None:
         super().__init__(env)
-        if observation not in OBSERVATIONS:
-            raise InputError(f"obs: expected one of {', '.join(OBSERVATIONS)}, got {observation!r}.")
+        if observation not in _KEYS:
+            raise InputError(f"obs: expected one of {', '.join(_KEYS)}, got {observation!r}.")
         config = env.config
         self._n_obs, self._n_action = config.n_obs_steps, config.n_action_steps
         self._key = _KEYS[observation]
@@ -55,6 +55,9 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
             return self._unbounded(self.env.task.state().size)
         if observation == "image":
             return spaces.Box(0, 255, (self._n_obs, 3, config.camera.height, config.camera.width), np.uint8)
+        if observation == "depth":
+            shape = (self._n_obs, config.camera.height, config.camera.width)
+            return spaces.Box(0, np.iinfo(np.uint16).max, shape, np.uint16)
         return self._unbounded(config.points, 3)
 
     def reset(
@@ -97,6 +100,8 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
             seen["state"] = observation["state"]
         elif self._key == "image":
             seen["image"] = self.env.render_rgb().transpose(2, 0, 1)
+        elif self._key == "depth":
+            seen["depth"] = self.env.render_depth()
         else:
             seen["point_cloud"] = self._points()
         return seen

@@ -24,7 +24,7 @@ METHODS = (PRETRAINED, *REGULARIZED.values(), DIRECT_BC)
 # Of no effect on the result, or told in other ways.
 _IGNORED = {
     *("seed", "device", "threads", "workers", "run_dir", "mode", "planner", "data", "env.name", "obs.name", "reg.name"),
-    *("evaluation.videos", "evaluation.environments", "obs.backend", "render"),
+    *("evaluation.videos", "evaluation.environments", "obs.backend", "obs.device", "render"),
     *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "finetune.checkpoint_every"),
 }
 

@@ -1,0 +1,126 @@
+"""What CUDA does with door's planner: pre-training steps in each precision, plans, fine-tuning updates, clouds.
+
+The CPU's figures beside them are of the same machine, with its own, faster, layers (benchmarks/training.py).
+
+python benchmarks/on_cuda.py [--batch 256] [--rounds 5] [--threads 8] -> docs/results/benchmarks/on_cuda.json
+"""
+
+import argparse
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from clouds import surface_clouds
+from timing import compare, write
+from torch import Tensor
+from training import ACTIONS, HORIZON, JOINTS, POINTS, SETTINGS, STEPS, make_planner
+
+from sodp3d.cli import compose
+from sodp3d.data.pointcloud import Converter
+from sodp3d.envs import make
+from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.pretrain import Pretraining
+from sodp3d.learning.tuning import Finetuning
+from sodp3d.models.planner import Planner
+
+PRECISIONS = {
+    "float32": {"precision": "float32", "compile": False},
+    "float32_compiled": {"precision": "float32", "compile": True},
+    "bfloat16": {"precision": "bfloat16", "compile": False},
+    "bfloat16_compiled": {"precision": "bfloat16", "compile": True},
+}
+CHUNKS, EPISODES, FRAMES = 34, 64, 100
+
+
+def pretraining(planner: Planner, batch: dict[str, Tensor], rounds: int) -> dict[str, Any]:
+    """Seconds of a step in each precision, and how many times faster than in float32."""
+    trainings = {
+        name: Pretraining(copy.deepcopy(planner), {**SETTINGS, **options}, seed=0)
+        for name, options in PRECISIONS.items()
+    }
+    ways = {name: repeated(lambda t=training: t.update(dict(batch)), 20) for name, training in trainings.items()}
+    seconds = {name: value / 20 for name, value in compare(ways, rounds).items()}
+    return {"seconds": seconds, "times_faster": {name: seconds["float32"] / value for name, value in seconds.items()}}
+
+
+def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
+    """So often that launching is part of what is timed, and waiting for the end is not."""
+
+    def run() -> None:
+        for _ in range(times):
+            function()
+
+    return run
+
+
+def finetuning(planner: Planner) -> Finetuning:
+    """With the defaults, and a full replay buffer of successes."""
+    tuning = Finetuning(planner, compose("train")["finetune"], {"name": "bc", "weight": 1.0}, seed=0)
+    with torch.no_grad():
+        for seed in range(EPISODES):
+            generator = torch.Generator().manual_seed(seed)
+            features = torch.rand(CHUNKS, planner.config.feature_size, generator=generator)
+            noise = planner.noise(CHUNKS, generator)
+            chain = planner.sample_chain(features.to(planner.device), noise, tuning.options)
+            observation = {"features": features}
+            record = EpisodeRecord(
+                observation, chain.latents.cpu(), chain.log_prob.cpu(), torch.rand(CHUNKS, generator=generator),
+                success=True, terminated=False, final={"features": features[-1]},
+            )  # fmt: skip
+            tuning.take([record])
+    return tuning
+
+
+def converters() -> dict[str, Callable[[], Any]]:
+    """Of the same frames of door, by torch on both devices."""
+    task = EnvConfig.from_config(compose("convert", ["env=adroit_door"])["env"])
+    environment = make(task, "raycast")
+    environment.reset(seed=0)
+    depth = np.repeat(environment.render_depth()[None], FRAMES, axis=0)
+    camera = environment.camera_parameters()
+    made = {device: Converter(camera, task.crop, POINTS, "torch", device) for device in ("cpu", "cuda")}
+    return {device: lambda converter=converter: converter.convert(depth) for device, converter in made.items()}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=8)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    planners = {"cpu": make_planner()}
+    planners["cuda"] = copy.deepcopy(planners["cpu"]).cuda()
+    clouds = surface_clouds(arguments.batch * STEPS, POINTS).view(arguments.batch, STEPS, POINTS, 3)
+    seen = {"point_cloud": clouds, "agent_pos": torch.rand(arguments.batch, STEPS, JOINTS)}
+    batch = {**seen, "action": torch.rand(arguments.batch, HORIZON, ACTIONS)}
+    batches = {device: {key: value.to(device) for key, value in batch.items()} for device in planners}
+    found: dict[str, Any] = {"pretraining_step": pretraining(planners["cuda"], batches["cuda"], arguments.rounds)}
+    trainings = {device: Pretraining(copy.deepcopy(planner), SETTINGS, 0) for device, planner in planners.items()}
+    tunings = {device: finetuning(copy.deepcopy(planner)) for device, planner in planners.items()}
+
+    def plans(count: int) -> dict[str, Callable[[], Any]]:
+        observation = {key: value[:count].numpy() for key, value in seen.items()}
+        return {device: lambda p=planner: p.plan(observation) for device, planner in planners.items()}
+
+    work = {
+        "pretraining_step_float32": {
+            device: lambda d=device, t=training: t.update(dict(batches[d])) for device, training in trainings.items()
+        },
+        "plan_for_fifty": plans(50),
+        "plan_for_one": plans(1),
+        "ten_finetuning_updates": {device: lambda t=tuning: t.learn(10) for device, tuning in tunings.items()},
+        "clouds_of_100_frames": converters(),
+    }
+    for name, ways in work.items():
+        seconds = compare(ways, arguments.rounds)
+        found[name] = {"seconds": seconds, "times_faster_than_cpu": seconds["cpu"] / seconds["cuda"]}
+    write("on_cuda", {**vars(arguments), **found})
+
+
+if __name__ == "__main__":
+    main()
