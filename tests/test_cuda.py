@@ -17,10 +17,16 @@ from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.setup import prepare_torch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CLOUDS = replace(STATE, observation="pointcloud", sensor_shape=(32, 3))
 IMAGES = replace(STATE, observation="image", sensor_shape=(3, 84, 84))
+
+
+@pytest.fixture(autouse=True)
+def as_commands_do() -> None:
+    prepare_torch({"threads": 1, "device": "cuda"})
 
 
 def on_cuda(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

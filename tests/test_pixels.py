@@ -199,6 +199,18 @@ def test_the_actor_gets_features_without_a_graph_and_the_target_no_gradient(monk
     assert not seen[0].requires_grad
 
 
+def test_each_weight_of_the_encoder_moves_against_its_own_gradient() -> None:
+    """Channels-last images give gradients of another layout in memory, whose elements fused Adam would mix up."""
+    agent = make_agent()
+    before = [weight.detach().clone() for weight in agent._encoder_parameters]
+    agent.update(1, offline=True)
+    for weight, start in zip(agent._encoder_parameters, before, strict=True):
+        gradient, moved = weight.grad, weight.detach() - start
+        assert gradient is not None and weight.ndim in (1, 4)
+        strong = gradient.abs() > 1e-6  # Adam's first step is as long for all of them
+        assert strong.any() and torch.equal(moved[strong].sign(), -gradient[strong].sign())
+
+
 def test_encoder_learns_at_its_own_rate() -> None:
     still = make_agent(replace(SMALL, encoder_lr_scale=0.0))
     before, critic = weights(still), still.critic.trunk.weight.detach().clone()

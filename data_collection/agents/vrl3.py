@@ -194,10 +194,15 @@ class VRL3:
 
     @staticmethod
     def _step(optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
-        """One step for these parameters only: the critics' gradients are never computed for the actor's loss."""
+        """One step for these parameters only: the critics' gradients are never computed for the actor's loss.
+
+        Gradients are laid out in memory as their parameters. Convolutions of channels-last images give others, which
+        fused Adam refuses on CUDA, and takes for the gradients of other weights on the CPU.
+        """
         gradients = torch.autograd.grad(loss, parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            alike = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if alike else torch.empty_like(parameter).copy_(gradient)
         optimizer.step()
 
     # ---- state ------------------------------------------------------------------------------------------------
