@@ -1,5 +1,6 @@
 """Environments stepped together inside one worker process: they share its renderer and its converter of clouds."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 
 from sodp3d.envs import make
 from sodp3d.envs.config import EnvConfig
-from sodp3d.envs.wrappers import ChunkedEnv
+from sodp3d.envs.wrappers import ChunkedEnv, cloud_converter
 
 Observation = dict[str, NDArray[Any]]
 
@@ -27,7 +28,6 @@ class EnvironmentGroup:
         self._config, self._observation, self._renderer = config, observation, renderer
         self._backend, self._device = backend, device
         self._environments: list[ChunkedEnv] = []
-        self._converter: Any = None
 
     def reset(self, seeds: list[int]) -> Observation:
         """Start one episode per seed; observations stacked (len(seeds), To, ...)."""
@@ -36,7 +36,8 @@ class EnvironmentGroup:
             seen = "depth" if self._observation == "pointcloud" else self._observation
             self._environments.append(ChunkedEnv(environment, seen))
         starts = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
-        return self._observed(starts)
+        first = self._observed([{key: frames[:1] for key, frames in start.items()} for start in starts])
+        return {key: np.repeat(frames, self._config.n_obs_steps, axis=1) for key, frames in first.items()}
 
     def step(self, slots: list[int], plans: NDArray[np.float32]) -> dict[str, Any]:
         """Execute plans[i] (Ta, Da) in the environment of slots[i].
@@ -60,14 +61,10 @@ class EnvironmentGroup:
         stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
         if "depth" in stacked:
             depth = stacked.pop("depth")
-            clouds = self._clouds().convert(depth.reshape(-1, *depth.shape[2:]))[0]
+            clouds, _ = self._converter.convert(depth.reshape(-1, *depth.shape[2:]))
             stacked["point_cloud"] = clouds.reshape(*depth.shape[:2], *clouds.shape[1:])
         return stacked
 
-    def _clouds(self) -> Any:
-        if self._converter is None:
-            from sodp3d.data.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
-
-            camera = self._environments[0].env.camera_parameters()
-            self._converter = Converter(camera, self._config.crop, self._config.points, self._backend, self._device)
-        return self._converter
+    @cached_property
+    def _converter(self) -> Any:
+        return cloud_converter(self._environments[0].env, self._backend, self._device)

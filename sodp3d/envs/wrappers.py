@@ -3,6 +3,7 @@
 Shape letters: To observed steps, Ta executed steps, Da action, Dp proprioception, Ds state, N points, H W image.
 """
 
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -15,6 +16,14 @@ from sodp3d.errors import InputError
 
 ChunkObservation = dict[str, NDArray[Any]]
 _KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image", "depth": "depth"}
+
+
+def cloud_converter(environment: RobotEnv, backend: str, device: str = "cpu") -> Any:
+    """From this environment's depth frames to its task's clouds; backend and device as `Converter` has them."""
+    from sodp3d.data.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
+
+    config = environment.config
+    return Converter(environment.camera_parameters(), config.crop, config.points, backend, device)
 
 
 class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, Any]):
@@ -39,7 +48,6 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
         self._n_obs, self._n_action = config.n_obs_steps, config.n_action_steps
         self._key = _KEYS[observation]
         self._backend = backend
-        self._converter: Any = None
         self._frames: list[ChunkObservation] = []
         self.action_space = spaces.Box(-1.0, 1.0, (self._n_action, env.task.action_size), np.float32)
         self.observation_space = spaces.Dict(  # type: ignore[assignment]
@@ -103,18 +111,12 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
         elif self._key == "depth":
             seen["depth"] = self.env.render_depth()
         else:
-            seen["point_cloud"] = self._points()
+            seen["point_cloud"] = self._converter.convert(self.env.render_depth()[None])[0][0]
         return seen
 
-    def _points(self) -> NDArray[np.float32]:
-        if self._converter is None:
-            from sodp3d.data.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
-
-            config = self.env.config
-            self._converter = Converter(self.env.camera_parameters(), config.crop, config.points, self._backend)
-        clouds, _ = self._converter.convert(self.env.render_depth()[None])
-        points: NDArray[np.float32] = clouds[0]
-        return points
+    @cached_property
+    def _converter(self) -> Any:
+        return cloud_converter(self.env, self._backend)
 
     def _stacked(self) -> ChunkObservation:
         padding = [self._frames[0]] * (self._n_obs - len(self._frames))
