@@ -36,6 +36,7 @@ class EnvironmentGroup:
             seen = "depth" if self._observation == "pointcloud" else self._observation
             self._environments.append(ChunkedEnv(environment, seen))
         starts = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
+        # One frame fills all To steps: it is converted once, and its cloud repeated.
         first = self._observed([{key: frames[:1] for key, frames in start.items()} for start in starts])
         return {key: np.repeat(frames, self._config.n_obs_steps, axis=1) for key, frames in first.items()}
 
