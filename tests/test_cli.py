@@ -64,8 +64,9 @@ def test_presets_change_only_numbers_that_exist() -> None:
     for preset in choices("preset"):
         for name in ("collect", "train"):
             assert set(option_names(compose(name, [f"preset={preset}"]))) <= valid, preset
-    for updates in choices("updates"):
-        assert set(option_names(compose("train", [f"updates={updates}"]))) <= valid, updates
+    for group in ("updates", "start"):
+        for name in choices(group):
+            assert set(option_names(compose("train", [f"{group}={name}"]))) <= valid, (group, name)
 
 
 def test_few_updates_are_for_every_preset_and_take_single_options() -> None:

@@ -306,7 +306,7 @@ def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) ->
 
 def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:
     for changes in ({}, {"encoder": "tuned"}, {"target_kl": None}):
-        with pytest.raises(InputError, match=r"use finetune\.encoder=tuned finetune\.target_kl=null"):
+        with pytest.raises(InputError, match=r"use start=scratch, or finetune\.encoder=tuned finetune\.target_kl=null"):
             prepare(from_scratch=True, **changes)
     prepare(from_scratch=True, encoder="tuned", target_kl=None).start(True, seed=1)
 

@@ -36,7 +36,7 @@ def check_finetuning(settings: Mapping[str, Any], regularizer: Mapping[str, Any]
     if settings["from_scratch"] and (encoder == "frozen" or target_kl is not None):
         raise InputError(
             "finetune.from_scratch: a planner from scratch must learn its encoder, and its first roll-outs are another "
-            "planner's, beyond any bound on KL; use finetune.encoder=tuned finetune.target_kl=null."
+            "planner's, beyond any bound on KL; use start=scratch, or finetune.encoder=tuned finetune.target_kl=null."
         )
 
 
