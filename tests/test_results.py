@@ -66,6 +66,7 @@ def make_run(
         }
     if mode == "finetune":
         tuning = {"importance_weight": more.get("weight", 0.1), "episodes": more.get("episodes", 8)}
+        tuning |= {key: more[key] for key in ("from_scratch", "offline") if key in more}
         config |= {"finetune": tuning, "reg": {"name": reg, "weight": 0.0 if reg == "none" else 1.0}}
         config |= {"planner": str(more["planner"]) if "planner" in more else None}
     directory = root / "outputs" / mode / f"{env}-{config['obs']['name']}-{reg}" / f"202601{day:02d}-000000-000-s{seed}"
@@ -120,6 +121,8 @@ def test_table9_compares_what_came_from_one_planner(tmp_path: Path) -> None:
     )
     for seed in range(3):
         make_run(tmp_path, "finetune", 9, seed, planner=first, day=3)
+    make_run(tmp_path, "finetune", 9, planner=first, day=7, from_scratch=True)  # these two are no rows of that table
+    make_run(tmp_path, "finetune", 9, planner=first, day=8, offline="a run")
     make_run(tmp_path, "finetune", 6, planner=second, day=4, data_hash="other")
     make_run(tmp_path, "finetune", 2, reg="none", planner=second, day=5, data_hash="other")
     longer = {"planner": second, "data_hash": "other", "episodes": 16}  # no other method's length

@@ -227,7 +227,7 @@ def representative(groups: Sequence[Group]) -> Group | None:
 
 
 def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> list[Group]:
-    """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most were made.
+    """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most METHODS were made.
 
     Of equals, the newest; a group of which some runs began with another planner is left out.
     """
@@ -240,7 +240,11 @@ def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> l
         return [
             group for group in groups if (group.task, group.observation, group.stage) == (task, observation, "pretrain")
         ]
-    source = max(made, key=lambda name: (len({group.label for group in made[name]}), PurePath(name).name))
+
+    def rank(planner: str) -> tuple[int, str]:
+        return len({group.label for group in made[planner]}.intersection(METHODS)), PurePath(planner).name
+
+    source = max(made, key=rank)
     own = [group for group in groups if any(run.name == source for run in (*group.runs, *group.repeated))]
     return own + made[source]
 
