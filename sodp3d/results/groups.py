@@ -227,9 +227,10 @@ def representative(groups: Sequence[Group]) -> Group | None:
 
 
 def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> list[Group]:
-    """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most METHODS were made.
+    """The fine-tuning groups of one pre-trained planner, and its own: that planner from which most methods were made.
 
-    Of equals, the newest; a group of which some runs began with another planner is left out.
+    A method's variants (from scratch, offline, ...) count once with it. Of equals, the newest; a group of which some
+    runs began with another planner is left out.
     """
     made: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
@@ -242,7 +243,7 @@ def sharing_a_planner(groups: Sequence[Group], task: str, observation: str) -> l
         ]
 
     def rank(planner: str) -> tuple[int, str]:
-        return len({group.label for group in made[planner]}.intersection(METHODS)), PurePath(planner).name
+        return len({group.method for group in made[planner]}), PurePath(planner).name
 
     source = max(made, key=rank)
     own = [group for group in groups if any(run.name == source for run in (*group.runs, *group.repeated))]
