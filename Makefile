@@ -8,14 +8,14 @@ QUICK := env=adroit_door preset=quick
 .PHONY: quickstart test lint results setup
 
 quickstart: setup
-	$(PYTHON) -m sodp3d.doctor
+	$(PYTHON) -m sodp3d.tools.doctor
 	$(PYTHON) data_collection/collect.py $(QUICK)
 	$(PYTHON) data_collection/convert.py $(QUICK)
 	$(PYTHON) train.py mode=pretrain obs=pointcloud $(QUICK)
 	$(PYTHON) train.py mode=finetune obs=pointcloud $(QUICK)
 	$(PYTHON) train.py mode=eval obs=pointcloud $(QUICK)
 	$(PYTHON) replay.py data=data/adroit_door count=2
-	$(PYTHON) -m sodp3d.summary adroit_door
+	$(PYTHON) -m sodp3d.tools.summary adroit_door
 
 test: setup lint
 	$(PYTHON) -m pytest --numprocesses 2

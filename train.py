@@ -1,22 +1,14 @@
-"""Pre-train, fine-tune or evaluate a planner.
+"""Pre-train, fine-tune or evaluate a planner: python train.py mode=pretrain obs=pointcloud env=adroit_door"""
 
-python train.py mode=pretrain obs=pointcloud env=adroit_door
-python train.py mode=finetune obs=pointcloud env=adroit_door
-python train.py mode=eval     obs=pointcloud env=adroit_door
-"""
+import os
+import sys
+from pathlib import Path
 
-from typing import Any
+PROJECT = Path(__file__).resolve().parent
+sys.path.insert(0, str(PROJECT))  # runs from any folder, installed or not
+os.environ.setdefault("SODP3D_ROOT", str(PROJECT))  # data/ and outputs/ are the checkout's own
 
-from sodp3d.cli import command
+if __name__ == "__main__":  # imported only here: worker processes import this file again
+    from sodp3d.learning.stages import main
 
-
-@command("train")
-def main(config: dict[str, Any]) -> None:
-    """Run the stage that `mode=` names."""
-    from sodp3d.learning.stages import STAGES
-
-    STAGES[config["mode"]](config)
-
-
-if __name__ == "__main__":
     main()

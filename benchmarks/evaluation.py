@@ -18,28 +18,23 @@ from unittest.mock import patch
 import numpy as np
 from timing import Stopwatch, compare, write
 
-from sodp3d.cli import compose
-from sodp3d.envs import EnvConfig, make
-from sodp3d.envs.gl import settle
+from sodp3d.core.cli import compose
+from sodp3d.core.device import prepare_torch
+from sodp3d.envs import EnvConfig, make_env
+from sodp3d.envs.config import task_configs
 from sodp3d.envs.wrappers import ChunkedEnv
-from sodp3d.evaluate import Evaluation, evaluate
+from sodp3d.learning.lookup import as_planner_was_trained, make_rollouts, with_sampler
 from sodp3d.learning.pretrain import new_planner
+from sodp3d.models.loading import load_planner_and_state, require_same_task
 from sodp3d.models.planner import Planner
-from sodp3d.rollout import Rollouts
-from sodp3d.setup import (
-    as_planner_was_trained,
-    load_planner_and_state,
-    make_rollouts,
-    prepare_torch,
-    require_same_task,
-    task_configs,
-    with_sampler,
-)
+from sodp3d.rollouts.evaluate import Evaluation, evaluate
+from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.vision.gl import settle
 
 
 def fresh_planner(config: dict[str, Any], task: EnvConfig) -> Planner:
     """What pre-training would begin with. Adroit's episodes never end early, so weights do not change the time."""
-    environment = ChunkedEnv(make(task), config["obs"]["name"], config["obs"]["backend"])
+    environment = ChunkedEnv(make_env(task), config["obs"]["name"], config["obs"]["backend"])
     spaces = {**environment.observation_space.spaces, "action": environment.action_space}
     # Fitted to zeros, the normalizer changes nothing: actions are in [-1, 1] anyway.
     return new_planner(

@@ -17,14 +17,14 @@ from timing import compare, write
 from torch import Tensor
 from training import ACTIONS, HORIZON, JOINTS, POINTS, SETTINGS, STEPS, make_planner
 
-from sodp3d.cli import compose
-from sodp3d.data.pointcloud import Converter
-from sodp3d.envs import make
+from sodp3d.core.cli import compose
+from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
+from sodp3d.vision.pointcloud import Converter
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32", "compile": False},
@@ -77,7 +77,7 @@ def finetuning(planner: Planner) -> Finetuning:
 def converters() -> dict[str, Callable[[], Any]]:
     """Of the same frames of door, by torch on both devices."""
     task = EnvConfig.from_config(compose("convert", ["env=adroit_door"])["env"])
-    environment = make(task, "raycast")
+    environment = make_env(task, "raycast")
     environment.reset(seed=0)
     depth = np.repeat(environment.render_depth()[None], FRAMES, axis=0)
     camera = environment.camera_parameters()

@@ -18,15 +18,17 @@ from clouds import surface_clouds
 from timing import Stopwatch, write
 from training import ACTIONS, JOINTS
 
-from sodp3d.cli import compose
+from sodp3d.core.cli import compose
+from sodp3d.core.device import prepare_torch
+from sodp3d.core.mappings import plain
+from sodp3d.core.run import Run
 from sodp3d.data.dataset import WindowDataset
 from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import EnvConfig
-from sodp3d.files import plain
+from sodp3d.envs.config import task_configs
+from sodp3d.learning.lookup import open_stores, with_sampler
 from sodp3d.learning.pretrain import pretrain
-from sodp3d.run import Run
-from sodp3d.setup import open_stores, prepare_torch, task_configs, with_sampler
 
 
 def make_store(path: Path, task: EnvConfig, transitions: int) -> None:

@@ -16,9 +16,9 @@ from stable_baselines3 import SAC
 from timing import compare, write
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_collection.agents.replay import Trajectory
-from data_collection.agents.vrl3 import VRL3
-from data_collection.agents.vrl3_config import VRL3Config
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.agents.vrl3 import VRL3
+from sodp3d.collection.agents.vrl3_config import VRL3Config
 
 STATE, ACTION, BATCH, UPDATES = 39, 28, 256, 20
 

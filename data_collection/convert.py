@@ -1,95 +1,14 @@
-"""Turn the depth of a store into cropped, downsampled point clouds beside it; or draw its episodes again.
+"""Depth to point clouds: python data_collection/convert.py env=adroit_door"""
 
-    python data_collection/convert.py env=adroit_door
-    python data_collection/convert.py env=adroit_door again=image
-    python data_collection/convert.py env=adroit_door again=depth env.camera.fovy=60 output_data=data/adroit_door-wide
-
-`again` needs no agent: it draws from the simulator states in the store, RGB for obs=image beside the depth, or depth of
-another camera in a new store. Run again, each does only what has been collected since.
-"""
-
-import logging
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from any folder, installed or not
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))  # runs from any folder, installed or not
+os.environ.setdefault("SODP3D_ROOT", str(PROJECT))  # data/ and outputs/ are the checkout's own
 
-from sodp3d.cli import command, data_root
-from sodp3d.envs.config import EnvConfig, expand
-from sodp3d.errors import InputError
+if __name__ == "__main__":  # imported only here: worker processes import this file again
+    from sodp3d.collection.convert import main
 
-log = logging.getLogger(__name__)
-_DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
-
-
-@command("convert")
-def main(config: dict[str, Any]) -> None:
-    """Convert every task that `env=` names, and write each store's card."""
-    if config["again"] not in (None, "image", "depth"):
-        raise InputError(f"again: expected image, depth or null, got {config['again']!r}.")
-    if (config["again"] == "depth") != bool(config["output_data"]):
-        raise InputError("output_data: names the new store's folder for again=depth, and belongs to it alone.")
-    tasks = expand(EnvConfig.from_config(config["env"]))
-    for key in ("data", "output_data"):
-        if config[key] and len(tasks) > 1:
-            raise InputError(f"{key}: one folder cannot hold {len(tasks)} tasks; leave it out or choose a single task.")
-    for task in tasks:
-        convert(config, task)
-
-
-def convert(config: dict[str, Any], task: EnvConfig) -> None:
-    """Convert one task's store."""
-    from sodp3d.data.card import write_card
-
-    folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / task.name
-    path = folder / "episodes.zarr"
-    if not path.exists():
-        raise InputError(f"data: no store at {path}; make it with: python data_collection/collect.py {task.choice}")
-    progress = progress_lines(task.name)
-    if config["again"] is None:
-        make_clouds(config, task, path, progress)
-    else:
-        from sodp3d.data.rendering import render_depth, render_images
-
-        workers = config["workers"] or min(os.cpu_count() or 1, _DRAWING_WORKERS)
-        if config["again"] == "image":
-            render_images(path, task, config["render"], workers, config["output"] or "image", progress)
-        else:
-            folder = Path(config["output_data"]).expanduser()
-            render_depth(path, folder / "episodes.zarr", task, config["render"], workers, progress)
-    log.info("card: %s", write_card(folder))
-
-
-def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: Callable[[int, int], None]) -> None:
-    """Point clouds beside the depth."""
-    from sodp3d.data.conversion import convert_store
-
-    device = "cpu" if config["device"] == "auto" else config["device"]
-    workers = 0 if config["backend"] == "torch" and device != "cpu" else config["workers"] or os.cpu_count() or 1
-    output = config["output"] or "point_cloud"
-    statistics = convert_store(path, task, config["backend"], device, workers, output, progress)
-    log.info("%s: points inside the crop %s", task.name, statistics)
-
-
-def progress_lines(name: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that logs rate and time left at most every two seconds, and the end."""
-    from sodp3d.run import progress_line
-
-    started, last, before = time.monotonic(), [0.0], list[int]()
-
-    def progress(done: int, total: int) -> None:
-        now = time.monotonic()
-        before[:] = before or [done]  # the first call comes before any episode is made
-        if now - last[0] > 2 or done == total:
-            last[0] = now
-            log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())
-
-    return progress
-
-
-if __name__ == "__main__":
     main()

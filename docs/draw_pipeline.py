@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.patches import FancyArrowPatch
 
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs import make
+from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig
 
 STAGES = (
@@ -29,7 +29,7 @@ def main() -> None:
     index = int(np.flatnonzero(store.metadata["success_count"])[-1])
     episode = store.episode(index, ("depth", "point_cloud", "sim_state", "action"))
     step = len(episode["depth"]) // 2
-    env = make(EnvConfig.from_config(store.attributes["env_config"]))
+    env = make_env(EnvConfig.from_config(store.attributes["env_config"]))
     env.set_state(episode["sim_state"][step])
     figure = plt.figure(figsize=(15, 3.6))
     for column, (name, text) in enumerate(STAGES):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sodp3d import checkpoint
-from sodp3d.errors import InputError
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
 
 
 def tensors(step: int) -> dict[str, torch.Tensor]:

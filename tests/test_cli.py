@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from sodp3d.cli import CONFIGS, command, compose, option_names, refuse_targets
+from sodp3d.core.cli import command, compose, option_names, refuse_targets
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CONFIGS
 from sodp3d.envs.config import EnvConfig, expand
-from sodp3d.errors import InputError
 
 
 def choices(group: str) -> list[str]:
@@ -49,7 +50,7 @@ def test_every_mode_observation_and_regularizer_composes(mode: str, obs: str, re
 
 @pytest.mark.parametrize("agent", choices("agent"))
 def test_every_agent_builds_from_its_configuration(agent: str) -> None:
-    from data_collection import agents
+    from sodp3d.collection import agents
 
     env = "adroit_door" if agent == "vrl3" else "metaworld"
     config = compose("collect", [f"env={env}", f"agent={agent}"])

@@ -13,17 +13,17 @@ import pytest
 import torch
 from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonstrations
 
-from data_collection.agents.vrl3 import VRL3
-from data_collection.agents.vrl3_config import VRL3Config
-from data_collection.collect import schedule
-from data_collection.collection import Collection, Schedule
-from sodp3d import checkpoint
-from sodp3d.cli import compose
+from sodp3d.collection.agents.vrl3 import VRL3
+from sodp3d.collection.agents.vrl3_config import VRL3Config
+from sodp3d.collection.collect import schedule
+from sodp3d.collection.loop import Collection, Schedule
+from sodp3d.core import checkpoint
+from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.run import Run
+from sodp3d.core.seeds import FIRST_SEED, episode_seed
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
-from sodp3d.files import PROJECT
-from sodp3d.run import Run
-from sodp3d.seeds import FIRST_SEED, episode_seed
 
 torch.set_num_threads(1)
 AGENT = VRL3Config(hidden=8, features=4, batch_size=16, conservative_actions=2, offline_updates=250, online_std=0.3)
@@ -163,7 +163,7 @@ def test_killed_command_continues(tmp_path: Path) -> None:
         "env.camera.width=16", "render=raycast", "workers=2", "threads=1", f"root={tmp_path}", "collect.fraction=1",
         "collect.agent_steps=96", "collect.environments=2", "collect.checkpoint_every=32", "collect.evaluate_every=0",
     ]  # fmt: skip
-    command = [sys.executable, str(PROJECT / "data_collection" / "collect.py"), *options]
+    command = [sys.executable, str(CHECKOUT / "data_collection" / "collect.py"), *options]
     path = tmp_path / "data" / "adroit_door" / "episodes.zarr"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and (not (path / ".zattrs").exists() or len(EpisodeStore.open(path)) < 3):
@@ -189,7 +189,7 @@ def test_a_set_is_collected_task_by_task_and_finished_tasks_are_left_alone(tmp_p
     ]  # fmt: skip
     changed = []
     for tasks in ("[drawer-close]", "[drawer-close,reach]"):
-        command = [sys.executable, str(PROJECT / "data_collection" / "collect.py"), *options, f"env.tasks={tasks}"]
+        command = [sys.executable, str(CHECKOUT / "data_collection" / "collect.py"), *options, f"env.tasks={tasks}"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         first = tmp_path / "data" / "metaworld_drawer-close"

@@ -12,14 +12,14 @@ import pytest
 import zarr
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
+from sodp3d.core.errors import InputError
 from sodp3d.data import arrays
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.dataset import WindowDataset
-from sodp3d.data.pointcloud import Converter
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs.camera import Camera
-from sodp3d.envs.config import CameraConfig, CropConfig, EnvConfig
-from sodp3d.errors import InputError
+from sodp3d.envs.config import EnvConfig
+from sodp3d.vision.camera import Camera, CameraConfig
+from sodp3d.vision.pointcloud import Converter, CropConfig
 
 POINTS = 20
 CONFIG = EnvConfig(

@@ -9,15 +9,15 @@ import torch
 from test_toy_finetuning import CONFIG, roll_out
 from toy_planner import STATE, make_observation, make_planner
 
-from data_collection.agents.replay import Trajectory
-from data_collection.agents.vrl3 import VRL3
-from data_collection.agents.vrl3_config import VRL3Config
-from sodp3d.cli import compose
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.agents.vrl3 import VRL3
+from sodp3d.collection.agents.vrl3_config import VRL3Config
+from sodp3d.core.cli import compose
+from sodp3d.core.device import prepare_torch
 from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner, PlannerConfig
-from sodp3d.setup import prepare_torch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CLOUDS = replace(STATE, observation="pointcloud", sensor_shape=(32, 3))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
 
 
 def naive_window(number: int, step: int, horizon: int, n_obs_steps: int, key: str, length: int) -> np.ndarray:

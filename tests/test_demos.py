@@ -13,13 +13,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_collection import demos
-from data_collection.agents.replay import Trajectory
+from sodp3d.collection import demos
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CHECKOUT
 from sodp3d.envs import EnvConfig, score_states
-from sodp3d.errors import InputError
-from sodp3d.files import PROJECT
 
-DOOR = EnvConfig.from_config(yaml.safe_load((PROJECT / "configs/env/adroit_door.yaml").read_text()))
+DOOR = EnvConfig.from_config(yaml.safe_load((CHECKOUT / "configs/env/adroit_door.yaml").read_text()))
 SIZES = (39, 28)
 ANGLE = 28  # of the door, in the state vector
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.models.diffusion import ChainOptions, Diffusion, trailing_timesteps
 
 

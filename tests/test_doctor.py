@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from sodp3d import doctor
-from sodp3d.envs import gl
+from sodp3d.tools import doctor
+from sodp3d.vision import gl
 
 
 def run(frames: int = 2) -> tuple[bool, str]:

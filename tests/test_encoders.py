@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.models.encoders import ImageEncoder, ObservationEncoder, PointCloudEncoder, StateEncoder
 from sodp3d.models.pooling import first_maximum
 

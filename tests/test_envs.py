@@ -12,8 +12,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 from toy_env import config, slider_env
 
-from sodp3d.envs import EnvConfig, RobotEnv, expand, make, metaworld
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
+from sodp3d.envs import EnvConfig, RobotEnv, expand, make_env, metaworld
 
 ADROIT = ("adroit_hammer", "adroit_door", "adroit_pen")
 # Tasks whose targets are views into the simulator's data, sites on moving bodies, or two sites.
@@ -46,7 +46,7 @@ def assert_same_steps(first: list[tuple], second: list[tuple]) -> None:
 
 @pytest.mark.parametrize("name", ["adroit_hammer", "adroit_door", "adroit_pen", "metaworld"])
 def test_gymnasium_checks_pass(name: str) -> None:
-    env = make(config(name), "raycast")
+    env = make_env(config(name), "raycast")
     with pytest.warns(UserWarning, match="infinity"):  # joint angles are unbounded; that is all it may complain of
         check_env(env, skip_render_check=True)
 
@@ -66,7 +66,7 @@ def test_every_config_loads_and_sets_expand_to_existing_tasks() -> None:
 
 @pytest.mark.parametrize("name", [*ADROIT, "reach"])
 def test_seed_determines_the_episode(name: str) -> None:
-    first, second = make(task_config(name), "raycast"), make(task_config(name), "raycast")
+    first, second = make_env(task_config(name), "raycast"), make_env(task_config(name), "raycast")
     actions = rollout(size=(8, first.task.action_size))
     start, info = first.reset(seed=7)
     steps = play(first, actions)
@@ -77,11 +77,11 @@ def test_seed_determines_the_episode(name: str) -> None:
     drawn, drawn_info = first.reset()  # from np_random, which seed 7 started
     again, again_info = second.reset()
     assert same(drawn, again) and drawn_info == again_info and not same(drawn, start)
-    assert same(make(task_config(name), "raycast").reset(seed=drawn_info["seed"])[0], drawn)
+    assert same(make_env(task_config(name), "raycast").reset(seed=drawn_info["seed"])[0], drawn)
 
 
 def check_state_round_trip(name: str, before: int = 12, after: int = 8) -> None:
-    env, other = make(task_config(name), "raycast"), make(task_config(name), "raycast")
+    env, other = make_env(task_config(name), "raycast"), make_env(task_config(name), "raycast")
     actions = rollout(size=(before + after, env.task.action_size))
     env.reset(seed=3)
     past = play(env, actions[:before])
@@ -165,7 +165,7 @@ def test_scripted_policies_succeed(task: str) -> None:
     """Meta-World's own expert, from the float32 observation that we give, reaches the goal."""
     from metaworld.policies import ENV_POLICY_MAP
 
-    env = make(config("metaworld", f"env.task={task}"), "raycast")
+    env = make_env(config("metaworld", f"env.task={task}"), "raycast")
     policy = ENV_POLICY_MAP[f"{task}-v3"]()
     observation, info = env.reset(seed=0)
     for _ in range(150):
@@ -184,27 +184,27 @@ def test_scripted_policies_succeed(task: str) -> None:
 )
 def test_wrong_configs_name_the_valid_choices(change: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        make(replace(config("adroit_door"), **change))
+        make_env(replace(config("adroit_door"), **change))
 
 
 def test_a_misspelt_task_is_recognised() -> None:
     with pytest.raises(InputError, match="did you mean drawer-open"):
-        make(config("metaworld", "env.task=drawer-opne"))
+        make_env(config("metaworld", "env.task=drawer-opne"))
 
 
 def test_a_missing_camera_names_those_there_are() -> None:
     door = config("adroit_door")
     missing = replace(door, camera=replace(door.camera, name="side", quaternion=None))
     with pytest.raises(InputError, match=r"no camera 'side' \(it has fixed, vil_camera\)"):
-        make(missing)
+        make_env(missing)
     moving = config("metaworld")
     with pytest.raises(InputError, match="moves with body 'hand'"):
-        make(replace(moving, camera=replace(moving.camera, name="gripperPOV")))
+        make_env(replace(moving, camera=replace(moving.camera, name="gripperPOV")))
 
 
 def test_a_wrong_renderer_is_refused_before_anything_is_drawn() -> None:
     with pytest.raises(InputError, match="auto, egl, osmesa, raycast"):
-        make(config("adroit_door"), "vulkan")
+        make_env(config("adroit_door"), "vulkan")
 
 
 def test_making_environments_is_quiet_and_light() -> None:
@@ -212,8 +212,8 @@ def test_making_environments_is_quiet_and_light() -> None:
     program = (
         "import sys\n"
         "from toy_env import config\n"
-        "from sodp3d.envs import make\n"
-        "for name in ('adroit_door', 'metaworld'): make(config(name), 'raycast').reset(seed=0)\n"
+        "from sodp3d.envs import make_env\n"
+        "for name in ('adroit_door', 'metaworld'): make_env(config(name), 'raycast').reset(seed=0)\n"
         "sys.stdout.write(str([name for name in ('torch', 'open3d', 'zarr', 'diffusers') if name in sys.modules]))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -222,7 +222,7 @@ def test_making_environments_is_quiet_and_light() -> None:
 
 def test_model_is_the_packages_own_but_for_the_camera() -> None:
     """Adding a camera changes nothing that moves."""
-    env = make(config("adroit_door"), "raycast")
+    env = make_env(config("adroit_door"), "raycast")
     original = mujoco.MjModel.from_xml_path(env.task._env.fullpath)
     assert env.model.ncam == original.ncam + 1
     for field in ("body_mass", "geom_size", "jnt_range", "dof_damping", "geom_friction", "actuator_ctrlrange"):

@@ -10,17 +10,18 @@ import pytest
 import torch
 from toy_planner import STATE, make_observation, make_planner
 
-from sodp3d.cli import compose
+from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.evaluate import Evaluation
 from sodp3d.learning.checks import check_model
 from sodp3d.learning.finetune import find_proficient, recorded_episodes
+from sodp3d.learning.lookup import with_sampler
 from sodp3d.learning.tuning import Finetuning
+from sodp3d.models.loading import load_planner_and_state, planner_state
 from sodp3d.models.planner import Planner
-from sodp3d.rollout import Episode
-from sodp3d.run import Run
-from sodp3d.setup import load_planner_and_state, planner_state, with_sampler
+from sodp3d.rollouts.evaluate import Evaluation
+from sodp3d.rollouts.rollout import Episode
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 

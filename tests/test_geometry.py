@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_env import config
 
-from sodp3d.data.pointcloud import project, unproject
-from sodp3d.envs import gl, make
-from sodp3d.envs.camera import Camera, intrinsics, mujoco_camera
-from sodp3d.envs.render import Renderer
+from sodp3d.envs import make_env
+from sodp3d.vision import gl
+from sodp3d.vision.camera import Camera, intrinsics, mujoco_camera
+from sodp3d.vision.pointcloud import project, unproject
+from sodp3d.vision.renderer import Renderer
 
 HEIGHT, WIDTH, FOVY = 60, 80, 50.0
 BOX, BALL = np.array([0.3, -0.2, 0.15]), np.array([-0.5, 0.4, 0.1])
@@ -130,7 +131,7 @@ def test_nothing_and_too_far_are_zero(backend: str) -> None:
 )
 def test_sites_of_real_scenes_are_found_in_their_images(name: str, site: str, margin: float) -> None:
     """Sites lie within a known distance of a visible surface; a wrong pose would be off by decimetres."""
-    env = make(config(name), "raycast")
+    env = make_env(config(name), "raycast")
     for seed in range(3):
         env.reset(seed=seed)
         camera, position = env.camera_parameters(), env.data.site(site).xpos
@@ -142,7 +143,7 @@ def test_sites_of_real_scenes_are_found_in_their_images(name: str, site: str, ma
 
 
 def test_goal_of_reach_is_seen_where_it_is(backend: str) -> None:
-    env = make(config("metaworld"), backend)
+    env = make_env(config("metaworld"), backend)
     env.reset(seed=2)
     goal = env.task.state()[-3:]
     points = unproject(env.render_depth(), env.camera_parameters())

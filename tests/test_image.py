@@ -13,18 +13,18 @@ import pytest
 from toy_env import config
 from toy_store import make_store
 
-from data_collection.convert import main as convert_command
-from sodp3d.cli import compose
-from sodp3d.data import rendering
-from sodp3d.data.card import write_card
-from sodp3d.data.rendering import render_depth, render_images
+from sodp3d.collection.convert import main as convert_command
+from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CHECKOUT
+from sodp3d.data import redraw as rendering
+from sodp3d.data.redraw import render_depth, render_images
 from sodp3d.data.schema import step_specification
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs import make
+from sodp3d.envs import make_env
 from sodp3d.envs.wrappers import ChunkedEnv
-from sodp3d.errors import InputError
-from sodp3d.files import PROJECT
-from sodp3d.setup import as_planner_was_trained, with_renderer_of_data
+from sodp3d.learning.lookup import as_planner_was_trained, with_renderer_of_data
+from sodp3d.tools.card import write_card
 
 STEPS = 5
 DOOR = replace(
@@ -43,7 +43,7 @@ TRAIN += ["evaluation.episodes=1", "evaluation.environments=1", "evaluation.vide
 @pytest.fixture(scope="module")
 def live() -> dict[str, Any]:
     """Two episodes as they were seen while they happened, the images among it, and who drew them."""
-    env = make(DOOR)
+    env = make_env(DOOR)
     generator = np.random.default_rng(0)
     episodes, images = [], []
     for seed in range(2):
@@ -134,7 +134,7 @@ def test_images_are_what_the_live_episodes_looked_like(live: dict[str, Any], sto
         np.testing.assert_array_equal(store.read("image", index, index + 1), images)
     assert store.conversions["image"]["parameters"] == {"renderer": live["renderer"], "height": 32, "width": 32}
     # Roll-outs see the very same picture.
-    observation, _ = ChunkedEnv(make(DOOR), "image").reset(seed=1)
+    observation, _ = ChunkedEnv(make_env(DOOR), "image").reset(seed=1)
     np.testing.assert_array_equal(observation["image"][-1], store.read("image", 1, 2)[0])
 
 
@@ -202,7 +202,7 @@ def test_depth_of_another_size_resumes_and_is_what_that_camera_sees(
     assert len(EpisodeStore.open(target)) == 1
     render_depth(store_path, target, wide)
     assert drawn == [0, 1] and contents(store_path) == before
-    store, env = EpisodeStore.open(target), make(wide)
+    store, env = EpisodeStore.open(target), make_env(wide)
     assert store.verify() == [] and store.attributes["camera"] == env.camera_parameters().to_dict()
     assert store.attributes["env_config"]["camera"]["width"] == 48 and store.conversions == {}
     for index, state in enumerate(np.concatenate([episode["sim_state"] for episode in live["episodes"]])):
@@ -247,7 +247,7 @@ def test_wrong_options_are_named(
 
 def run(script: str, *arguments: str, folder: Path) -> str:
     """Run a command from `folder`; returns what it said."""
-    command = [sys.executable, str(PROJECT / script), *SMALL, f"root={folder}/root", *arguments]
+    command = [sys.executable, str(CHECKOUT / script), *SMALL, f"root={folder}/root", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.normalizer import Normalizer
-from sodp3d.errors import InputError
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sodp3d.files import PROJECT
+from sodp3d.core.paths import CHECKOUT
 
 SMALL = (
     "env=adroit_door preset=quick threads=1 workers=1 device=cpu "
@@ -29,7 +29,7 @@ TRAIN = (
 
 def run(script: str, *arguments: str, folder: Path, fails: bool = False) -> str:
     """Run a command from `folder`; returns what it said."""
-    command = [sys.executable, str(PROJECT / script), *SMALL, f"root={folder}/root", *arguments]
+    command = [sys.executable, str(CHECKOUT / script), *SMALL, f"root={folder}/root", *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     words = ("Traceback", "Error executing job")  # Python's and Hydra's own
@@ -62,7 +62,7 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path, finetuned: Pa
     said = run("train.py", "mode=eval", *TRAIN, folder=folder)
     assert "success (count)" in said and "on 2 episodes" in said
     subprocess.run(
-        [sys.executable, str(PROJECT / "replay.py"), f"data={folder}/root/data/adroit_door", "count=1"],
+        [sys.executable, str(CHECKOUT / "replay.py"), f"data={folder}/root/data/adroit_door", "count=1"],
         cwd=folder,
         check=True,
         capture_output=True,
@@ -88,7 +88,7 @@ def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Pat
 
 def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     directory = runs(folder, "pretrain")[0].parent
-    replay = [sys.executable, str(PROJECT / "replay.py"), f"run={directory}", f"output={folder}/watched"]
+    replay = [sys.executable, str(CHECKOUT / "replay.py"), f"run={directory}", f"output={folder}/watched"]
     subprocess.run([*replay, "seeds=[100001]"], cwd=folder, check=True, capture_output=True, timeout=200)
     (video,) = (folder / "watched").glob("*.mp4")
     assert "seed100001" in video.name
@@ -112,7 +112,7 @@ def test_evaluation_repeats_the_number_that_training_reported(folder: Path, fine
 
 
 def test_the_readme_s_one_line_plans(finetuned: Path) -> None:
-    line = next(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("python -c"))
+    line = next(line for line in (CHECKOUT / "README.md").read_text().splitlines() if line.startswith("python -c"))
     code = line.removeprefix('python -c "').removesuffix('"').replace("<run>", str(finetuned))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.count("]") > 3, done.stdout
@@ -126,7 +126,7 @@ def test_killed_and_continued_equals_never_stopped(folder: Path, finetuned: Path
     if mode == "pretrain":
         straight = folder / "pretrain-straight"
         run("train.py", "mode=pretrain", *TRAIN, f"run_dir={straight}", folder=folder)
-    command = [sys.executable, str(PROJECT / "train.py"), *SMALL, f"root={folder}/root", f"mode={mode}", *TRAIN]
+    command = [sys.executable, str(CHECKOUT / "train.py"), *SMALL, f"root={folder}/root", f"mode={mode}", *TRAIN]
     process = subprocess.Popen([*command, f"run_dir={broken}"], cwd=folder, stderr=subprocess.DEVNULL)
     for _ in range(1000):
         if list(broken.glob(seen)):

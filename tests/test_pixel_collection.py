@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from toy_env import config
 
-from data_collection import demos
-from data_collection.agents.replay import Trajectory
-from data_collection.collect import build_agent
-from data_collection.collection import stored_trajectory, trajectory
-from data_collection.environments import CollectionGroup, Finished
-from data_collection.playback import watch
-from sodp3d import checkpoint
+from sodp3d.collection import demos
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.collect import build_agent
+from sodp3d.collection.environments import CollectionGroup, Finished
+from sodp3d.collection.loop import stored_trajectory, trajectory
+from sodp3d.collection.playback import watch
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CHECKOUT
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs import make
-from sodp3d.errors import InputError
-from sodp3d.files import PROJECT
+from sodp3d.envs import make_env
 
 STEPS, SIZE = 6, 84
 DOOR = replace(
@@ -33,7 +33,7 @@ SIZES = (39, 28)
 
 
 class OneWorker:
-    """`sodp3d.workers.Workers` with one worker, in this process."""
+    """`sodp3d.parallel.Workers` with one worker, in this process."""
 
     def __init__(self) -> None:
         self.group = CollectionGroup(DOOR, "auto")
@@ -75,7 +75,7 @@ def recorded(episode: Finished, tmp_path: Path) -> Path:
 
 
 def test_agents_see_what_the_environment_shows_before_each_action(episode: Finished) -> None:
-    env = make(DOOR)
+    env = make_env(DOOR)
     observation, _ = env.reset(seed=123)
     for step in range(STEPS + 1):
         np.testing.assert_array_equal(episode.seen["image"][step], env.render_rgb(SIZE, SIZE).transpose(2, 0, 1))
@@ -134,7 +134,7 @@ def test_raw_recordings_are_played_back_from_their_seed_or_initial_state(
     worker: OneWorker, tmp_path: Path, by_seed: bool
 ) -> None:
     """As Minari stores what Gymnasium's environment did: raw steps, and derived positions one simulator step late."""
-    env = make(DOOR, "auto")
+    env = make_env(DOOR, "auto")
     env.reset(seed=9)
     initial = {"qpos": env.data.qpos.copy(), "qvel": env.data.qvel.copy(), "door_body_pos": env.task.get_variables()}
     states, images = [env.task.state()], [env.render_rgb(SIZE, SIZE).transpose(2, 0, 1)]
@@ -199,7 +199,7 @@ def test_killed_command_continues_without_repeating_stage_2(worker: OneWorker, r
         "collect.fraction=1", "collect.agent_steps=48", "collect.environments=2", "collect.checkpoint_every=1000",
         "collect.evaluate_every=0", f"root={tmp_path}",
     ]  # fmt: skip
-    command = [sys.executable, str(PROJECT / "data_collection" / "collect.py"), *options]
+    command = [sys.executable, str(CHECKOUT / "data_collection" / "collect.py"), *options]
     folder = tmp_path / "data" / "adroit_door"
     path = folder / "episodes.zarr"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:

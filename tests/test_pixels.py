@@ -13,15 +13,15 @@ from safetensors.torch import save_file
 from torch.nn import functional
 from toy_collection import Point, demonstrations
 
-from data_collection import agents
-from data_collection.agents.frames import PixelReplay
-from data_collection.agents.pixels import PixelEncoder, ResNet6, random_shift
-from data_collection.agents.replay import Trajectory
-from data_collection.agents.schedule import schedule
-from data_collection.agents.vrl3 import VRL3
-from data_collection.agents.vrl3_config import VRL3Config
-from sodp3d import checkpoint
-from sodp3d.errors import InputError
+from sodp3d.collection import agents
+from sodp3d.collection.agents.frames import PixelReplay
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.agents.pixels import PixelEncoder, ResNet6, random_shift
+from sodp3d.collection.agents.schedule import schedule
+from sodp3d.collection.agents.vrl3 import VRL3
+from sodp3d.collection.agents.vrl3_config import VRL3Config
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
 
 torch.set_num_threads(1)
 SIDE = 24  # the encoder takes any size

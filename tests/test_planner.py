@@ -10,7 +10,7 @@ import torch
 from torch.distributions import Normal
 from toy_planner import STATE, make_observation, make_planner
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.learning.ema import EMA, ema_decay
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import PlannerConfig

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sodp3d.data.pointcloud import BACKENDS, Converter, farthest_points, project, unproject
-from sodp3d.envs.camera import Camera, intrinsics
-from sodp3d.envs.config import CropConfig
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
+from sodp3d.vision.camera import Camera, intrinsics
+from sodp3d.vision.pointcloud import BACKENDS, Converter, CropConfig, farthest_points, project, unproject
 
 EVERYTHING = CropConfig((-np.inf,) * 3, (np.inf,) * 3)
 common = settings(max_examples=40, deadline=None, derandomize=True)
@@ -222,7 +221,7 @@ def test_many_frames_are_split_into_batches() -> None:
 
 
 def test_importing_loads_neither_torch_nor_open3d() -> None:
-    code = "import sys, sodp3d.data.pointcloud; sys.exit(bool({'torch', 'open3d', 'zarr'} & set(sys.modules)))"
+    code = "import sys, sodp3d.vision.pointcloud; sys.exit(bool({'torch', 'open3d', 'zarr'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

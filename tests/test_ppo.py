@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from toy_planner import make_observation, make_planner
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.learning.ppo import (
     CreditOptions,
     RunningScale,

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_collection.agents.pixels import PixelEncoder
-from data_collection.image_folder import ImageFolder, centre, list_images, random_crop
-from data_collection.pretrain_encoder import main as command
-from sodp3d import checkpoint
-from sodp3d.files import PROJECT, read_json
+from sodp3d.collection.agents.pixels import PixelEncoder
+from sodp3d.collection.image_folder import ImageFolder, centre, list_images, random_crop
+from sodp3d.collection.pretrain_encoder import main as command
+from sodp3d.core import checkpoint
+from sodp3d.core.files import read_json
+from sodp3d.core.paths import CHECKOUT
 
 torch.set_num_threads(1)
 OPTIONS = [
@@ -55,7 +56,7 @@ def test_it_learns_and_continues_after_a_kill_as_if_never_stopped(
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     run(monkeypatch, *arguments(images, straight, f"run_dir={straight}"))
     assert read_json(straight / "result.json")["accuracy"] > 0.9
-    script = [sys.executable, str(PROJECT / "data_collection" / "pretrain_encoder.py")]
+    script = [sys.executable, str(CHECKOUT / "data_collection" / "pretrain_encoder.py")]
     options = arguments(images, broken, f"run_dir={broken}")
     with subprocess.Popen([*script, *options], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and checkpoint.steps(broken / "checkpoints")[-1:] < [3]:

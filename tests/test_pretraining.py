@@ -7,12 +7,12 @@ import pytest
 import torch
 from toy_planner import STATE, make_observation, make_planner
 
-from sodp3d.cli import compose
-from sodp3d.errors import InputError
+from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run
+from sodp3d.learning.lookup import find_planner, label
 from sodp3d.learning.pretrain import check_acceleration
 from sodp3d.models.convolution import Convolution
-from sodp3d.run import Run
-from sodp3d.setup import find_planner, label
 
 
 def test_bfloat16_gives_nearly_the_same_loss_and_gradients() -> None:

@@ -20,7 +20,7 @@ from toy_workers import Counter, assert_errors_are_told  # noqa: E402
 from sodp3d.data.conversion import convert_store  # noqa: E402
 from sodp3d.data.merge import merge  # noqa: E402
 from sodp3d.data.store import EpisodeStore  # noqa: E402
-from sodp3d.workers import WorkerDiedError, make_workers  # noqa: E402
+from sodp3d.parallel import WorkerDiedError, make_workers  # noqa: E402
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_collection import demos
-from data_collection.environments import Finished
-from data_collection.record import Recording, save
-from sodp3d.cli import compose
+from sodp3d.collection import demos
+from sodp3d.collection.environments import Finished
+from sodp3d.collection.record import Kept, save
+from sodp3d.core.cli import compose
 from sodp3d.envs.config import EnvConfig
 
 ENV = EnvConfig.from_config(compose("collect", ["agent=vrl3"])["env"])
@@ -25,7 +25,7 @@ def finished(seed: int) -> Finished:
 def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_were_made(tmp_path: Path) -> None:
     episodes = [finished(seed) for seed in (5, 6)]
     config = {"agent": {"name": "vrl3"}, "demos": "/some/where/door-expert-v0", "demo_episodes": 25, "seed": 3}
-    save(tmp_path / "mine", ENV, Recording(episodes, attempts=7, steps=1234, config=config))
+    save(tmp_path / "mine", ENV, Kept(episodes, attempts=7, steps=1234, config=config))
     loaded = demos.load(ENV, str(tmp_path / "mine"), (39, 28), 25, 25)
     assert len(loaded.trajectories) == 2
     for trajectory, episode in zip(loaded.trajectories, episodes, strict=True):

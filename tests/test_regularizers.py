@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from toy_planner import make_observation, make_planner
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner

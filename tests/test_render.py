@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from toy_env import config, slider_env
 
-from sodp3d.data.pointcloud import unproject
-from sodp3d.envs import EnvConfig, RobotEnv, expand, gl, make
-from sodp3d.envs.render import Renderer
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
+from sodp3d.envs import EnvConfig, RobotEnv, expand, gl, make_env
+from sodp3d.vision.pointcloud import unproject
+from sodp3d.vision.renderer import Renderer
 
 TESTS = Path(__file__).parent
 ADROIT = ("adroit_hammer", "adroit_door", "adroit_pen")
@@ -44,7 +44,7 @@ def inside_crop(depth: np.ndarray, env: RobotEnv) -> np.ndarray:
 
 @pytest.mark.parametrize("task", benchmark_tasks(), ids=lambda task: task.name)
 def test_ray_casting_agrees_with_opengl_inside_the_crop(task: EnvConfig, opengl: str) -> None:
-    env = make(task, opengl)
+    env = make_env(task, opengl)
     camera = task.camera
     rays = Renderer(env.model, "raycast", env.task.visible_sites)
     env.action_space.seed(0)
@@ -63,11 +63,11 @@ def test_environments_of_one_process_do_not_disturb_each_other(opengl: str) -> N
     """Two tasks and two environments of one task, drawn in turn, against one alone in its own process."""
     cases = [("adroit_door", 0), ("adroit_pen", 1), ("adroit_door", 2), ("adroit_hammer", 3)]
     program = (
-        "import sys, hashlib\nfrom toy_env import config\nfrom sodp3d.envs import make\n"
-        f"env = make(config(sys.argv[1]), {opengl!r})\nenv.reset(seed=int(sys.argv[2]))\n"
+        "import sys, hashlib\nfrom toy_env import config\nfrom sodp3d.envs import make_env\n"
+        f"env = make_env(config(sys.argv[1]), {opengl!r})\nenv.reset(seed=int(sys.argv[2]))\n"
         "sys.stdout.write(hashlib.sha256(env.render_depth().tobytes() + env.render_rgb().tobytes()).hexdigest())"
     )
-    environments = [make(config(name), opengl) for name, _ in cases]
+    environments = [make_env(config(name), opengl) for name, _ in cases]
     for env, (_, seed) in zip(environments, cases, strict=True):
         env.reset(seed=seed)
     together = []
@@ -79,7 +79,7 @@ def test_environments_of_one_process_do_not_disturb_each_other(opengl: str) -> N
     command = [sys.executable, "-c", program, name, str(seed)]
     alone = subprocess.run(command, capture_output=True, text=True, cwd=TESTS)
     assert alone.stdout == digest, alone.stderr
-    again = make(config("adroit_door"), opengl)  # drawn last, after all others
+    again = make_env(config("adroit_door"), opengl)  # drawn last, after all others
     again.reset(seed=0)
     np.testing.assert_array_equal(again.render_depth(), environments[0].render_depth())
 
@@ -87,7 +87,7 @@ def test_environments_of_one_process_do_not_disturb_each_other(opengl: str) -> N
 @pytest.mark.parametrize("name", ["adroit_door", "metaworld"])
 def test_a_stored_state_is_drawn_again_exactly(name: str, opengl: str) -> None:
     for backend in (opengl, "raycast"):
-        env, other = make(config(name), backend), make(config(name), backend)
+        env, other = make_env(config(name), backend), make_env(config(name), backend)
         env.reset(seed=0)
         for _ in range(3):
             env.step(env.action_space.sample())
@@ -97,7 +97,7 @@ def test_a_stored_state_is_drawn_again_exactly(name: str, opengl: str) -> None:
 
 def test_drawing_changes_nothing(opengl: str) -> None:
     for backend in (opengl, "raycast"):
-        env = make(config("metaworld"), backend)
+        env = make_env(config("metaworld"), backend)
         env.reset(seed=0)
         boxes, groups, state = env.model.geom_aabb.copy(), env.model.site_group.copy(), env.get_state()
         env.render_depth()
@@ -108,19 +108,19 @@ def test_drawing_changes_nothing(opengl: str) -> None:
 
 
 def test_colour_images_of_any_size(opengl: str) -> None:
-    env = make(config("adroit_door"), opengl, render_mode="rgb_array")
+    env = make_env(config("adroit_door"), opengl, render_mode="rgb_array")
     env.reset(seed=0)
     frame = env.render()
     assert frame is not None and frame.shape == (256, 256, 3) and frame.std() > 20
     large = env.render_rgb(600, 800)  # larger than the frame buffer made at first
     assert large.shape == (600, 800, 3) and large[:, 700:].std() > 5
-    assert make(config("adroit_door"), opengl).render() is None
+    assert make_env(config("adroit_door"), opengl).render() is None
 
 
 def test_ray_casting_needs_no_opengl() -> None:
     program = (
-        "import sys\nfrom toy_env import config\nfrom sodp3d.envs import make\n"
-        "env = make(config('adroit_door'), 'raycast')\nenv.reset(seed=0)\nenv.render_depth()\nenv.render_rgb()\n"
+        "import sys\nfrom toy_env import config\nfrom sodp3d.envs import make_env\n"
+        "env = make_env(config('adroit_door'), 'raycast')\nenv.reset(seed=0)\nenv.render_depth()\nenv.render_rgb()\n"
         "sys.stdout.write(env.renderer_name + str('OpenGL' in sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=TESTS)
@@ -141,7 +141,7 @@ def test_renderers_stay_in_their_process() -> None:
 
 
 def test_contexts_do_not_survive_fork(opengl: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = make(config("adroit_door"), opengl)
+    env = make_env(config("adroit_door"), opengl)
     env.reset(seed=0)
     env.render_depth()
     monkeypatch.setattr(os, "getpid", lambda: -1)
@@ -198,7 +198,7 @@ def test_auto_takes_the_first_that_works_and_says_so(
 
 def test_a_backend_that_does_not_work_says_what_to_install() -> None:
     program = (
-        "import sys\nfrom sodp3d.envs import gl\nfrom sodp3d.errors import InputError\n"
+        "import sys\nfrom sodp3d.envs import gl\nfrom sodp3d.core.errors import InputError\n"
         "sys.stdout.write(str(gl.probe('egl').failure))\n"
         "try: gl.choose('egl')\nexcept InputError as error: sys.stdout.write(str(error))\n"
     )

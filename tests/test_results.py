@@ -15,17 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
-from sodp3d import checkpoint
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.evaluate import Evaluation
 from sodp3d.results.__main__ import main, make_results, make_tables
 from sodp3d.results.groups import distinguishing, estimate, estimate_top5, group_runs
 from sodp3d.results.scan import Score, portable, scan, seconds, shown
 from sodp3d.results.tables import Record, evaluation_table, settings_table, table8, table9
 from sodp3d.results.write import markdown
-from sodp3d.run import Run
+from sodp3d.rollouts.evaluate import Evaluation
 
 TASKS = ("adroit_hammer", "adroit_door", "adroit_pen")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from toy_env import config
 
-from sodp3d.envs import RobotEnv, adroit, make, score_states
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
+from sodp3d.envs import RobotEnv, adroit, make_env, score_states
 
 
 def hammer_distance(env: RobotEnv) -> float:
@@ -19,7 +19,7 @@ def pen_distance(env: RobotEnv) -> float:
 def test_reward_reads_the_right_places_of_the_state() -> None:
     """The quantities in the state vector equal those that the simulator has, after random steps."""
     for name, joints in (("hammer", 2), ("door", 4), ("pen", 0)):
-        env = make(config(f"adroit_{name}"), "raycast")
+        env = make_env(config(f"adroit_{name}"), "raycast")
         env.reset(seed=0)
         if name == "hammer":  # drive the nail in, or its distance never changes
             env.data.joint("nail_dir").qpos[0] = 0.05
@@ -82,7 +82,7 @@ def test_vrl3_rewards(task: str, state: np.ndarray, reward: float, goal: bool) -
 
 
 def test_goal_placed_by_hand_succeeds() -> None:
-    hammer, door = make(config("adroit_hammer"), "raycast"), make(config("adroit_door"), "raycast")
+    hammer, door = make_env(config("adroit_hammer"), "raycast"), make_env(config("adroit_door"), "raycast")
     hammer.reset(seed=0)
     door.reset(seed=0)
     hammer.data.joint("nail_dir").qpos[0] = 0.09
@@ -93,7 +93,7 @@ def test_goal_placed_by_hand_succeeds() -> None:
 
 
 def test_a_dropped_pen_ends_the_episode() -> None:
-    env = make(config("adroit_pen"), "raycast")
+    env = make_env(config("adroit_pen"), "raycast")
     env.reset(seed=0)
     env.data.joint("OBJTx").qpos[0] = 0.3  # the pen's body points its x axis down
     terminated, truncated = env.step(np.zeros(24))[2:4]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sodp3d.errors import InputError
-from sodp3d.run import Run, is_finished, newest_finished, open_run, seconds_spent
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run, is_finished, newest_finished, open_run, seconds_spent
 
 CONFIG = {"seed": 1, "pretrain": {"steps": 10}}
 
@@ -70,7 +70,7 @@ def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(tmp_path: Path)
 
 def test_wall_time_adds_up_over_the_processes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("sodp3d.run.time.monotonic", lambda: now)
+    monkeypatch.setattr("sodp3d.core.run.time.monotonic", lambda: now)
     assert seconds_spent(tmp_path) is None
     with Run(tmp_path, CONFIG):
         now += 7

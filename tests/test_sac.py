@@ -9,16 +9,17 @@ import torch
 import yaml
 from toy_collection import Point
 
-from data_collection import agents
-from data_collection.agents.replay import Trajectory
-from data_collection.agents.sac import SAC, SACConfig
-from sodp3d import checkpoint, envs
-from sodp3d.errors import InputError
-from sodp3d.files import PROJECT
+from sodp3d import envs
+from sodp3d.collection import agents
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.agents.sac import SAC, SACConfig
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CHECKOUT
 
 torch.set_num_threads(1)
 SMALL = SACConfig(hidden=16, layers=2, batch_size=16, replay_size=40, random_steps=10)
-SETTINGS = yaml.safe_load((PROJECT / "configs/env/metaworld.yaml").read_text()) | {"name": "metaworld_reach"}
+SETTINGS = yaml.safe_load((CHECKOUT / "configs/env/metaworld.yaml").read_text()) | {"name": "metaworld_reach"}
 REACH = envs.EnvConfig.from_config(SETTINGS | {"episode_steps": 60})
 
 
@@ -133,7 +134,7 @@ def test_settings_are_checked() -> None:
 
 def test_scripted_expert_solves_reach() -> None:
     agent = agents.build({"name": "scripted", "policy": "expert", "noise": 0.05}, REACH, 39, 4, seed=0)
-    environment = envs.make(REACH, renderer="raycast")
+    environment = envs.make_env(REACH, renderer="raycast")
     observation, _ = environment.reset(seed=3)
     over, info = False, {}
     while not over:

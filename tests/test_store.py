@@ -16,15 +16,15 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_store, metadata
 
+from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import plain
 from sodp3d.data import arrays
 from sodp3d.data.dataset import data_hash, select_episodes
-from sodp3d.data.extract import extract
-from sodp3d.data.extract import main as extract_command
 from sodp3d.data.merge import merge
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
-from sodp3d.envs.config import CropConfig
-from sodp3d.errors import InputError
-from sodp3d.files import plain
+from sodp3d.tools.extract import extract
+from sodp3d.tools.extract import main as extract_command
+from sodp3d.vision.pointcloud import CropConfig
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from toy_planner import STATE
 
-from sodp3d.cli import compose
+from sodp3d.core.cli import compose
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.regularizers import REGULARIZERS
 from sodp3d.learning.tuning import Finetuning

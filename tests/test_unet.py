@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.models.convolution import Convolution, GroupNorm
 from sodp3d.models.unet import UNETS, UNet1d, UNetConfig
 

@@ -18,7 +18,7 @@ from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.store import EpisodeStore
-from sodp3d.view import main, write_view
+from sodp3d.tools.view import main, write_view
 
 CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
@@ -88,7 +88,7 @@ def test_is_self_contained(folder: Path) -> None:
 
 def test_size_stays_near_15_megabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_store(tmp_path / "episodes.zarr", range(30), length=9)
-    monkeypatch.setattr("sodp3d.view._BYTES", 30_000)
+    monkeypatch.setattr("sodp3d.tools.view._BYTES", 30_000)
     data = page_data(write_view(tmp_path))
     assert len(data["episodes"]) == 10
     assert [shown["index"] for shown in data["episodes"]][::9] == [0, 29]

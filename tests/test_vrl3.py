@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_collection import Point, demonstrations
 
-from data_collection import agents
-from data_collection.agents.networks import StateScaler, TwinCritic, noisy_action
-from data_collection.agents.replay import Replay, Trajectory, n_step_rows
-from data_collection.agents.vrl3 import VRL3, safe_q
-from data_collection.agents.vrl3_config import VRL3Config
-from sodp3d import checkpoint
-from sodp3d.errors import InputError
+from sodp3d.collection import agents
+from sodp3d.collection.agents.memory import Replay, Trajectory, n_step_rows
+from sodp3d.collection.agents.networks import StateScaler, TwinCritic, noisy_action
+from sodp3d.collection.agents.vrl3 import VRL3, safe_q
+from sodp3d.collection.agents.vrl3_config import VRL3Config
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
 
 torch.set_num_threads(1)
 SMALL = VRL3Config(

@@ -12,15 +12,15 @@ from toy_planner import make_planner
 from toy_slider import EPISODES, SliderChunks, assert_same, collect, make_slider
 from toy_workers import Counter, MortalMaker, assert_errors_are_told
 
-from data_collection.agents.scripted import Scripted
-from data_collection.waves import Waves
-from sodp3d import rollout
+from sodp3d.collection.agents.scripted import Scripted
+from sodp3d.collection.waves import Waves
+from sodp3d.core.errors import InputError
+from sodp3d.core.seeds import COLLECTION, episode_seed
 from sodp3d.data.derived import in_order
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
 from sodp3d.models.planner import ChainOptions, PlannerConfig
-from sodp3d.seeds import COLLECTION, episode_seed
-from sodp3d.workers import ATTEMPTS, Answer, WorkerDiedError, Workers, make_workers
+from sodp3d.parallel import ATTEMPTS, Answer, WorkerDiedError, Workers, make_workers
+from sodp3d.rollouts import rollout
 
 torch.set_num_threads(1)
 
@@ -152,6 +152,6 @@ def test_anything_else_than_a_number_or_ray_is_refused(value: object) -> None:
 
 def test_ray_is_asked_for_but_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "sodp3d.ray_workers", raising=False)
+    monkeypatch.delitem(sys.modules, "sodp3d.parallel.ray", raising=False)
     with pytest.raises(InputError, match=r"workers: ray:2 needs Ray.*pip install sodp3d\[scale\]"):
         make_workers("ray:2", Counter, (0,), at_most=2)

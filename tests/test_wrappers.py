@@ -9,10 +9,10 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from toy_env import config, slider_env
 
-from sodp3d.envs import RobotEnv, make
-from sodp3d.envs.group import EnvironmentGroup
+from sodp3d.core.errors import InputError
+from sodp3d.envs import RobotEnv, make_env
 from sodp3d.envs.wrappers import ChunkedEnv
-from sodp3d.errors import InputError
+from sodp3d.rollouts.group import EnvironmentGroup
 
 
 def count_draws(env: RobotEnv, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -86,7 +86,7 @@ def test_a_group_converts_the_frames_of_all_its_environments_at_once(backend: st
     group = EnvironmentGroup(
         config("adroit_door", "env.points=64", "env.episode_steps=4"), "pointcloud", "raycast", backend
     )
-    alone = [ChunkedEnv(make(group._config, "raycast"), "pointcloud", "open3d") for _ in range(2)]
+    alone = [ChunkedEnv(make_env(group._config, "raycast"), "pointcloud", "open3d") for _ in range(2)]
     seen, starts = group.reset([3, 4]), [env.reset(seed=seed)[0] for env, seed in zip(alone, (3, 4), strict=True)]
     plans = np.random.default_rng(0).uniform(-1, 1, (2, 2, 3, 28)).astype(np.float32)
     for step in range(3):
@@ -104,7 +104,7 @@ def same(first: dict, second: dict) -> bool:
 
 
 def make_chunks(name: str) -> gymnasium.Env:
-    return ChunkedEnv(make(config(name)), "image")
+    return ChunkedEnv(make_env(config(name)), "image")
 
 
 def test_vector_environments_give_the_same_episodes_in_workers() -> None:

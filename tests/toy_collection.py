@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from data_collection.agents.replay import Trajectory
-from data_collection.environments import Finished
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.environments import Finished
 from sodp3d.data.schema import step_specification
 
 STEPS = 12
@@ -47,7 +47,7 @@ class Point:
 
 
 class ToyWorkers:
-    """Has the methods of sodp3d.workers.Workers that collection uses; `fail_at` makes the n-th step raise."""
+    """Has the methods of sodp3d.parallel.Workers that collection uses; `fail_at` makes the n-th step raise."""
 
     def __init__(self, workers: int = 2, fail_at: int | None = None) -> None:
         self.fail_at, self.step_calls = fail_at, 0

@@ -9,15 +9,16 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from sodp3d.core.paths import CHECKOUT
 from sodp3d.envs.base import RobotEnv
-from sodp3d.envs.config import CameraConfig, EnvConfig
-from sodp3d.files import PROJECT
+from sodp3d.envs.config import EnvConfig
+from sodp3d.vision.camera import CameraConfig
 
 
 @functools.cache
 def config(name: str, *overrides: str) -> EnvConfig:
     """configs/env/<name>.yaml with overrides such as `env.task=push`."""
-    with initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+    with initialize_config_dir(str(CHECKOUT / "configs"), version_base="1.3"):
         composed = compose(f"env/{name}", list(overrides))
     return EnvConfig.from_config(OmegaConf.to_container(composed.env, resolve=True))
 

@@ -8,11 +8,11 @@ import mujoco
 import numpy as np
 from toy_env import Slider, slider_env
 
-from data_collection.environments import CollectionGroup
+from sodp3d.collection.environments import CollectionGroup
 from sodp3d.envs.base import RobotEnv
-from sodp3d.envs.config import CropConfig
-from sodp3d.envs.group import EnvironmentGroup, Observation
 from sodp3d.envs.wrappers import ChunkedEnv
+from sodp3d.rollouts.group import EnvironmentGroup, Observation
+from sodp3d.vision.pointcloud import CropConfig
 
 STEPS = 8
 EPISODES = 12
@@ -70,11 +70,11 @@ class Policy:
 
 def collect(folder: Path, workers: Any, at_call: Callable[[int], None] = lambda number: None) -> Path:
     """What the command does, as far as workers go; returns the store."""
-    from data_collection.agents.scripted import Scripted
-    from data_collection.collect import open_store
-    from data_collection.collection import Collection, Schedule
-    from sodp3d.run import Run
-    from sodp3d.workers import make_workers
+    from sodp3d.collection.agents.scripted import Scripted
+    from sodp3d.collection.collect import open_store
+    from sodp3d.collection.loop import Collection, Schedule
+    from sodp3d.core.run import Run
+    from sodp3d.parallel import make_workers
 
     schedule = Schedule(
         steps=STEPS * EPISODES, environments=AT_ONCE, seed=3, checkpoint_every=10**6, evaluate_every=0,

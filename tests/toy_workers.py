@@ -5,8 +5,8 @@ import signal
 
 import numpy as np
 
-from sodp3d.errors import InputError
-from sodp3d.workers import WorkerError, Workers
+from sodp3d.core.errors import InputError
+from sodp3d.parallel import WorkerError, Workers
 
 
 class Counter:

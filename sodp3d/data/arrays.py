@@ -12,15 +12,16 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import PARTIAL, replace_file, write_json
+from sodp3d.core.mappings import plain
 from sodp3d.data.integrity import check_header, chunk_fault, read_object
 from sodp3d.data.schema import METADATA, SCHEMA_VERSION, Field, Specification
-from sodp3d.errors import InputError
-from sodp3d.files import PARTIAL, plain, replace_file, write_json
 
 _CHUNK_BYTES, _CHUNK_STEPS = 1_500_000, 1000  # large chunks: zarr 3 pays about a millisecond for each
 _ROWS_PER_COLUMN_CHUNK = 8192
 
-Arrays = dict[str, zarr.Array[Any]]
+ZarrArrays = dict[str, zarr.Array[Any]]
 
 
 class CorruptEpisode(InputError):  # noqa: N818
@@ -84,7 +85,7 @@ def remove_partial(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def open_arrays(path: Path, writable: bool) -> Arrays:
+def open_arrays(path: Path, writable: bool) -> ZarrArrays:
     """The arrays of a group's folder by name, their headers checked first. Raises InputError for foreign headers."""
     folders = sorted(header.parent for header in path.glob("*/.zarray"))
     for folder in folders:
@@ -137,7 +138,7 @@ def faulty_rows(path: Path, array: "zarr.Array[Any]", start: int, stop: int) -> 
         yield max(start, array.shape[0]), f"the array ends at row {array.shape[0]}"
 
 
-def cut(path: Path, arrays: Arrays, length: int) -> None:
+def cut(path: Path, arrays: ZarrArrays, length: int) -> None:
     """Shorten arrays that a killed writer left longer than `length` rows."""
     for name, array in arrays.items():
         if array.shape[0] < length:

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import differences, plain
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
-from sodp3d.data.pointcloud import Converter
-from sodp3d.data.schema import Field, differences
+from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs.camera import Camera
-from sodp3d.envs.config import CropConfig, EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.files import plain
-from sodp3d.workers import WorkerCount
+from sodp3d.envs.config import EnvConfig
+from sodp3d.parallel import WorkerCount
+from sodp3d.vision.camera import Camera
+from sodp3d.vision.pointcloud import Converter, CropConfig
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _WARN_SHARE = 0.01  # of frames with fewer than N points
 
 
@@ -86,7 +86,7 @@ def _finish(store: EpisodeStore, output: str, points: int) -> dict[str, Any]:
     }
     record_statistics(store, output, statistics)
     if statistics["below_points"] > _WARN_SHARE:
-        _log.warning(
+        log.warning(
             "%s: %.1f %% of the frames keep fewer than env.points=%d points inside env.crop (fewest %d); their points "
             "are repeated. Widen env.crop, raise the camera's resolution, or lower env.points.",
             store.path,

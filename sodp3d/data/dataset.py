@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.schema import QUALITIES
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 _SUCCESS = ("success_final", "success_count", "success_any")
 
 
@@ -180,7 +180,7 @@ def _gather(
 
 def _check_memory(needed: Mapping[str, int], limit: int) -> None:
     total = sum(needed.values())
-    _log.info("loading %.2f GB of windows", total / 1e9)
+    log.info("loading %.2f GB of windows", total / 1e9)
     if total > limit:
         largest = max(needed, key=lambda key: needed[key])
         raise InputError(

@@ -12,21 +12,21 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
-from sodp3d.workers import WorkerCount, make_workers
+from sodp3d.parallel import WorkerCount, make_workers
 
-_log = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-Arrays = tuple[NDArray[Any], ...]
+EpisodeValues = tuple[NDArray[Any], ...]
 Progress = Callable[[int, int], None]  # (episodes done, episodes in all)
 
 
 class EpisodeMaker(Protocol):
     """What a worker holds: makes one episode's arrays (T, ...) from its index."""
 
-    def make(self, index: int) -> Arrays:
+    def make(self, index: int) -> EpisodeValues:
         """The arrays of episode `index`."""
 
 
@@ -74,7 +74,7 @@ def derive(store: EpisodeStore, derivation: Derivation, workers: WorkerCount, pr
 
 def in_order(
     factory: Callable[..., EpisodeMaker], arguments: tuple[Any, ...], indices: range, workers: WorkerCount
-) -> Generator[Arrays, None, None]:
+) -> Generator[EpisodeValues, None, None]:
     """The made episodes in order. Each worker has one episode in work while its last one is written.
 
     The episode of a worker that died is made by a fresh one.
@@ -132,7 +132,7 @@ def _may_start_over(store: EpisodeStore, derivation: Derivation, state: dict[str
             f"second array."
         )
     if differing and state["episodes"]:
-        _log.warning("%s: an unfinished conversion with another %s starts over", store.path, differing[0])
+        log.warning("%s: an unfinished conversion with another %s starts over", store.path, differing[0])
     return bool(differing) or state["episodes"] == 0
 
 

@@ -9,8 +9,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from sodp3d.errors import InputError
-from sodp3d.files import read_json
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json
 
 
 def read_object(path: Path) -> dict[str, Any]:

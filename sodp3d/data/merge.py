@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.schema import check_identity, check_same_specification
 from sodp3d.data.store import EpisodeStore
-from sodp3d.errors import InputError
 
 
 class Source(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 
 _CONSTANT = 1e-4  # a narrower range is a constant channel: shifted to 0, not blown up (DP3)
 

@@ -1,14 +1,13 @@
 """What a store holds: keys, shapes, types, and what must stay the same for as long as it grows."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sodp3d.errors import InputError
-from sodp3d.files import plain
+from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import differences, plain
 
 SCHEMA_VERSION = 1
 REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
@@ -145,29 +144,6 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     for key, value in metadata.items():
         if not np.isscalar(value) or isinstance(value, str) or not np.isfinite(value):
             raise InputError(f"episode metadata.{key}: expected a finite number, got {value!r}.")
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a tree of mappings by their dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
-def differences(expected: Any, found: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted name, expected, found) of every value in which two JSON trees differ; floats up to rounding."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for key in sorted(expected.keys() | found.keys()):
-            yield from differences(expected.get(key), found.get(key), f"{where}.{key}")
-    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        for index, (one, other) in enumerate(zip(expected, found, strict=True)):
-            yield from differences(one, other, f"{where}[{index}]")
-    elif isinstance(expected, float) and isinstance(found, int | float):
-        if not math.isclose(expected, found, rel_tol=1e-6, abs_tol=1e-9):
-            yield where, expected, found
-    elif expected != found:
-        yield where, expected, found
 
 
 def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:

@@ -22,6 +22,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import Lock, disk_errors, write_json
+from sodp3d.core.mappings import plain
 from sodp3d.data import arrays
 from sodp3d.data.arrays import CorruptEpisode
 from sodp3d.data.integrity import read_object
@@ -39,8 +42,6 @@ from sodp3d.data.schema import (
     read_specification,
 )
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.files import Lock, disk_errors, plain, write_json
 
 __all__ = ["CorruptEpisode", "EpisodeStore"]
 
@@ -55,7 +56,7 @@ class EpisodeStore:
         self.attributes: dict[str, Any] = read_object(path / ".zattrs")
         self.specification: Specification = read_specification(self.attributes, str(path))
         self.episode_ends: NDArray[np.int64]  # (E,) rows after the last step of each committed episode
-        self._arrays: arrays.Arrays
+        self._arrays: arrays.ZarrArrays
         self._metadata: dict[str, NDArray[Any]]
         self._load()
 

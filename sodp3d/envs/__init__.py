@@ -5,23 +5,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.envs.base import RobotEnv
 from sodp3d.envs.config import EnvConfig, expand
-from sodp3d.errors import InputError
 
-__all__ = ["EnvConfig", "RobotEnv", "expand", "make", "score_states"]
+__all__ = ["EnvConfig", "RobotEnv", "expand", "make_env", "score_states"]
 
 FAMILIES = ("adroit", "metaworld")
 
 
-def make(config: EnvConfig, renderer: str = "auto", render_mode: str | None = None) -> RobotEnv:
-    """The environment of a single-task config. For vector environments pass `functools.partial(make, config)`.
+def make_env(config: EnvConfig, renderer: str = "auto", render_mode: str | None = None) -> RobotEnv:
+    """The environment of a single-task config. For vector environments pass `functools.partial(make_env, config)`.
 
     renderer: auto | egl | osmesa | raycast. Raises InputError on an unknown family, task, camera or renderer, or a set.
     """
     if config.tasks:
         raise InputError(
-            f"env={config.name} is a set of {len(config.tasks)} tasks: make each config of expand(config)."
+            f"env={config.name} is a set of {len(config.tasks)} tasks: make_env each config of expand(config)."
         )
     if config.family == "adroit":
         from sodp3d.envs.adroit import Adroit

@@ -19,9 +19,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.envs.base import with_camera
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
 
 _CLASSES = {"hammer": "AdroitHandHammerEnv", "door": "AdroitHandDoorEnv", "pen": "AdroitHandPenEnv"}
 TASKS = tuple(_CLASSES)

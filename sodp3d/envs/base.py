@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from sodp3d.envs import gl
-from sodp3d.envs.camera import Camera, mujoco_camera
-from sodp3d.envs.config import CameraConfig, EnvConfig
-from sodp3d.envs.render import Renderer
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
+from sodp3d.envs.config import EnvConfig
+from sodp3d.vision import gl
+from sodp3d.vision.camera import Camera, CameraConfig, mujoco_camera
+from sodp3d.vision.renderer import Renderer
 
 Observation = dict[str, NDArray[np.float32]]
 

@@ -11,9 +11,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.envs.base import with_camera
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
 
 _FINGER_SITES = ("rightEndEffector", "leftEndEffector")
 # There is no published count metric; DP3 keeps demonstrations with at least 5 successful steps.

@@ -11,8 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.envs.base import RobotEnv
-from sodp3d.errors import InputError
 
 ChunkObservation = dict[str, NDArray[Any]]
 _KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image", "depth": "depth"}
@@ -20,7 +20,7 @@ _KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image", "depth
 
 def cloud_converter(environment: RobotEnv, backend: str, device: str = "cpu") -> Any:
     """From this environment's depth frames to its task's clouds; backend and device as `Converter` has them."""
-    from sodp3d.data.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
+    from sodp3d.vision.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
 
     config = environment.config
     return Converter(environment.camera_parameters(), config.crop, config.points, backend, device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 
 CHAIN_KEYS = ("latents", "log_prob", "reward")
 

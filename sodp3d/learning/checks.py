@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 
 COUNTS = (
     *("episodes", "episodes_per_iteration", "updates_per_episode", "batch_size", "initial_proficient"),

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from sodp3d import checkpoint
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run
+from sodp3d.core.seeds import FINETUNING, episode_seed
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.evaluate import evaluate, sentence
 from sodp3d.learning.buffers import EpisodeRecord, TargetBuffer
 from sodp3d.learning.tuning import Finetuning
+from sodp3d.models.loading import load_planner_and_state, planner_state, require_same_task
 from sodp3d.models.planner import Planner
-from sodp3d.rollout import Episode, Rollouts
-from sodp3d.run import Run
-from sodp3d.seeds import FINETUNING, episode_seed
-from sodp3d.setup import load_planner_and_state, planner_state, require_same_task
+from sodp3d.rollouts.evaluate import evaluate, sentence
+from sodp3d.rollouts.rollout import Episode, Rollouts
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 
 CREDITS = ("chunk", "return_to_go", "gae")
 BASELINES = ("none", "mean", "time", "value")

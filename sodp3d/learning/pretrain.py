@@ -9,19 +9,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sodp3d import checkpoint
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run
 from sodp3d.data.conversion import require_same_clouds
 from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.evaluate import evaluate
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
+from sodp3d.learning.lookup import open_stores
 from sodp3d.models.encoders import SENSOR_KEYS
+from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner, PlannerConfig
-from sodp3d.rollout import Rollouts
-from sodp3d.run import Run
-from sodp3d.setup import open_stores, planner_state
+from sodp3d.rollouts.evaluate import evaluate
+from sodp3d.rollouts.rollout import Rollouts
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16")

@@ -8,28 +8,27 @@ from typing import Any
 
 import torch
 
-from sodp3d.cli import root
-from sodp3d.envs.config import EnvConfig
-from sodp3d.errors import InputError
-from sodp3d.evaluate import evaluate, sentence
+from sodp3d.core.cli import command
+from sodp3d.core.device import prepare_torch
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import root
+from sodp3d.core.run import Run, open_run
+from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.learning.checks import check_evaluation, check_finetuning
 from sodp3d.learning.finetune import finetune
-from sodp3d.learning.pretrain import pretrain
-from sodp3d.plot import plot_run
-from sodp3d.run import Run, open_run
-from sodp3d.setup import (
+from sodp3d.learning.lookup import (
     as_planner_was_trained,
     find_planner,
     label,
-    load_planner_and_state,
     make_rollouts,
-    prepare_torch,
-    require_same_task,
-    task_configs,
     with_renderer_of_data,
     with_sampler,
 )
-from sodp3d.video import write_rollout_videos
+from sodp3d.learning.pretrain import pretrain
+from sodp3d.models.loading import load_planner_and_state, require_same_task
+from sodp3d.rollouts.evaluate import evaluate, sentence
+from sodp3d.tools.plot import plot_run
+from sodp3d.tools.video import write_rollout_videos
 
 log = logging.getLogger(__name__)
 SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode", "method", "model", "evaluation")
@@ -118,3 +117,9 @@ STAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "finetune": run_finetune,
     "eval": run_eval,
 }
+
+
+@command("train")
+def main(config: dict[str, Any]) -> None:
+    """Run the stage that `mode=` names."""
+    STAGES[config["mode"]](config)

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sodp3d import checkpoint
+from sodp3d.core import checkpoint
+from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
-from sodp3d.evaluate import Evaluation
 from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
 from sodp3d.learning.checks import check_finetuning, require_finite
 from sodp3d.learning.ppo import (
@@ -27,8 +27,8 @@ from sodp3d.learning.ppo import (
 from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
-from sodp3d.rollout import Episode
-from sodp3d.run import Run
+from sodp3d.rollouts.evaluate import Evaluation
+from sodp3d.rollouts.rollout import Episode
 
 log = logging.getLogger(__name__)
 COUNTERS = ("episodes", "rolled_out", "environment_steps", "before", "best", "scores", "slowed")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 
 PREDICTIONS = ("epsilon", "sample")
 MAX_BETA = 0.999

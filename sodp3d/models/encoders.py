@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.models.pooling import SharedMaximum, maximum
 
 FEATURE_SIZE = 64

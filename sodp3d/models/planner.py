@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.normalizer import Normalizer
-from sodp3d.errors import InputError
 from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
 from sodp3d.models.encoders import FEATURE_SIZE, SENSOR_KEYS, ObservationEncoder
 from sodp3d.models.unet import UNETS, UNet1d

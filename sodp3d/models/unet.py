@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, mish
 
-from sodp3d.errors import InputError
+from sodp3d.core.errors import InputError
 from sodp3d.models.convolution import Convolution, GroupNorm
 
 GROUPS = 8

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sodp3d.cli import exit_status
-from sodp3d.errors import InputError
-from sodp3d.files import PROJECT
+from sodp3d.core.cli import exit_status
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import data_root, outputs_root, root
 from sodp3d.results.figures import draw_figures
 from sodp3d.results.groups import Group, group_runs
 from sodp3d.results.keep import keep_records
@@ -87,9 +87,9 @@ def _left_out(found: Scan, unreadable: Sequence[tuple[str, str]]) -> list[Record
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m sodp3d.results", description="Make all tables and figures again.")
-    default = [PROJECT / "outputs", PROJECT / "data"]
+    default = [outputs_root(), data_root()]
     parser.add_argument("folders", type=Path, nargs="*", help="where runs and stores are (default: outputs and data)")
-    parser.add_argument("--output", type=Path, default=PROJECT / "docs" / "results", help="default: docs/results")
+    parser.add_argument("--output", type=Path, default=root() / "docs" / "results", help="default: docs/results")
     parser.add_argument("--keep", type=Path, help="also write small records there, to make the tables from later")
     given = parser.parse_args(arguments)
 

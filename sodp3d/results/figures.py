@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sodp3d.plot import save_png
 from sodp3d.results.groups import DIRECT_BC, REGULARIZED, Group, sharing_a_planner
 from sodp3d.results.stores import StoreRecord
+from sodp3d.tools.plot import save_png
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
 _COLOURS = {

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from sodp3d.data.schema import flat
-from sodp3d.evaluate import wilson_interval
+from sodp3d.core.mappings import flat
 from sodp3d.results.scan import RunRecord, Score
+from sodp3d.rollouts.evaluate import wilson_interval
 
 PRETRAINED, DIRECT_BC = "pre-trained", "direct BC"
 REGULARIZED = {

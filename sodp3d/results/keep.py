@@ -11,12 +11,12 @@ from pathlib import Path
 
 import yaml
 
-from sodp3d import checkpoint
-from sodp3d.errors import InputError
-from sodp3d.files import read_json, write_json, write_text
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json, write_json, write_text
+from sodp3d.core.run import WALL_TIME
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
-from sodp3d.run import WALL_TIME
 
 CARD = "card.md"
 

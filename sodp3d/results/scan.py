@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from sodp3d import checkpoint
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json
+from sodp3d.core.run import is_finished, read_config, read_metrics, seconds_spent
 from sodp3d.envs.config import SUCCESS_METRICS
-from sodp3d.errors import InputError
-from sodp3d.files import read_json
-from sodp3d.run import is_finished, read_config, read_metrics, seconds_spent
 
 ROOTS = ("outputs", "data")
 STAGES = ("pretrain", "finetune", "eval")

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json
+from sodp3d.core.run import read_metrics
 from sodp3d.data.dataset import data_hash
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
-from sodp3d.errors import InputError
-from sodp3d.files import read_json
 from sodp3d.results.scan import STORE_RECORD, portable, provenance, seconds, shown
-from sodp3d.run import read_metrics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sodp3d.files import write_json, write_text
+from sodp3d.core.files import write_json, write_text
 from sodp3d.results.groups import Estimate
 from sodp3d.results.paper import TASKS
 from sodp3d.results.tables import Record

@@ -1,1 +1,0 @@
-"""Commands that make data: collect and convert."""

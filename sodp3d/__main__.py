@@ -1,0 +1,52 @@
+"""The `sodp3d` command: one verb for each thing to do, with the options of the scripts in a checkout."""
+
+import sys
+from importlib import import_module
+
+VERBS = {  # verb: (module with `main`, what it does); in the order in which they are used
+    "doctor": ("sodp3d.tools.doctor", "what is installed, which renderer draws and how fast, and what to fix"),
+    "collect": ("sodp3d.collection.collect", "let an agent learn, and keep its experience with depth images"),
+    "record": ("sodp3d.collection.record", "keep a trained agent's successes as demonstrations"),
+    "convert": ("sodp3d.collection.convert", "depth images to point clouds; draw RGB, or depth of another camera"),
+    "train": ("sodp3d.learning.stages", "mode=pretrain or mode=finetune: make a planner"),
+    "eval": ("sodp3d.learning.stages", "success rates of a planner on held-out episodes, and videos"),
+    "replay": ("sodp3d.tools.replay", "videos of a run's roll-outs, or of collected episodes"),
+    "card": ("sodp3d.tools.card", "what is in a data set, as Markdown"),
+    "view": ("sodp3d.tools.view", "look at a data set: one HTML page"),
+    "extract": ("sodp3d.tools.extract", "some episodes of a store as a store of their own"),
+    "merge": ("sodp3d.tools.merge", "stores that were collected apart, as one"),
+    "results": ("sodp3d.results.__main__", "tables and figures from run directories and stores"),
+    "summary": ("sodp3d.tools.summary", "where the newest run of each stage left what"),
+    "pretrain-encoder": ("sodp3d.collection.pretrain_encoder", "VRL3's stage 1: an image encoder from labelled images"),
+    "completion": ("sodp3d.tools.completion", "shell completion: how to switch it on"),
+}
+
+
+def usage() -> str:
+    """What `sodp3d --help` prints."""
+    lines = [f"  {verb:<17} {does}" for verb, (_, does) in VERBS.items()]
+    return "\n".join(
+        ["usage: sodp3d <verb> [options]", "", *lines, "", "sodp3d <verb> --help lists a verb's options.\n"]
+    )
+
+
+def main() -> None:
+    """Run the verb that the command line names."""
+    verb, *options = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help", "help"):
+        sys.stdout.write(usage())
+        return
+    if verb in ("-V", "--version", "version"):
+        from sodp3d import __version__
+
+        sys.stdout.write(f"sodp3d {__version__}\n")
+        return
+    if verb not in VERBS:
+        sys.stderr.write(f"error: sodp3d has no verb {verb!r}; it has {', '.join(VERBS)}.\n")
+        sys.exit(2)
+    sys.argv = [f"sodp3d {verb}", *(["mode=eval"] if verb == "eval" else []), *options]
+    sys.exit(import_module(VERBS[verb][0]).main())
+
+
+if __name__ == "__main__":
+    main()

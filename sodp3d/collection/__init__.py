@@ -1,0 +1,1 @@
+"""Agents that learn while their experience is kept, and what is made of it."""

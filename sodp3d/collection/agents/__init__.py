@@ -1,0 +1,76 @@
+"""Agents that learn while their experience is kept. A new one is a module here with `build`, and a YAML.
+
+Shape letters: E environments stepped together, Ds state size, Dp proprioception size, Da action size, H W image.
+"""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CONFIGS
+from sodp3d.envs.config import EnvConfig
+
+
+class Agent(Protocol):
+    """What the collection loop needs. All randomness is the agent's own, so that its `state` is everything."""
+
+    updates_per_step: float  # gradient steps per collected step
+    offline_left: int  # gradient steps still to be done before the first online step (stage 2)
+    needs_demonstrations: bool
+    image_size: int | None  # side in pixels of the RGB images it sees, beside proprioception; None: it sees the state
+
+    def demonstrate(self, trajectories: list[Trajectory]) -> None:
+        """Take in demonstrations; called once, on a fresh agent that needs them."""
+
+    def act(self, observations: Any, explore: bool) -> NDArray[np.float32]:
+        """What is seen of E environments -> actions (E, Da) in [-1, 1]; the policy's best guess unless `explore`.
+
+        observations: states (E, Ds) float32, or {"agent_pos": (E, Dp) float32, "image": (E, 3, H, W) uint8}.
+        """
+
+    def observe(self, trajectory: Trajectory) -> None:
+        """Take in one finished online episode."""
+
+    def update(self, count: int, offline: bool = False) -> dict[str, float]:
+        """Do `count` gradient steps; returns the means of their metrics ({} while there is nothing to learn from)."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that `load_state` needs to go on bit for bit: tensors for safetensors, and a JSON-able dict."""
+
+    def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Inverse of `state`. Raises InputError on another agent's, or one of other settings."""
+
+
+def names() -> list[str]:
+    """Agents that can be named by `agent.name`: each has a YAML file in configs/agent and its module here."""
+    return sorted(path.stem for path in (CONFIGS / "agent").glob("*.yaml"))
+
+
+def build(
+    settings: Mapping[str, Any],
+    env: EnvConfig,
+    state_size: int,
+    action_size: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    proprioception_size: int = 0,
+    fresh: bool = True,
+) -> Agent:
+    """The agent of a composed `agent` group. Raises InputError on unknown names and settings.
+
+    fresh: False where `load_state` follows: files that only a new agent starts from are not read.
+    """
+    settings = dict(settings)
+    name = settings.pop("name", None)
+    if name not in names():
+        raise InputError(f"agent.name: expected one of {', '.join(names())}, got {name!r}.")
+    module = import_module(f"sodp3d.collection.agents.{name}")
+    agent: Agent = module.build(settings, env, state_size, action_size, seed, device, proprioception_size, fresh)
+    return agent

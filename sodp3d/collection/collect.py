@@ -1,0 +1,157 @@
+"""Let an agent learn, and keep every step of its experience, with depth, in data/<env>/episodes.zarr.
+
+    python data_collection/collect.py env=adroit_door
+    python data_collection/collect.py env=metaworld env.task=reach
+
+The same command continues a stopped or killed collection, and does nothing once the asked number of steps is there.
+A set of tasks (env=mt10_paper) is collected task by task, each into its own store by its own agent.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sodp3d.collection import agents, demos
+from sodp3d.collection.environments import CollectionGroup
+from sodp3d.collection.loop import Collection, Schedule
+from sodp3d.collection.playback import watch
+from sodp3d.core.cli import command, compose
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import data_root
+from sodp3d.data.schema import QUALITIES
+from sodp3d.envs.config import EnvConfig
+
+if TYPE_CHECKING:
+    from sodp3d.collection.agents.memory import Trajectory
+    from sodp3d.parallel import Workers
+
+log = logging.getLogger(__name__)
+DEFAULT_AGENTS = {"adroit": "vrl3", "metaworld": "sac"}
+
+
+def with_default_agent(arguments: list[str]) -> list[str]:
+    """The command line, with the agent of the env's family where none is named."""
+    if any(argument.startswith("agent=") for argument in arguments):
+        return arguments
+    named = [argument for argument in arguments if argument.startswith("env=") and "," not in argument]
+    return [f"agent={DEFAULT_AGENTS[compose('collect', named)['env']['family']]}", *arguments]
+
+
+@command("collect", with_default_agent)
+def main(config: dict[str, Any]) -> None:
+    """Collect every task that `env=` names."""
+    from sodp3d.envs.config import task_configs
+
+    tasks = task_configs(config)
+    if config["data"] and len(tasks) > 1:
+        raise InputError(f"data: one folder cannot hold {len(tasks)} tasks; leave it out or choose a single task.")
+    for task in tasks:
+        if not collect(config, task):
+            log.info("%s: stopped; the same command continues", task.name)
+            return
+
+
+def schedule(config: Mapping[str, Any]) -> Schedule:
+    """The `collect` section as numbers.
+
+    Sub-optimal data is the first `fraction` of an agent's `agent_steps`, and only that is run. For the rest the agent
+    must run to its end, and then every step is kept: pretrain.quality chooses from it.
+    """
+    settings = dict(config["collect"])
+    fraction, total, quality = settings.pop("fraction"), settings.pop("agent_steps"), settings.pop("quality")
+    if not 0 < fraction <= 1:
+        raise InputError(f"collect.fraction: expected a share above 0, up to 1, got {fraction}.")
+    if quality not in QUALITIES:
+        raise InputError(f"collect.quality: expected one of {', '.join(QUALITIES)}, got {quality!r}.")
+    steps = round(total * fraction) if quality == "suboptimal" else total
+    return Schedule(steps=steps, seed=config["seed"], **settings)
+
+
+def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
+    """Collect one task. Returns whether it is complete. Raises InputError before anything is written."""
+    from sodp3d.core import checkpoint
+    from sodp3d.core.device import prepare_torch
+    from sodp3d.parallel import make_workers
+    from sodp3d.vision.gl import settle
+
+    plan = schedule(config)
+    folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / env.name
+    device = prepare_torch(config)
+    group = (env, settle(config["render"]))
+    with make_workers(config["workers"], CollectionGroup, group, at_most=plan.environments) as workers:
+        (facts,) = workers.call("describe", [()])
+        run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
+        fresh = not checkpoint.steps(run.checkpoints)
+        agent = build_agent(config["agent"], env, facts, config["seed"], device, fresh)
+        if agent.needs_demonstrations and fresh:
+            agent.demonstrate(demonstrations(config, env, facts, workers, agent.image_size))
+        with open_store(folder, env, facts, config) as store, run:
+            complete = Collection(agent, store, run, workers, plan).run_all()
+            log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
+    return complete
+
+
+def build_agent(
+    settings: Mapping[str, Any], env: EnvConfig, facts: Mapping[str, Any], seed: int, device: Any, fresh: bool
+) -> agents.Agent:
+    """The agent for an environment of which workers told `facts`. Raises InputError if it could not see there."""
+    sizes = facts["state_size"], facts["action_size"]
+    agent = agents.build(settings, env, *sizes, seed, device, facts["proprioception_size"], fresh)
+    if agent.image_size is not None and facts["renderer"] == "raycast":
+        raise InputError(
+            "agent.encoder=pixels needs colour images, and ray casting has none. Use render=egl or render=osmesa "
+            "(python -m sodp3d.tools.doctor says what they lack here), or agent.encoder=state."
+        )
+    return agent
+
+
+def demonstrations(
+    config: Mapping[str, Any], env: EnvConfig, facts: Mapping[str, Any], workers: "Workers", image_size: int | None
+) -> "list[Trajectory]":
+    """What `demos=` names, as the agent sees it."""
+    sizes = facts["state_size"], facts["action_size"]
+    shown = demos.load(env, config["demos"], sizes, facts["count_threshold"], config["demo_episodes"])
+    log.info("%s", shown.summary())
+    return shown.trajectories if image_size is None else watch(shown, workers, image_size)
+
+
+def _open_run(folder: Path, config: dict[str, Any]) -> Any:
+    """The agent's run directory. Raises InputError if it was started with other settings: a store has one agent."""
+    from sodp3d.core.run import open_run
+
+    try:
+        return open_run(folder, config, config["seed"], folder / "agent")
+    except InputError as error:
+        raise InputError(f"{error} For a collection that means another folder: data=<folder>.") from None
+
+
+def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+    """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind."""
+    from sodp3d.core.run import git_commit, recorded_versions
+    from sodp3d.data.schema import step_specification
+    from sodp3d.data.store import EpisodeStore
+
+    path = folder / "episodes.zarr"
+    sizes = ("action_size", "state_size", "proprioception_size", "simulator_size", "height", "width")
+    specification = step_specification(*(facts[key] for key in sizes))
+    attributes = {
+        "env": env.name,
+        "env_config": asdict(env),
+        "camera": facts["camera"],
+        "renderer": facts["renderer"],
+    }
+    if path.exists():
+        return EpisodeStore.open(path, "a", attributes, specification)
+    provenance = {
+        "versions": recorded_versions(),
+        "git_commit": git_commit(),
+        "seed": config["seed"],
+        "agent": config["agent"],
+    }
+    return EpisodeStore.create(path, attributes | provenance, specification)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Demonstrations as Minari datasets: read any, write our own.
+
+Files are read with h5py and json alone: Minari's own loader may import and make the environment that a dataset names.
+
+Shape letters: T control steps of an episode, R raw simulator steps, Ds state size, Da action size.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.recording import Recording
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json, write_json
+from sodp3d.core.paths import PACKAGE
+from sodp3d.envs import EnvConfig, score_states
+
+SHIPPED = PACKAGE / "collection" / "demonstrations"
+_MINARI_IDS = {  # where users find expert data for the Adroit tasks
+    "adroit_hammer": "D4RL/hammer/expert-v2",
+    "adroit_door": "D4RL/door/expert-v2",
+    "adroit_pen": "D4RL/pen/expert-v2",
+}
+_FILE = "main_data.hdf5"
+_INITIAL = "options/initial_state_dict/"  # attributes in which Minari keeps what an episode was reset to
+
+
+@dataclass(frozen=True)
+class Demonstrations:
+    """Demonstrations at control rate. successes: how many count as such, None where states alone do not tell.
+
+    recordings: the same episodes as they were recorded, to be played back.
+    """
+
+    name: str
+    trajectories: list[Trajectory]
+    successes: int | None
+    recordings: list[Recording]
+
+    def summary(self) -> str:
+        """One line for people."""
+        steps = sum(len(trajectory.actions) for trajectory in self.trajectories)
+        told = "" if self.successes is None else f", {self.successes} of them successful (count)"
+        return f"demonstrations {self.name}: {len(self.trajectories)} episodes, {steps} control steps{told}"
+
+
+def find(env: EnvConfig, source: str | None) -> Path:
+    """The `data` folder of the dataset named by `source`: a folder, a Minari id, or None for the env's shipped one.
+
+    Ids are looked up under MINARI_DATASETS_PATH (default ~/.minari/datasets). Raises InputError saying how to get one.
+    """
+    example = _MINARI_IDS.get(env.name)
+    hint = f"get one with: minari download {example} and then demos={example}" if example else "name one with demos="
+    if source is None:
+        folder = SHIPPED / env.name
+        if not (folder / "data" / _FILE).is_file():
+            raise InputError(f"demos: none are shipped for env={env.name}; {hint}.")
+        return folder / "data"
+    base = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
+    for folder in (Path(source).expanduser(), Path(base).expanduser() / source):
+        for candidate in (folder / "data", folder):
+            if (candidate / _FILE).is_file():
+                return candidate
+            if (candidate / "metadata.json").is_file():
+                kind = read_json(candidate / "metadata.json").get("data_format")
+                raise InputError(f"demos: {candidate} is in Minari's {kind!r} format; expected an 'hdf5' dataset.")
+    raise InputError(
+        f"demos: {source!r} is neither a dataset folder nor a Minari dataset under {base}; "
+        f"get it with: minari download {source} (or set MINARI_DATASETS_PATH)."
+    )
+
+
+def load(
+    env: EnvConfig, source: str | None, sizes: tuple[int, int], count_threshold: int, limit: int | None = None
+) -> Demonstrations:
+    """Read, check and bring to control rate the first `limit` episodes of a dataset.
+
+    sizes: the environment's (Ds, Da). count_threshold: as of its task, raw frames with the goal achieved.
+    Datasets record raw simulator steps unless their metadata says `action_repeat` (ours do): then it must be the
+    environment's. Rewards are the environment's own where states tell them, the dataset's otherwise.
+    Raises InputError for a missing, foreign, empty or damaged dataset, or one of another task or rate.
+    """
+    folder = find(env, source)
+    metadata = read_json(folder / "metadata.json")
+    name = str(metadata.get("dataset_id", folder))
+    recorded = metadata.get("action_repeat")
+    made_for = metadata.get("sodp3d_env", env.name)
+    if made_for != env.name:
+        raise InputError(f"demos: {name} shows {made_for}, but env={env.name} was asked for; name another with demos=.")
+    if recorded not in (None, env.action_repeat):
+        raise InputError(f"demos: {name} has action_repeat {recorded}, but env={env.name} has {env.action_repeat}.")
+    trajectories: list[Trajectory] = []
+    counts: list[int | None] = []
+    recordings: list[Recording] = []
+    for raw, beginning in _episodes(folder / _FILE, limit):
+        _check_sizes(env, name, (raw.states.shape[-1], raw.actions.shape[-1]), sizes)
+        trajectory, goals = (raw, None) if recorded else to_control_rate(env, raw)
+        trajectories.append(trajectory)
+        counts.append(goals)
+        recordings.append(Recording(*beginning, raw.states, raw.actions, 1 if recorded else env.action_repeat))
+    if not trajectories:
+        raise InputError(f"demos: {name} holds no episodes.")
+    successes = sum(goals > count_threshold for goals in counts if goals is not None)
+    if None in counts:  # a control step's goal frames cannot be told from its last state; ours say it themselves
+        told = metadata.get("successes") if limit is None else None
+        return Demonstrations(name, trajectories, told, recordings)
+    return Demonstrations(name, trajectories, successes, recordings)
+
+
+def to_control_rate(env: EnvConfig, raw: Trajectory) -> tuple[Trajectory, int | None]:
+    """Group raw steps by the env's action repeat: the state before each group, its mean action, its summed reward.
+
+    An incomplete last group is left out. Rewards are the env's own, scored from the states after each raw step, where
+    states tell them, and the dataset's otherwise. Also returns the number of raw steps with the goal achieved, if told.
+    """
+    repeat = env.action_repeat
+    steps = len(raw.actions) // repeat
+    used = steps * repeat
+    try:
+        rewards, goals = score_states(env, raw.states[1 : used + 1])
+    except InputError:  # not an environment whose rewards follow from the state
+        rewards, goals = raw.rewards[:used], None
+    actions = np.clip(raw.actions[:used], -1, 1).reshape(steps, repeat, -1).mean(1)
+    summed = np.asarray(rewards, dtype=np.float64).reshape(steps, repeat).sum(1)
+    terminated = raw.terminated and used == len(raw.actions)
+    trajectory = Trajectory(raw.states[: used + 1 : repeat], actions, summed, terminated)
+    return trajectory, None if goals is None else int(np.sum(goals))
+
+
+def _check_sizes(env: EnvConfig, name: str, found: tuple[int, int], expected: tuple[int, int]) -> None:
+    for what, one, other in zip(("observations", "actions"), found, expected, strict=True):
+        if one != other:
+            example = _MINARI_IDS.get(env.name)
+            hint = f" For instance: minari download {example}, then demos={example}." if example else ""
+            raise InputError(f"demos: {what} of {name} have {one} numbers, but env={env.name} has {other}.{hint}")
+
+
+def _episodes(path: Path, limit: int | None) -> Iterator[tuple[Trajectory, tuple[int | None, dict[str, Any]]]]:
+    """The recorded episodes as they are, in the order of their numbers, and how each began: seed, initial state."""
+    try:
+        with h5py.File(path, "r") as file:
+            names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))
+            for name in names[:limit]:
+                group = file[name]
+                states, actions, rewards = (np.asarray(group[k][()]) for k in ("observations", "actions", "rewards"))
+                seed = group.attrs.get("seed")
+                start = {key.split("/")[-1]: np.asarray(value) for key, value in group.attrs.items() if _INITIAL in key}
+                beginning = (None if seed is None else int(seed), start)
+                yield Trajectory(states, actions, rewards, bool(group["terminations"][-1])), beginning
+    except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"demos: {path} is damaged or not a dataset of plain arrays ({error}).") from error
+
+
+def write(
+    folder: Path, env: EnvConfig, trajectories: Sequence[Trajectory], seeds: Sequence[int], facts: dict[str, Any]
+) -> None:
+    """Write trajectories as a compact Minari dataset (float32, gzip) under folder/data. Never overwrites.
+
+    facts: further metadata, such as dataset_id, algorithm_name, description, successes.
+    """
+    if folder.exists():
+        raise InputError(f"{folder}: exists already and is never overwritten; move it away first.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    (partial / "data").mkdir(parents=True)
+    with h5py.File(partial / "data" / _FILE, "w") as file:
+        for index, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True)):
+            group = file.create_group(f"episode_{index}")
+            steps = len(trajectory.actions)
+            group.attrs.update({"id": index, "seed": seed, "total_steps": steps})
+            ends = np.zeros(steps, dtype=bool)
+            ends[-1] = True
+            columns = {
+                "observations": trajectory.states.astype(np.float32),
+                "actions": trajectory.actions.astype(np.float32),
+                "rewards": trajectory.rewards.astype(np.float32),
+                "terminations": ends & trajectory.terminated,
+                "truncations": ends & (not trajectory.terminated),
+            }
+            for key, values in columns.items():
+                group.create_dataset(key, data=values, compression="gzip", compression_opts=9, shuffle=True)
+            group.create_group("infos")
+    write_json(partial / "data" / "metadata.json", _metadata(partial, env, trajectories, facts))
+    partial.rename(folder)
+
+
+def _metadata(
+    folder: Path, env: EnvConfig, trajectories: Sequence[Trajectory], facts: dict[str, Any]
+) -> dict[str, Any]:
+    state_size, action_size = trajectories[0].states.shape[1], trajectories[0].actions.shape[1]
+    return {
+        "total_episodes": len(trajectories),
+        "total_steps": sum(len(trajectory.actions) for trajectory in trajectories),
+        "data_format": "hdf5",
+        "jpeg_encoding": False,
+        "observation_space": _box(state_size, float("inf")),
+        "action_space": _box(action_size, 1.0),
+        "dataset_size": round((folder / "data" / _FILE).stat().st_size / 1e6, 1),
+        "minari_version": "0.5.4",
+        "sodp3d_env": env.name,
+        "action_repeat": env.action_repeat,
+        **facts,
+    }
+
+
+def _box(size: int, bound: float) -> str:
+    """A gymnasium Box as Minari serializes it."""
+    limits = {"low": [-bound] * size, "high": [bound] * size}
+    return json.dumps({"type": "Box", "dtype": "float32", "shape": [size], **limits})

@@ -1,0 +1,223 @@
+"""VRL3's stage 1: train its image encoder to classify a folder of images, such as ImageNet.
+
+    python data_collection/pretrain_encoder.py images=<folder> output=<file.safetensors>
+    python data_collection/collect.py env=adroit_door agent.encoder=pixels agent.stage1=<file.safetensors>
+
+The folder holds train/<class>/* and val/<class>/*. The same command continues a stopped or killed run.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sodp3d.core.cli import command
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import root
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from sodp3d.core.run import Run
+
+log = logging.getLogger(__name__)
+_RAISED = f"{InputError.__module__}.{InputError.__name__}: "
+
+
+@command("pretrain_encoder")
+def main(config: dict[str, Any]) -> None:
+    """Train on images/train, measure on images/val, write the encoder to `output`."""
+    from sodp3d.collection.image_folder import list_images
+    from sodp3d.core.device import prepare_torch
+    from sodp3d.core.run import open_run
+
+    for key in ("images", "output"):
+        if not config[key]:
+            raise InputError(f"{key}: name it; for instance images=/data/imagenet output=resnet6.safetensors.")
+    images, output = Path(config["images"]).expanduser().resolve(), Path(config["output"]).expanduser().resolve()
+    if output.exists():
+        raise InputError(f"output: {output} exists already and is never overwritten; name another.")
+    _check(config["stage1"])
+    paths, labels, classes = list_images(images / "train")
+    validation = list_images(images / "val", classes)[:2]
+    log.info("%d images of %d classes to learn from, %d to validate", len(paths), len(classes), len(validation[0]))
+    kept = {key: config[key] for key in ("stage1", "seed")}
+    kept |= {"images": str(images), "image_count": len(paths), "output": str(output)}
+    directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
+    device = prepare_torch(config)
+    workers = (os.cpu_count() or 1) if config["workers"] is None else config["workers"]
+    with open_run(root(config) / "outputs" / "stage1", kept, config["seed"], directory) as run:
+        stage = Stage1(config["stage1"], config["seed"], len(classes), device, workers)
+        stage.load(run)
+        accuracy = stage.train((paths, labels), validation, run)
+        if accuracy is None:
+            log.info("stopped; the same command continues")
+            return
+        stage.write(output, {"classes": len(classes), "accuracy": accuracy, "epochs": config["stage1"]["epochs"]})
+        run.finish({"accuracy": accuracy, "output": str(output)})
+        log.info("validation accuracy %.1f %%; encoder in %s", 100 * accuracy, output)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    for key in ("epochs", "batch_size", "decay_every", "log_every", "checkpoint_every"):
+        if settings[key] < 1:
+            raise InputError(f"stage1.{key}: expected at least 1, got {settings[key]}.")
+
+
+class Stage1:
+    """Encoder, classifier and optimizer, and all that changes while they are trained.
+
+    workers: processes that load images; 0: this one. Raises InputError on unreadable images.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], seed: int, classes: int, device: "torch.device", workers: int
+    ) -> None:
+        import torch
+        from torch import nn
+
+        from sodp3d.collection.agents.pixels import ResNet6
+
+        self.settings, self.seed, self.device, self.workers = settings, seed, device, workers
+        generator = torch.Generator().manual_seed(seed)
+        self.encoder, self.classifier = ResNet6(generator), nn.Linear(ResNet6.size, classes)
+        nn.init.normal_(self.classifier.weight, std=0.01, generator=generator)
+        nn.init.zeros_(self.classifier.bias)
+        self.model = nn.Sequential(self.encoder, self.classifier).to(device)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=settings["learning_rate"],
+            momentum=settings["momentum"],
+            weight_decay=settings["weight_decay"],
+        )
+        self.step = 0  # batches learned from
+
+    def train(
+        self, training: tuple[list[Path], list[int]], validation: tuple[list[Path], list[int]], run: "Run"
+    ) -> float | None:
+        """All epochs that are left; returns the last accuracy on the validation images, None when stopped before."""
+        from sodp3d.collection.agents.pixels import IMAGE_SIZE
+        from sodp3d.collection.image_folder import ImageFolder
+
+        batch, epochs = self.settings["batch_size"], self.settings["epochs"]
+        per_epoch = -(-len(training[0]) // batch)
+        run.rewind(self.step)
+        unseen = ImageFolder(*validation, IMAGE_SIZE)
+        accuracy = self.accuracy(unseen) if self.step >= epochs * per_epoch else 0.0
+        while self.step < epochs * per_epoch:
+            epoch = self.step // per_epoch
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings["learning_rate"] * 0.1 ** (epoch // self.settings["decay_every"])
+            order = np.random.default_rng((self.seed, epoch)).permutation(len(training[0]))
+            dataset = ImageFolder(*training, IMAGE_SIZE, self.seed, epoch)
+            if not self._epoch(dataset, order[batch * (self.step % per_epoch) :], run, epochs * per_epoch):
+                return None
+            accuracy = self.accuracy(unseen)
+            run.log(self.step, {"validation/accuracy": accuracy}, epochs * per_epoch)
+            self.save(run)
+        return accuracy
+
+    def _epoch(self, dataset: "Dataset[Any]", order: Any, run: "Run", total: int) -> bool:
+        """The rest of an epoch. Returns False when stopped before its end, after saving."""
+        recent: list[tuple[Tensor, Tensor]] = []
+        for images, labels in self._batches(dataset, order):
+            recent.append(self._update(images, labels))
+            self.step += 1
+            if self.step % self.settings["log_every"] == 0:
+                loss, hits = (float(sum(values)) / len(recent) for values in zip(*recent, strict=True))
+                run.log(self.step, {"train/loss": loss, "train/accuracy": hits}, total)
+                recent.clear()
+            if run.stop_requested or self.step % self.settings["checkpoint_every"] == 0:
+                self.save(run)
+            if run.stop_requested:
+                return False
+        return True
+
+    def _batches(self, dataset: "Dataset[Any]", order: Any) -> "Iterator[tuple[Tensor, Tensor]]":
+        from torch.utils.data import DataLoader
+
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
+            self.settings["batch_size"],
+            sampler=order.tolist(),
+            num_workers=self.workers,
+            multiprocessing_context="spawn" if self.workers else None,
+            pin_memory=self.device.type == "cuda",
+        )
+        try:
+            for images, labels in loader:
+                yield images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        except InputError as error:  # a loading process puts its traceback before the message
+            raise InputError(str(error).strip().splitlines()[-1].removeprefix(_RAISED)) from None
+
+    def _update(self, images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
+        """One step; returns loss and accuracy on the batch. Raises FloatingPointError where the loss is not finite."""
+        from torch.nn.functional import cross_entropy
+
+        self.model.train()
+        scores = self.model(images)
+        loss = cross_entropy(scores, labels)
+        if not loss.isfinite():
+            raise FloatingPointError(f"stage 1 diverged at batch {self.step}: loss {loss.item()}.")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach(), (scores.argmax(1) == labels).float().mean()
+
+    def accuracy(self, dataset: "Dataset[Any]") -> float:
+        """Share of images whose best class is the right one."""
+        import torch
+
+        self.model.eval()
+        hits = count = 0
+        with torch.no_grad():
+            for images, labels in self._batches(dataset, np.arange(len(dataset))):  # type: ignore[arg-type]
+                hits += int((self.model(images).argmax(1) == labels).sum())
+                count += len(labels)
+        return hits / count
+
+    # ---- state ------------------------------------------------------------------------------------------------------
+
+    def save(self, run: "Run") -> None:
+        """Publish a checkpoint of everything."""
+        from sodp3d.core import checkpoint
+
+        tensors = checkpoint.with_prefix("model", self.model.state_dict())
+        tensors |= checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer))
+        checkpoint.save(run.checkpoints, self.step, tensors, {})
+
+    def load(self, run: "Run") -> None:
+        """Continue from the newest checkpoint, if there is one."""
+        from sodp3d.core import checkpoint
+
+        found = checkpoint.load_latest(run.checkpoints)
+        if found is not None:
+            self.step, tensors, _ = found
+            self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
+            checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
+            log.info("resumed at batch %d", self.step)
+
+    def write(self, output: Path, facts: Mapping[str, Any]) -> None:
+        """Write encoder and classifier as one file, in one step; facts: for its header."""
+        from safetensors.torch import save_file
+
+        from sodp3d.collection.agents.pixels import CLASSIFIER
+        from sodp3d.core.checkpoint import with_prefix
+
+        tensors = self.encoder.state_dict() | with_prefix(CLASSIFIER, self.classifier.state_dict())
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+        header = {key: str(value) for key, value in facts.items()}
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, metadata=header)
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""Record successful roll-outs of a trained agent as demonstrations: a compact Minari dataset and its card.
+
+python data_collection/record.py env=adroit_door
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sodp3d.collection import agents, demos
+from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.collect import build_agent
+from sodp3d.collection.environments import CollectionGroup, Finished
+from sodp3d.collection.waves import Waves
+from sodp3d.core.cli import command
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import data_root
+from sodp3d.core.seeds import RECORDING, episode_seed
+from sodp3d.envs.config import EnvConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The episodes kept, in the order of their seeds, out of `attempts`; and the agent that made them."""
+
+    episodes: Sequence[Finished]
+    attempts: int
+    steps: int  # agent steps of its training
+    config: Mapping[str, Any]  # of its run
+
+
+@command("record")
+def main(config: dict[str, Any]) -> None:
+    """Record the task's agent."""
+    from sodp3d.envs.config import task_configs
+
+    tasks = task_configs(config)
+    if len(tasks) > 1:
+        raise InputError(f"env={config['env']['name']} is a set of tasks; record one of them.")
+    env = tasks[0]
+    output = Path(config["output"]).expanduser() if config["output"] else demos.SHIPPED / env.name
+    if output.exists():
+        raise InputError(f"{output}: exists already and is never overwritten; move it away or name another output=.")
+    recording = record(config, env)
+    save(output, env, recording)
+    size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
+    log.info("%d of %d episodes kept in %s (%.2f MB)", len(recording.episodes), recording.attempts, output, size / 1e6)
+
+
+def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
+    """Roll-outs with exploration noise, on seeds of their own, until enough have succeeded.
+
+    The noise makes the demonstrations cover what lies beside the path: an agent cloned from deterministic ones fails as
+    soon as it explores (docs/results/log.md).
+
+    Raises InputError when there is no trained agent, or too few attempts succeed.
+    """
+    from sodp3d.core import checkpoint
+    from sodp3d.core.device import prepare_torch
+    from sodp3d.core.run import read_config
+    from sodp3d.parallel import make_workers
+    from sodp3d.vision.gl import settle
+
+    folder = Path(config["run"]).expanduser() if config["run"] else data_root(config) / env.name / "agent"
+    trained = read_config(folder)
+    found = checkpoint.load_latest(folder / "checkpoints")
+    if found is None:
+        raise InputError(f"run: {folder} has no checkpoint; train the agent with data_collection/collect.py first.")
+    device = prepare_torch(config)
+    group = (env, settle(config["render"]))
+    with make_workers(config["workers"], CollectionGroup, group, at_most=config["environments"]) as workers:
+        (facts,) = workers.call("describe", [()])
+        agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
+        agent.load_state(found[1], found[2]["agent"])
+        kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], config)
+    return Kept(kept, attempts, found[2]["loop"]["steps"], trained)
+
+
+def _successes(
+    waves: Waves, agent: agents.Agent, env: EnvConfig, seed: int, config: Mapping[str, Any]
+) -> tuple[list[Finished], int]:
+    kept: list[Finished] = []
+    for first in range(0, config["attempts"], config["environments"]):
+        last = min(first + config["environments"], config["attempts"])
+        seeds = [episode_seed(seed, RECORDING, index) for index in range(first, last)]
+        for place, episode in enumerate(waves.run(agent, seeds, explore=True, record=False)):
+            if episode.success[env.success_metric]:
+                kept.append(episode)
+            if len(kept) == config["episodes"]:
+                return kept, first + place + 1
+    raise InputError(
+        f"episodes: only {len(kept)} of {config['attempts']} attempts succeeded ({env.success_metric}), but "
+        f"{config['episodes']} were asked for; train the agent for longer, or allow more attempts=."
+    )
+
+
+def save(output: Path, env: EnvConfig, recording: Kept) -> None:
+    """Write the dataset and, beside it, the card that says how it was made."""
+    from sodp3d.core.files import write_text
+
+    episodes = recording.episodes
+    name = f"sodp3d/{env.name}-v0"
+    facts = {
+        "dataset_id": name,
+        "algorithm_name": f"{recording.config['agent']['name']}, roll-outs with exploration noise",
+        "description": f"{len(episodes)} successful episodes of our own agent on {env.name}",
+        "successes": len(episodes),
+        "versions": _versions(),
+    }
+    shown = [Trajectory(e.states, e.actions, e.rewards, e.terminated) for e in episodes]  # states, whatever it saw
+    demos.write(output, env, shown, [e.seed for e in episodes], facts)
+    write_text(output / "README.md", card(name, env, recording))
+
+
+def card(name: str, env: EnvConfig, recording: Kept) -> str:
+    """The dataset's card, Markdown."""
+    episodes, trained = recording.episodes, recording.config
+    returns = [episode.episode_return for episode in episodes]
+    packages = ", ".join(f"{key} {value}" for key, value in _versions().items())
+    settings = "\n".join(f"    {key}: {value}" for key, value in trained["agent"].items())
+    shown = Path(trained["demos"]).name if trained["demos"] else f"those shipped for {env.name}"
+    return f"""# {name}
+
+{len(episodes)} successful episodes on `{env.name}`, made by this project's own agent: the default demonstrations of
+`data_collection/collect.py env={env.name}`.
+
+* Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
+  {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
+* Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} roll-outs
+  with training's exploration noise, on seeds (stored per episode) that neither collection nor evaluation uses.
+* Agent: `{trained["agent"]["name"]}`, trained for {recording.steps} control steps with seed {trained["seed"]} by
+  `data_collection/collect.py`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
+* Format: a Minari dataset (HDF5, float32, gzip): `observations` (T + 1, {episodes[0].states.shape[1]}) is the state
+  vector, `actions` (T, {episodes[0].actions.shape[1]}) in [-1, 1], `rewards` (T,) the task's, summed over the repeat.
+* Versions: {packages}.
+
+Agent settings:
+
+{settings}
+"""
+
+
+def _versions() -> dict[str, str]:
+    """Without the command line: a dataset that is handed on should hold no paths of this machine."""
+    from sodp3d.core.run import recorded_versions
+
+    return {key: value for key, value in recorded_versions().items() if key != "command"}
+
+
+if __name__ == "__main__":
+    main()

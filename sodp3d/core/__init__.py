@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, seeds, settings' values, run directories, checkpoints, the command line."""

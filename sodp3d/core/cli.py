@@ -1,0 +1,142 @@
+"""How every command starts: Hydra composes the configuration, mistakes become one clear message.
+
+Imports stay light: worker processes import the command's module again.
+"""
+
+import difflib
+import functools
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CONFIGS
+
+MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
+
+
+def command(
+    config_name: str, complete: Callable[[list[str]], list[str]] = list
+) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
+    """Decorator: `function(config)` gets the composed configuration as plain dicts and lists.
+
+    `complete` may add to the command line's arguments.
+
+    Wrong options and InputError end with one message on stderr and exit status 2; misspelt options name the valid ones.
+    """
+
+    def decorate(function: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def main() -> None:
+            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+            status = exit_status(lambda: _run(config_name, function, complete))
+            if status:
+                sys.exit(status)
+
+        return main
+
+    return decorate
+
+
+def exit_status(job: Callable[[], None]) -> int:
+    """Do a command's job: 0, or 2 after one message on stderr where the user can mend what is wrong.
+
+    That is wrong input, and learning that diverged.
+    """
+    try:
+        job()
+    except MENDABLE as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def _run(
+    config_name: str, function: Callable[[dict[str, Any]], None], complete: Callable[[list[str]], list[str]]
+) -> None:
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    register_resolvers()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
+    failures: list[Exception] = []  # raised after Hydra, which would print words of its own before ours
+
+    def job(composed: DictConfig) -> None:
+        config = OmegaConf.to_container(composed, resolve=True)
+        assert isinstance(config, dict)
+        if failures:  # the rest of a sweep, -m
+            return
+        try:
+            refuse_targets(config)
+            function(config)  # type: ignore[arg-type]
+        except MENDABLE as error:
+            failures.append(error)
+
+    try:
+        sys.argv[1:] = complete(sys.argv[1:])
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, config_name)) from error
+    if failures:
+        raise failures[0]
+
+
+def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The configuration a command would get, as plain dicts (for tests, notebooks and the API)."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    register_resolvers()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
+    assert isinstance(composed, dict)
+    refuse_targets(composed)
+    return composed  # type: ignore[return-value]
+
+
+def register_resolvers() -> None:
+    """`${choose:KEY,{a: 1, b: 2}}` picks the entry named KEY. No resolver evaluates code."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("choose", lambda key, table: table[key], replace=True)
+
+
+def refuse_targets(config: Any, where: str = "") -> None:
+    """Raise InputError if a configuration holds `_target_`: ours never name code to be run."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key == "_target_":
+                raise InputError(f"{where}{key}: configurations cannot name code to run (got {value!r}); remove it.")
+            refuse_targets(value, f"{where}{key}.")
+    elif isinstance(config, list):
+        for index, value in enumerate(config):
+            refuse_targets(value, f"{where}{index}.")
+
+
+def _explain(error: Exception, config_name: str) -> str:
+    """Hydra's message, with the closest valid names where an option was misspelt."""
+    message = str(error).strip()
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "full_key", None) in (None, ""):
+        cause = cause.__cause__
+    if cause is None:
+        return message
+    wrong = str(cause.full_key)  # type: ignore[attr-defined]
+    valid = sorted(option_names(compose(config_name)))
+    parent = wrong.rpartition(".")[0]
+    siblings = [name for name in valid if name.rpartition(".")[0] == parent] or [n for n in valid if "." not in n]
+    close = difflib.get_close_matches(wrong, valid, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    return f"unknown option {wrong!r}.{hint} Valid here: {', '.join(siblings)}."
+
+
+def option_names(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted names of all options, sections included."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from option_names(value, f"{prefix}{key}.")

@@ -1,0 +1,196 @@
+"""What the simulator states of a store show when drawn again, without the agent: RGB beside the depth (`data/image`),
+or, in a new store, depth of another camera or size.
+
+Shape letters: T steps of an episode, H W image.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import differences, plain
+from sodp3d.data.derived import Derivation, Progress, derive, in_order, record_statistics
+from sodp3d.data.schema import Field
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs import make_env
+from sodp3d.envs.config import EnvConfig
+from sodp3d.parallel import WorkerCount
+from sodp3d.vision.camera import CameraConfig
+
+log = logging.getLogger(__name__)
+
+
+class EpisodeRenderer:
+    """Draws single episodes of a store from their simulator states; lives in a worker process."""
+
+    def __init__(self, path: str, config: EnvConfig, renderer: str, kind: str) -> None:
+        """kind: image | depth. Raises InputError where the renderer does not work here."""
+        self._store, self._kind = EpisodeStore.open(path), kind
+        self._environment = make_env(config, renderer)
+
+    def make(self, index: int) -> tuple[NDArray[Any]]:
+        """Images (T, 3, H, W) uint8, or depth (T, H, W) uint16 millimetres, of one episode."""
+        states = self._store.read("sim_state", index, index + 1)
+        try:
+            return (np.stack([self._draw(state) for state in states]),)
+        except InputError as error:
+            raise InputError(f"{self._store.path}: episode {index}: {error}") from error
+
+    def _draw(self, state: NDArray[np.float64]) -> NDArray[Any]:
+        self._environment.set_state(state)
+        if self._kind == "depth":
+            return self._environment.render_depth()
+        return self._environment.render_rgb().transpose(2, 0, 1)
+
+
+def render_images(
+    path: str | Path,
+    config: EnvConfig,
+    renderer: str = "auto",
+    workers: WorkerCount = 0,
+    output: str = "image",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Draw RGB of every episode of the store at `path` that has none yet: `output` (steps, 3, H, W) uint8.
+
+    The camera is the store's, and `config` must have the same. renderer: auto takes the one that drew the images so
+    far, or else the depth. workers: as in `derived.derive`. Raises InputError for a store of another task or camera or
+    without simulator states, where the renderer does not work here, and as `derived.derive` does.
+    """
+    with EpisodeStore.open(path, "a") as store:
+        _require_states(store, config.name)
+        _require_camera(store, config.camera)
+        recorded = _recorded_config(store)
+        parameters = store.conversions.get(output, {}).get("parameters", {})
+        chosen = parameters.get("renderer", store.attributes["renderer"]) if renderer == "auto" else renderer
+        if chosen == "raycast":
+            log.warning("%s: ray casting has no colours; its images are shades of depth. Use render=egl.", path)
+        size = {"height": recorded.camera.height, "width": recorded.camera.width}
+        images = Derivation(
+            fields={output: Field((3, *size.values()), "uint8")},
+            parameters={"renderer": chosen, **size},
+            factory=EpisodeRenderer,
+            arguments=(str(store.path.resolve()), recorded, chosen, "image"),
+        )
+        derive(store, images, workers, progress)
+        statistics = {"frames": store.steps} if len(store) else {}
+        record_statistics(store, output, statistics)
+        return statistics
+
+
+def image_renderer(store: EpisodeStore, camera: CameraConfig) -> str:
+    """Who drew data/image of `store`: roll-outs must draw alike. Raises InputError where there are no images, or when
+    roll-outs would see through another camera."""
+    state = store.conversions.get("image")
+    if state is None:
+        raise InputError(
+            f"{store.path}: holds no data/image; make it with: "
+            f"python data_collection/convert.py {store.choice} again=image"
+        )
+    _require_camera(store, camera)
+    return str(state["parameters"].get("renderer"))
+
+
+def render_depth(
+    source_path: str | Path,
+    target_path: str | Path,
+    config: EnvConfig,
+    renderer: str = "auto",
+    workers: WorkerCount = 0,
+    progress: Progress | None = None,
+) -> None:
+    """A new store of the same episodes with depth drawn by `config.camera`; the source is only read.
+
+    Everything else is copied: actions, states, rewards, simulator states, per-episode values, provenance. Continues an
+    unfinished target, and takes in what has been collected since. renderer: auto takes the source's. workers: as in
+    `derived.derive`. Raises InputError for a source of another task or without simulator states, for a target that is
+    the source, holds other episodes, or was drawn by another camera or renderer; and where the renderer does not work.
+    """
+    source = EpisodeStore.open(source_path)
+    _require_states(source, config.name)
+    if Path(target_path).resolve() == source.path.resolve():
+        raise InputError(f"output_data: {target_path} is the source itself, which is never changed; name a new folder.")
+    chosen = source.attributes["renderer"] if renderer == "auto" else renderer
+    drawn = replace(_recorded_config(source), camera=config.camera)
+    arguments = (str(source.path.resolve()), drawn, chosen, "depth")
+    with _open_target(source, Path(target_path), drawn, chosen) as target:
+        first, total = len(target), len(source)
+        if progress is not None:
+            progress(first, total)
+        copied, metadata = [key for key in source.specification if key != "depth"], source.metadata
+        results = in_order(EpisodeRenderer, arguments, range(first, total), workers)
+        with contextlib.closing(results):
+            for index, (depth,) in zip(range(first, total), results, strict=True):
+                values = {name: column[index].item() for name, column in metadata.items()}
+                target.append({**source.episode(index, copied), "depth": depth}, values)
+                if progress is not None:
+                    progress(index + 1, total)
+
+
+def _open_target(source: EpisodeStore, path: Path, config: EnvConfig, renderer: str) -> EpisodeStore:
+    """The target of `render_depth`, new or checked, open for appending."""
+    from sodp3d.core.run import recorded_versions
+
+    environment = make_env(config, renderer)
+    attributes = {
+        **{key: value for key, value in source.attributes.items() if key != "conversion"},
+        "env_config": {**source.attributes["env_config"], "camera": plain(asdict(config.camera))},
+        "camera": environment.camera_parameters().to_dict(),
+        "renderer": environment.renderer_name,  # tried here, so that one that fails leaves no store behind
+        "rendered_again": {
+            "camera": source.attributes["env_config"]["camera"],
+            "renderer": source.attributes["renderer"],
+            "versions": recorded_versions(),
+        },
+    }
+    environment.close()
+    size = (config.camera.height, config.camera.width)
+    specification = {**source.specification, "depth": Field(size, "uint16")}
+    if not path.exists():
+        return EpisodeStore.create(path, attributes, specification)
+    target = EpisodeStore.open(path, "a", attributes, specification)
+    if not _is_beginning(target, source):
+        target.close()
+        raise InputError(
+            f"output_data: {path} holds {len(target)} episodes that are not the first of {source.path}; "
+            f"name a new folder."
+        )
+    return target
+
+
+def _is_beginning(target: EpisodeStore, source: EpisodeStore) -> bool:
+    count = len(target)
+    if not np.array_equal(target.episode_ends, source.episode_ends[:count]):
+        return False
+    columns = source.metadata
+    if any(not np.array_equal(values, columns[name][:count]) for name, values in target.metadata.items()):
+        return False
+    return np.array_equal(target.read("action"), source.read("action", 0, count))
+
+
+def _recorded_config(store: EpisodeStore) -> EnvConfig:
+    return EnvConfig.from_config(store.attributes["env_config"])
+
+
+def _require_states(store: EpisodeStore, name: str) -> None:
+    if store.attributes["env"] != name:
+        raise InputError(f"{store.path}: holds episodes of {store.attributes['env']!r}, not of env {name!r}.")
+    if "sim_state" not in store.specification:
+        raise InputError(f"{store.path}: holds no data/sim_state, without which nothing can be drawn again.")
+
+
+def _require_camera(store: EpisodeStore, camera: CameraConfig) -> None:
+    """Raises InputError naming the first value in which `camera` is not the one of `store`."""
+    recorded: Mapping[str, Any] = store.attributes["env_config"]["camera"]
+    for name, stored, given in differences(recorded, plain(asdict(camera)), "env.camera"):
+        raise InputError(
+            f"{store.path}: its images are of {name} = {stored!r}, but {given!r} came. Use the stored camera, or make "
+            f"a store of the other: convert.py again=depth output_data=<new folder> {name}={given}, then again=image."
+        )

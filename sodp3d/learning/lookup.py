@@ -1,0 +1,125 @@
+"""What a stage finds for itself: tasks, stores, the planner of the stage before, and how that was trained."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sodp3d.core import checkpoint
+from sodp3d.core.device import find_device
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import command_line, data_root, outputs_root
+from sodp3d.core.run import newest_finished
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.checks import check_model
+from sodp3d.learning.regularizers import REGULARIZERS
+from sodp3d.models.loading import SAMPLER, checkpoint_of
+from sodp3d.models.planner import PlannerConfig
+from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.vision.gl import settle
+from sodp3d.vision.pointcloud import check_backend
+
+log = logging.getLogger(__name__)
+
+
+def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[EpisodeStore]:
+    """The episode stores to learn from. Raises InputError naming the command that makes a missing one."""
+    given = [config["data"]] if isinstance(config["data"], str) else config["data"]
+    folders = [Path(path).expanduser() for path in given or [data_root(config) / task.name for task in tasks]]
+    stores: list[EpisodeStore] = []
+    for folder in folders:
+        path = folder if folder.suffix == ".zarr" else folder / "episodes.zarr"
+        if not path.exists():
+            missing = tasks[min(len(stores), len(tasks) - 1)]
+            raise InputError(
+                f"data: no store at {path}; make it with: {command_line('collect', *missing.choice.split())}"
+            )
+        stores.append(EpisodeStore.open(path))
+    return stores
+
+
+def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int) -> Rollouts:
+    """Workers for roll-outs of `task`, seeing what `obs=` says."""
+    obs = config["obs"]
+    renderer = config["render"] if obs["name"] == "state" else settle(config["render"])
+    device = str(find_device(obs["device"], "obs.device"))
+    check_backend(obs["backend"], device)
+    return Rollouts(task, obs["name"], renderer, obs["backend"], config["workers"], environments, device)
+
+
+def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:
+    """The configuration, with the renderer that drew the stores' images where those are learned from.
+
+    Raises InputError where there are none, drawn by several renderers or another than `render=` names, or seen through
+    another camera than roll-outs would be.
+    """
+    if config["obs"]["name"] != "image":
+        return config
+    from sodp3d.data.redraw import image_renderer
+
+    recorded = {store.path: image_renderer(store, tasks[0].camera) for store in open_stores(config, tasks)}
+    if len(set(recorded.values())) > 1:
+        named = ", ".join(f"{path}: {name}" for path, name in recorded.items())
+        raise InputError(f"data: images drawn by different renderers cannot be learned together ({named}).")
+    return _with_renderer(config, next(iter(recorded.values())), f"data/image of {next(iter(recorded))}")
+
+
+def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The configuration, with what the planner at `path` was trained and evaluated with.
+
+    That is the sampler of evaluations and the number of its steps, where the configuration leaves them open, and, if
+    the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
+    """
+    state = checkpoint.load_state(checkpoint_of(path))
+    config = with_sampler(config, state)
+    renderer = state.get("planner", {}).get("renderer")
+    return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")
+
+
+def with_sampler(config: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, with the sampler and the number of its steps that `state` tells, where it leaves them open.
+
+    state: of a checkpoint; {} for a new planner, which has eta 1 without a floor. Raises InputError for a
+    `model.sampling_steps` that does not divide the planner's denoising steps.
+    """
+    settings, model = config["evaluation"], config["model"]
+    known, planner = state.get("sampler", {}), state.get("planner", {})
+    found = {key: known.get(key, own) if settings[key] is None else settings[key] for key, own in SAMPLER.items()}
+    if model["sampling_steps"] is None:
+        model = {**model, "sampling_steps": planner.get("inference_steps", PlannerConfig.inference_steps)}
+    check_model({**model, "denoising_steps": planner.get("diffusion_steps") or model["denoising_steps"]})
+    return {**config, "evaluation": {**settings, **found}, "model": model}
+
+
+def _with_renderer(config: dict[str, Any], renderer: str, what: str) -> dict[str, Any]:
+    if config["render"] not in ("auto", renderer):
+        raise InputError(
+            f"render: {what} was drawn by {renderer}, but render={config['render']} came, whose images differ; "
+            f"use render=auto or render={renderer}."
+        )
+    return {**config, "render": renderer}
+
+
+def label(config: Mapping[str, Any], *more: str) -> str:
+    """The folder name of a run under outputs/<mode>/: env-obs, the method if not SODP, and what else sets it apart."""
+    method = [] if config["method"] == "sodp" else [config["method"]]
+    return "-".join([config["env"]["name"], config["obs"]["name"], *method, *more])
+
+
+def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
+    """`planner=`, or the newest finished run of the first of `stages` that has one for this env and obs."""
+    if config["planner"]:
+        return Path(config["planner"]).expanduser()
+    for stage in stages:
+        parent = outputs_root(config) / stage
+        names = [label(config)] if stage == "pretrain" else [label(config, regularizer) for regularizer in REGULARIZERS]
+        found = [newest_finished(parent / name) for name in names if (parent / name).is_dir()]
+        finished = [path for path in found if path is not None]
+        if finished:
+            return max(finished, key=lambda path: path.name)
+    overrides = f"obs={config['obs']['name']}", *EnvConfig.from_config(config["env"]).choice.split()
+    raise InputError(
+        f"planner: no finished {' or '.join(stages)} run of {label(config)} under {outputs_root(config)}; "
+        f"make one with: {command_line('train', f'mode={stages[-1]}', *overrides)} (or name one: planner=<run dir>)"
+    )

@@ -1,0 +1,93 @@
+"""Planner checkpoints: what they say of a planner, and how it comes back from them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import differences, plain
+from sodp3d.envs.config import EnvConfig
+from sodp3d.models.planner import Planner, PlannerConfig
+
+FORMAT = 1  # of planner checkpoints
+SAMPLER = {"eta": 1.0, "sigma_floor": 0.0}  # of evaluations
+
+
+def planner_state(
+    planner: Planner, tasks: list[EnvConfig], data_hash: str, evaluation: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop.
+
+    evaluation: that section of the configuration; its sampler is what later evaluations take.
+    """
+    return {
+        "format": FORMAT,
+        "planner": planner.config.to_dict(),
+        "tasks": [task.name for task in tasks],
+        "view": _view(planner, tasks[0]),
+        "sampler": {key: evaluation[key] for key in SAMPLER},
+        "data_hash": data_hash,
+    }
+
+
+def _view(planner: Planner, task: EnvConfig) -> dict[str, Any]:
+    """What shapes the sensor's data and does not show in its size."""
+    seen = {"state": (), "image": ("camera",), "pointcloud": ("camera", "crop")}[planner.config.observation]
+    return {key: plain(asdict(getattr(task, key))) for key in seen}
+
+
+def checkpoint_of(path: Path) -> Path:
+    """A checkpoint directory from itself, or from a run directory (its best, or else its newest)."""
+    if (path / checkpoint.TENSORS).is_file():
+        return path
+    for folder in (path / "best", path / "checkpoints", path):
+        if checkpoint.steps(folder):
+            return folder / f"{checkpoint.steps(folder)[-1]:08d}"
+    raise InputError(f"planner: {path} is neither a run directory with checkpoints nor a checkpoint.")
+
+
+def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planner:
+    """A planner from a run directory or a checkpoint, ready for `planner.plan(observation)`.
+
+    Raises InputError where there is none, or one of another format.
+    """
+    return load_planner_and_state(Path(path), device)[0]
+
+
+def load_planner_and_state(
+    path: Path, device: torch.device | str = "cpu", sampling_steps: int | None = None
+) -> tuple[Planner, dict[str, Any]]:
+    """`load_planner`, with what the checkpoint says of it; `sampling_steps` where not its own are wanted."""
+    directory = checkpoint_of(path)
+    tensors, state = checkpoint.load(directory)
+    if state.get("format") != FORMAT:
+        raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
+    weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
+    changes = {} if sampling_steps is None else {"inference_steps": sampling_steps}
+    planner = Planner(PlannerConfig.from_dict({**state["planner"], **changes}))
+    try:
+        planner.load_state_dict(weights)
+    except RuntimeError as error:
+        raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
+    planner.sampler = replace(planner.sampler, **state.get("sampler", {}))
+    return planner.to(device).eval(), state
+
+
+def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mapping[str, Any], task: EnvConfig) -> None:
+    """Raise InputError unless the planner was trained for this task, this kind of observation, camera and crop."""
+    if task.name not in state["tasks"]:
+        raise InputError(
+            f"planner: it was trained on {', '.join(state['tasks'])}, but env={task.name} was asked for; "
+            "name another planner or env."
+        )
+    if planner.config.observation != config["obs"]["name"]:
+        raise InputError(
+            f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
+        )
+    view = _view(planner, task)
+    for name, learned, now in differences(state.get("view", view), view, "env"):
+        raise InputError(f"planner: it was trained with {name}={learned!r}, but {now!r} came; give the same value.")

@@ -1,0 +1,1 @@
+"""A policy in many environments: roll-outs and what they measure."""

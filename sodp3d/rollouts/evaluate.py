@@ -1,0 +1,104 @@
+"""Success rates with confidence intervals, on fixed held-out seeds, and the record that makes them again."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sodp3d.core.files import write_json
+from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.models.planner import ChainOptions, Planner
+from sodp3d.rollouts.rollout import Episode, Rollouts
+
+log = logging.getLogger(__name__)
+Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Finished evaluation episodes of one planner on one task."""
+
+    config: EnvConfig
+    episodes: list[Episode]
+
+    def successes(self, metric: str) -> int:
+        """Successful episodes by `final`, `count` or `any`."""
+        return sum(episode.success[metric] for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float:
+        """Share of successful episodes by the task's headline metric, 0..1."""
+        return self.successes(self.config.success_metric) / len(self.episodes)
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers to log: all three success rates and the mean return."""
+        rates = {f"evaluation/success_{m}": self.successes(m) / len(self.episodes) for m in SUCCESS_METRICS}
+        mean_return = float(np.mean([episode.episode_return for episode in self.episodes]))
+        return {**rates, "evaluation/return": mean_return}
+
+    def summary(self) -> dict[str, Any]:
+        """Everything a reported number must name: metric, interval, seeds, episodes."""
+        count = len(self.episodes)
+        rates = {}
+        for metric in SUCCESS_METRICS:
+            low, high = wilson_interval(self.successes(metric), count)
+            rates[metric] = {"rate": self.successes(metric) / count, "low95": low, "high95": high}
+        seeds = [episode.seed for episode in self.episodes]
+        return {
+            "env": self.config.name,
+            "headline_metric": self.config.success_metric,
+            "success": rates,
+            "episodes": count,
+            "seeds": [seeds[0], seeds[-1]],
+            "return_mean": float(np.mean([episode.episode_return for episode in self.episodes])),
+        }
+
+    def save(self, directory: Path) -> None:
+        """`evaluation.json`, and `rollouts.npz` (seeds and executed actions) from which videos are made again."""
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / "evaluation.json", self.summary())
+        actions = [np.concatenate(episode.actions) for episode in self.episodes]
+        np.savez_compressed(
+            directory / "rollouts.npz",
+            seeds=np.array([episode.seed for episode in self.episodes]),
+            ends=np.cumsum([len(steps) for steps in actions]),
+            actions=np.concatenate(actions),
+            success=np.array([[episode.success[m] for m in SUCCESS_METRICS] for episode in self.episodes]),
+            returns=np.array([episode.episode_return for episode in self.episodes]),
+        )
+
+
+def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, settings: dict[str, Any]) -> Evaluation:
+    """Roll out `settings['episodes']` episodes on seeds from `settings['first_seed']` on.
+
+    Uses no random state but each episode's own, so training goes on as if it had not happened.
+    """
+    planner.eval()
+    seeds = list(range(settings["first_seed"], settings["first_seed"] + settings["episodes"]))
+    options = ChainOptions(eta=settings["eta"], sigma_floor=settings["sigma_floor"])
+    result = Evaluation(config, rollouts.run(planner, seeds, options))
+    planner.train()
+    return result
+
+
+def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a proportion."""
+    rate, scale = successes / count, 1 + Z95**2 / count
+    centre = (rate + Z95**2 / (2 * count)) / scale
+    half = Z95 * math.sqrt(rate * (1 - rate) / count + Z95**2 / (4 * count**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def sentence(summary: dict[str, Any]) -> str:
+    """One line for people: the headline rate with its interval, and the other two."""
+    metric = summary["headline_metric"]
+    rate = summary["success"][metric]
+    others = ", ".join(f"{m} {v['rate']:.0%}" for m, v in summary["success"].items() if m != metric)
+    return (
+        f"{summary['env']}: success ({metric}) {rate['rate']:.0%} [{rate['low95']:.0%}, {rate['high95']:.0%}]"
+        f" on {summary['episodes']} episodes, seeds {summary['seeds'][0]}-{summary['seeds'][1]}; {others};"
+        f" mean return {summary['return_mean']:.2f}"
+    )

@@ -1,0 +1,190 @@
+"""Batched roll-outs: many environments step in worker processes while one planner plans for all of them.
+
+Shape letters: To observed steps, Tp planned steps, Ta executed steps, K' sampling steps, Da actions.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.models.planner import ChainOptions, Planner
+from sodp3d.parallel import WorkerCount, WorkerDiedError, make_workers
+from sodp3d.rollouts.group import EnvironmentGroup, Observation
+
+
+@dataclass
+class Episode:
+    """One finished roll-out: C chunks of up to Ta control steps each."""
+
+    seed: int
+    observations: list[Observation] = field(default_factory=list)  # C of (To, ...), raw units; empty unless kept
+    features: list[Tensor] = field(default_factory=list)  # C of (F,); empty unless kept
+    latents: list[Tensor] = field(default_factory=list)  # C of (K'+1, Tp, Da)
+    log_prob: list[Tensor] = field(default_factory=list)  # C of (K',)
+    actions: list[NDArray[np.float32]] = field(default_factory=list)  # C of (executed, Da)
+    rewards: list[NDArray[np.float64]] = field(default_factory=list)  # C of (executed,)
+    terminated: bool = False  # by the task; False where the time limit cut it
+    final_observation: Observation = field(default_factory=dict)  # (To, ...), after the last chunk
+    final_features: Tensor | None = None  # (F,) of it; None unless kept
+    success: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def episode_return(self) -> float:
+        """Undiscounted sum of task rewards."""
+        return float(sum(rewards.sum() for rewards in self.rewards))
+
+    @property
+    def chunk_rewards(self) -> Tensor:
+        """(C,) float32: r(a^0) of each plan, the gamma = 1 sum over its executed steps (paper, section 3.2)."""
+        return torch.tensor([float(rewards.sum()) for rewards in self.rewards])
+
+    @property
+    def length(self) -> int:
+        """Control steps."""
+        return sum(len(rewards) for rewards in self.rewards)
+
+
+class _Wave:
+    """Episodes in flight; shares[worker] lists its own, in the order of its slots."""
+
+    def __init__(self, seeds: list[int], workers: int) -> None:
+        self.episodes = [Episode(seed) for seed in seeds]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        shares = [list(range(worker, len(seeds), workers)) for worker in range(workers)]
+        self.shares = [share for share in shares if share]
+        self.deaths = [0] * len(self.shares)
+
+    def seeds(self, indices: list[int]) -> list[int]:
+        return [self.episodes[index].seed for index in indices]
+
+    def start_over(self, worker: int, indices: list[int]) -> None:
+        """These unfinished episodes, all that `worker` has left, as they were at first."""
+        self.shares[worker] = indices
+        for index in indices:
+            self.episodes[index] = Episode(self.episodes[index].seed)
+            self.generators[index].manual_seed(self.episodes[index].seed)
+
+
+class Rollouts:
+    """Roll-outs of one task by workers; a context manager.
+
+    Args:
+        config: the task. observation: pointcloud | state | image. renderer, backend, device: as for EnvironmentGroup.
+        workers: as for `make_workers`. environments: episodes stepped at once.
+    """
+
+    def __init__(
+        self,
+        config: EnvConfig,
+        observation: str,
+        renderer: str,
+        backend: str,
+        workers: WorkerCount,
+        environments: int,
+        device: str = "cpu",
+    ):
+        values = (config, observation, renderer, backend, device)
+        self._workers = make_workers(workers, EnvironmentGroup, values, at_most=environments)
+        self._environments = environments
+
+    def __enter__(self) -> "Rollouts":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._workers.close()
+
+    def run(
+        self, planner: Planner, seeds: list[int], options: ChainOptions, keep_chains: bool = False
+    ) -> list[Episode]:
+        """One episode per seed, in that order.
+
+        The noise of an episode depends on its seed alone, so an episode does not depend on which others ran beside it
+        (up to the rounding of batched products), nor on whether a worker died and a fresh one began it anew.
+
+        Args:
+            keep_chains: keep observations, features, latents and log-probabilities, for learning from them.
+        """
+        episodes: list[Episode] = []
+        for start in range(0, len(seeds), self._environments):
+            episodes += self._wave(planner, seeds[start : start + self._environments], options, keep_chains)
+        return episodes
+
+    @torch.no_grad()
+    def _wave(self, planner: Planner, seeds: list[int], options: ChainOptions, keep: bool) -> list[Episode]:
+        wave = _Wave(seeds, len(self._workers))
+        episodes = wave.episodes
+        starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
+        current: dict[int, Observation] = {}
+        for share, start in zip(wave.shares, starts, strict=True):
+            current.update({index: _row(start, place) for place, index in enumerate(share)})
+        while current:
+            running = sorted(current)
+            features = _encode(planner, [current[i] for i in running])
+            noise = torch.cat([planner.noise(1, wave.generators[i]) for i in running])
+            chain = planner.sample_chain(features, noise, options)
+            plans = planner.executed(planner.actions(chain.latents[:, -1])).cpu().numpy()
+            if keep:
+                for row, index in enumerate(running):
+                    episodes[index].observations.append(current[index])
+                    episodes[index].features.append(features[row].cpu())
+                    episodes[index].latents.append(chain.latents[row].cpu())
+                    episodes[index].log_prob.append(chain.log_prob[row].cpu())
+            current = self._advance(wave, running, plans)
+        if keep:
+            features = _encode(planner, [episode.final_observation for episode in episodes])
+            for episode, row in zip(episodes, features.cpu(), strict=True):
+                episode.final_features = row
+        return episodes
+
+    def _advance(self, wave: _Wave, running: list[int], plans: NDArray[np.float32]) -> dict[int, Observation]:
+        """Execute one chunk everywhere; returns the next observation of the episodes that go on.
+
+        Those of a worker that died start over on a fresh one. Raises WorkerError when that happens `ATTEMPTS` times.
+        """
+        plan_of = dict(zip(running, plans, strict=True))
+        busy = [(worker, [i for i in share if i in plan_of]) for worker, share in enumerate(wave.shares)]
+        busy = [(worker, indices) for worker, indices in busy if indices]
+        for worker, indices in busy:
+            slots = [wave.shares[worker].index(index) for index in indices]
+            self._workers.start(worker, "step", slots, np.stack([plan_of[index] for index in indices]))
+        following: dict[int, Observation] = {}
+        for worker, indices in busy:
+            try:
+                answer = self._workers.result(worker)
+            except WorkerDiedError as error:
+                start = self._workers.start_anew(worker, error, wave.deaths, len(indices), "reset", wave.seeds(indices))
+                wave.start_over(worker, indices)
+                following |= {index: _row(start, place) for place, index in enumerate(indices)}
+                continue
+            for row, index in enumerate(indices):
+                if not _record(wave.episodes[index], answer, row, plan_of[index]):
+                    following[index] = _row(answer["observation"], row)
+        return following
+
+
+def _encode(planner: Planner, observations: list[Observation]) -> Tensor:
+    """B of (To, ...) -> features (B, F)."""
+    stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return planner.encode({key: torch.as_tensor(values).to(planner.device) for key, values in stacked.items()})
+
+
+def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np.float32]) -> bool:
+    """Add one executed chunk to its episode; returns whether the episode is over."""
+    executed = int(answer["executed"][row])
+    episode.actions.append(plan[:executed])
+    episode.rewards.append(answer["rewards"][row][:executed])
+    episode.terminated = bool(answer["terminated"][row])
+    episode.success = {metric: bool(answer[f"success_{metric}"][row]) for metric in SUCCESS_METRICS}
+    over = episode.terminated or bool(answer["truncated"][row])
+    if over:
+        episode.final_observation = _row(answer["observation"], row)
+    return over
+
+
+def _row(observation: Observation, row: int) -> Observation:
+    return {key: values[row] for key, values in observation.items()}

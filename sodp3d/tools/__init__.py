@@ -1,0 +1,1 @@
+"""What people look at: doctor, cards, pages, curves, videos, summaries."""

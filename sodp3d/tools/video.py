@@ -1,0 +1,123 @@
+"""Replay videos: colour beside depth, re-simulated from seeds and actions or set from stored simulator states."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.core.errors import InputError
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs import make_env
+from sodp3d.envs.base import RobotEnv
+from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+
+SIZE = 256  # pixels of each half
+
+
+def write_video(path: Path, frames: Iterator[NDArray[np.uint8]] | Sequence[NDArray[np.uint8]], fps: int) -> None:
+    """Write (H, W, 3) frames as H.264 mp4; the file appears only when it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.partial.mp4")
+    iio.imwrite(partial, np.stack(list(frames)), fps=fps, codec="libx264", macro_block_size=2)
+    partial.replace(path)
+
+
+def frame(env: RobotEnv, achieved: bool) -> NDArray[np.uint8]:
+    """(256, 512, 3): what the camera sees in colour, and the depth image the planner's cloud is made from.
+
+    A green bar at the bottom says that the goal is achieved in this step.
+    """
+    colour = env.render_rgb(SIZE, SIZE)
+    picture = np.concatenate([colour, colour_depth(env.render_depth(), SIZE)], axis=1)
+    if achieved:
+        picture[-8:] = (40, 200, 60)
+    return picture
+
+
+def colour_depth(depth: NDArray[np.uint16], size: int) -> NDArray[np.uint8]:
+    """Depth (H, W) in millimetres as a (size, size, 3) picture: near is bright, invalid is black."""
+    import matplotlib
+
+    valid = depth > 0
+    near, far = (np.percentile(depth[valid], [1, 99])) if valid.any() else (0.0, 1.0)
+    scaled = np.clip(1 - (depth - near) / max(far - near, 1), 0, 1)
+    picture = (matplotlib.colormaps["viridis"](scaled)[..., :3] * 255).astype(np.uint8)
+    picture[~valid] = 0
+    rows = np.arange(size) * depth.shape[0] // size
+    columns = np.arange(size) * depth.shape[1] // size
+    return picture[rows][:, columns]
+
+
+def rollout_frames(env: RobotEnv, seed: int, actions: NDArray[np.float32]) -> Iterator[NDArray[np.uint8]]:
+    """Frames of the episode that `seed` and `actions` (T, Da) determine."""
+    env.reset(seed=seed)
+    yield frame(env, False)
+    for action in actions:
+        *_, info = env.step(action)
+        yield frame(env, info["goal_steps"] > 0)
+
+
+def write_rollout_videos(
+    directory: Path, config: EnvConfig, renderer: str, count: int, output: Path, only: Sequence[int] = ()
+) -> list[Path]:
+    """Videos of `count` roll-outs saved in `directory/rollouts.npz`: successes and failures as both exist.
+
+    only: the episode seeds to show instead. Raises InputError where there are none, or not those.
+    """
+    path = directory / "rollouts.npz"
+    if not path.is_file():
+        raise InputError(f"run: {path} is missing; evaluate first: python train.py mode=eval {config.choice}")
+    with np.load(path, allow_pickle=False) as data:
+        seeds, ends, actions, success = data["seeds"], data["ends"], data["actions"], data["success"]
+    headline = success[:, SUCCESS_METRICS.index(config.success_metric)]
+    missing = sorted(set(only) - set(seeds.tolist()))
+    if missing:
+        raise InputError(f"seeds: {missing[0]} was not evaluated; {path} holds seeds {seeds.min()} to {seeds.max()}.")
+    env = make_env(config, renderer)
+    written = []
+    for episode in [int(np.flatnonzero(seeds == seed)[0]) for seed in only] or _some_of_each(headline, count):
+        start = ends[episode - 1] if episode else 0
+        outcome = "success" if headline[episode] else "failure"
+        name = output / f"{config.name}-seed{seeds[episode]}-{outcome}.mp4"
+        write_video(name, rollout_frames(env, int(seeds[episode]), actions[start : ends[episode]]), frame_rate(env))
+        written.append(name)
+    env.close()
+    return written
+
+
+def write_store_videos(store: EpisodeStore, renderer: str, episodes: list[int], output: Path) -> list[Path]:
+    """Videos of collected episodes, each step set from its stored simulator state."""
+    config = EnvConfig.from_config(store.attributes["env_config"])
+    env = make_env(config, renderer)
+    written = []
+    for index in episodes:
+        if not 0 <= index < len(store):
+            raise InputError(f"episodes: {index} is not in the store, which holds episodes 0 to {len(store) - 1}.")
+        name = output / f"{config.name}-episode{index:05d}.mp4"
+        write_video(name, _state_frames(env, store.episode(index)), frame_rate(env))
+        written.append(name)
+    env.close()
+    return written
+
+
+def _state_frames(env: RobotEnv, episode: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
+    for state, achieved in zip(episode["sim_state"], episode["success"], strict=True):
+        env.set_state(state)
+        yield frame(env, bool(achieved))
+
+
+def frame_rate(env: RobotEnv) -> int:
+    """Control steps per second of simulated time, so that videos play in real time."""
+    return int(env.metadata["render_fps"])
+
+
+def _some_of_each(success: NDArray[np.bool_], count: int) -> list[int]:
+    """Up to `count` episodes: half successes, half failures, in order, filled up with what there is."""
+    good, bad = np.flatnonzero(success), np.flatnonzero(~success)
+    half = min((count + 1) // 2, len(good))
+    chosen = [*good[:half], *bad[: count - half]]
+    chosen += [index for index in good[half:] if len(chosen) < count][: count - len(chosen)]
+    return sorted(int(index) for index in chosen)

@@ -1,0 +1,93 @@
+"""Pinhole cameras: intrinsics and true extrinsics, as they stand in the simulator's data at the moment of asking.
+
+Frames: the world frame is MuJoCo's. The camera frame is OpenCV's (x right, y down, z forward), as Open3D expects.
+Pixel (0, 0) is the *centre* of the top-left pixel, so the principal point of a W x H image is ((W-1)/2, (H-1)/2).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.core.values import check_keys, number, numbers
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera.
+
+    intrinsics: (3, 3) float64, pixels. pose: (4, 4) float64, camera-to-world, metres. height, width: pixels.
+    """
+
+    intrinsics: NDArray[np.float64]
+    pose: NDArray[np.float64]
+    height: int
+    width: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        return {
+            "intrinsics": self.intrinsics.tolist(),
+            "pose": self.pose.tolist(),
+            "height": self.height,
+            "width": self.width,
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Camera":
+        """Inverse of `to_dict`."""
+        return cls(
+            np.array(values["intrinsics"], dtype=np.float64),
+            np.array(values["pose"], dtype=np.float64),
+            int(values["height"]),
+            int(values["width"]),
+        )
+
+
+def intrinsics(fovy: float, height: int, width: int) -> NDArray[np.float64]:
+    """(3, 3) matrix of a camera with square pixels and a vertical field of view of `fovy` degrees."""
+    focal = height / (2 * np.tan(np.deg2rad(fovy) / 2))
+    return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=np.float64)
+
+
+def mujoco_camera(
+    position: NDArray[np.float64], rotation: NDArray[np.float64], fovy: float, height: int, width: int
+) -> Camera:
+    """The camera at `data.cam_xpos[i]` (3,) and `data.cam_xmat[i]` (9,), with a vertical field of view in degrees."""
+    pose = np.eye(4)
+    # MuJoCo's cameras look along -z with y up; OpenCV's along z with y down.
+    pose[:3, :3] = rotation.reshape(3, 3) * np.array([1.0, -1.0, -1.0])
+    pose[:3, 3] = position
+    return Camera(intrinsics(fovy, height, width), pose, height, width)
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """A camera by pose, added at run time, or (both poses null) the model's own camera of that name.
+
+    position: metres, world frame. quaternion: w x y z, world frame, MuJoCo's camera axes (looks along -z, y up).
+    A null position or quaternion keeps the model's own. fovy: vertical field of view in degrees. height, width: pixels.
+    """
+
+    name: str
+    position: tuple[float, ...] | None
+    quaternion: tuple[float, ...] | None
+    fovy: float
+    height: int
+    width: int
+
+    @classmethod
+    def from_config(cls, mapping: Mapping[str, Any]) -> "CameraConfig":
+        """Validate and build. Raises InputError on unknown or missing keys and wrong sizes."""
+        check_keys(cls, mapping, "env.camera")
+        position, quaternion = mapping["position"], mapping["quaternion"]
+        return cls(
+            name=str(mapping["name"]),
+            position=None if position is None else numbers(position, 3, "env.camera.position"),
+            quaternion=None if quaternion is None else numbers(quaternion, 4, "env.camera.quaternion"),
+            fovy=number(mapping["fovy"], float, "env.camera.fovy"),
+            height=number(mapping["height"], int, "env.camera.height"),
+            width=number(mapping["width"], int, "env.camera.width"),
+        )

@@ -1,0 +1,189 @@
+"""Which drawing backend works here, and this process's one GL context.
+
+PyOpenGL and MuJoCo bind to EGL or OSMesa once per process, so a backend is tried in a process of its own first. What
+`auto` found is noted in the environment variable SODP3D_GL, so that worker processes need not try again.
+
+The context is shared by all environments of the process, with one MuJoCo rendering context per distinct model. It never
+leaves its process: make environments inside the worker, and start workers by spawn. The GL classes come from mujoco.egl
+and mujoco.osmesa directly, so it does not matter when mujoco was imported, or with which MUJOCO_GL.
+"""
+
+import atexit
+import logging
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+
+import mujoco
+
+from sodp3d.core.errors import InputError
+
+logger = logging.getLogger(__name__)
+logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # a missing extra of PyOpenGL, on every import
+
+BACKENDS = ("egl", "osmesa", "raycast")
+_CHOICE = "SODP3D_GL"
+_PACKAGES = {"egl": "libegl1 libgl1", "osmesa": "libosmesa6"}
+_SOFTWARE = ("llvmpipe", "softpipe", "swrast")
+_PROBE_SECONDS = 60  # a driver may hang
+_PROBE = """
+from mujoco.{backend} import GLContext
+context = GLContext(64, 64)
+context.make_current()
+from OpenGL import GL
+import sys
+sys.stdout.write(GL.glGetString(GL.GL_RENDERER).decode())
+sys.stdout.flush()
+import os
+os._exit(0)
+"""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Whether a backend works here: GL_RENDERER where it does, the reason where it does not."""
+
+    backend: str
+    renderer: str | None
+    failure: str | None
+
+    @property
+    def software(self) -> bool:
+        """Whether the CPU draws."""
+        return self.renderer is not None and any(name in self.renderer.lower() for name in _SOFTWARE)
+
+
+def probe(backend: str) -> Probe:
+    """Try `backend` (egl | osmesa) in a process of its own; takes about a second."""
+    variables = {key: value for key, value in os.environ.items() if key not in ("PYOPENGL_PLATFORM", "MUJOCO_GL")}
+    command = [sys.executable, "-c", _PROBE.format(backend=backend)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=_PROBE_SECONDS, env=variables)
+    except subprocess.TimeoutExpired:
+        return Probe(backend, None, f"the driver did not answer within {_PROBE_SECONDS} s")
+    if result.returncode == 0 and result.stdout:
+        return Probe(backend, result.stdout, None)
+    errors = [line for line in result.stderr.splitlines() if "Error" in line and not line.startswith(" ")]
+    return Probe(backend, None, errors[-1] if errors else f"the process ended with {result.returncode}")
+
+
+def advice(backend: str) -> str:
+    """What to do where `backend` does not work."""
+    bound = _bound()
+    if bound not in (None, backend):
+        return f"MUJOCO_GL asks for {bound}: unset it, or use render={bound}."
+    return f"On Debian or Ubuntu: apt-get install -y {_PACKAGES[backend]}. render=raycast needs no OpenGL."
+
+
+def _bound() -> str | None:
+    """The platform that PyOpenGL is bound to in this process; mujoco binds it on import where MUJOCO_GL is set."""
+    return os.environ.get("PYOPENGL_PLATFORM") if "OpenGL" in sys.modules else None
+
+
+def choose(wanted: str) -> str:
+    """The backend that `wanted` (auto | egl | osmesa | raycast) means here: `auto` tries them in this order.
+
+    MUJOCO_GL, where set, leaves only its own to try. The choice is logged once,
+    with a warning where EGL draws by CPU.
+    Raises InputError, saying what to do, where a named GL backend does not work.
+    """
+    if wanted not in ("auto", *BACKENDS):
+        raise InputError(f"render: expected one of auto, {', '.join(BACKENDS)}, got {wanted!r}.")
+    if wanted == "raycast":
+        return wanted
+    if wanted == "auto":
+        if _context is not None:
+            return _context.backend
+        wanted = settle(wanted)
+    if wanted != "raycast":
+        current(wanted)
+    return wanted
+
+
+def settle(wanted: str) -> str:
+    """What `auto` means, decided and said before workers start, so that all of them draw with the same backend."""
+    if wanted != "auto":
+        return wanted
+    noted = os.environ.get(_CHOICE)
+    return noted if noted in BACKENDS else _choose_automatically()
+
+
+def _choose_automatically() -> str:
+    bound = _bound()
+    failures = []
+    for backend in ("egl", "osmesa") if bound is None else (bound,):
+        found = probe(backend)
+        if found.failure is None:
+            logger.info("render=auto takes %s (%s).", backend, found.renderer)
+            if backend == "egl" and found.software:
+                logger.warning(
+                    "EGL draws in software (%s). On a GPU machine, install its driver's EGL.", found.renderer
+                )
+            break
+        failures.append(f"{backend}: {found.failure}")
+    else:
+        backend = "raycast"
+        logger.warning("No OpenGL here, so render=auto takes raycast (%s). %s", "; ".join(failures), advice("osmesa"))
+    os.environ[_CHOICE] = backend
+    return backend
+
+
+def _context_class(backend: str) -> type:
+    """MuJoCo's GLContext, with a default for the attribute that its destructor misses after a failed construction."""
+    return type("GLContext", (import_module(f"mujoco.{backend}").GLContext,), {"_context": None})
+
+
+class Context:
+    """This process's GL context and its MuJoCo rendering contexts."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self._process = os.getpid()
+        if _bound() is None:
+            os.environ.pop("PYOPENGL_PLATFORM", None)  # what a parent process was bound to does not matter here
+        self._gl = _context_class(backend)(640, 480)
+        self._gl.make_current()
+        self._drawers: dict[str, mujoco.MjrContext] = {}
+        atexit.register(self._close)
+
+    def drawer(self, model: mujoco.MjModel, key: str) -> mujoco.MjrContext:
+        """The rendering context of `model`, ready to draw; `key` identifies what of the model it holds."""
+        if os.getpid() != self._process:
+            raise RuntimeError("A GL context does not survive fork(): start workers with the spawn method.")
+        self._gl.make_current()
+        if key not in self._drawers:
+            self._drawers[key] = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+            self._drawers[key].readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        drawer = self._drawers[key]
+        # Each time: the frame buffer in use belongs to the GL context, and is that of the model drawn last.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, drawer)
+        return drawer
+
+    def _close(self) -> None:
+        if os.getpid() == self._process:
+            self._gl.make_current()
+            for drawer in self._drawers.values():
+                drawer.free()
+            self._drawers.clear()
+            self._gl.free()
+
+
+_context: Context | None = None
+
+
+def current(backend: str) -> Context:
+    """This process's context, made at first use. Raises InputError where `backend` does not work or is the second."""
+    global _context
+    if _context is None:
+        try:
+            _context = Context(backend)
+        except Exception as error:  # drivers fail in many ways: missing libraries and symbols, GL and OS errors
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"render={backend} does not work here ({reason}). {advice(backend)}") from error
+    elif _context.backend != backend:
+        raise InputError(
+            f"render={backend}: this process already draws with {_context.backend}; only one GL backend fits in it."
+        )
+    return _context
