@@ -98,7 +98,7 @@ def test_observation_encoder_flattens_steps_and_trains(observation: str, shape: 
 
 
 def test_state_and_image_encoders_take_any_leading_shape() -> None:
-    assert StateEncoder(5)(torch.randn(4, 5)).shape == (4, 64)
+    assert StateEncoder((5,))(torch.randn(4, 5)).shape == (4, 64)
     assert ImageEncoder()(torch.zeros(3, 128, 128, dtype=torch.uint8)).shape == (64,)
 
 

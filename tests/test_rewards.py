@@ -100,6 +100,6 @@ def test_a_dropped_pen_ends_the_episode() -> None:
     assert terminated and not truncated
 
 
-def test_only_adroit_states_tell_their_reward() -> None:
-    with pytest.raises(InputError, match="only for Adroit"):
+def test_states_of_other_families_do_not_tell_their_reward() -> None:
+    with pytest.raises(InputError, match="metaworld do not follow from states alone"):
         score_states(config("metaworld"), np.zeros((2, 39)))

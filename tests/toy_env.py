@@ -39,6 +39,7 @@ class Slider:
     """A ball that moves by 0.1 m times the action per raw frame. Reward: x; goal: x > 0.25; ends at x > 1."""
 
     action_size = 1
+    frame_skip = 5
     count_threshold = 2
     visible_sites = ()
 

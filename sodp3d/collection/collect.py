@@ -28,15 +28,14 @@ if TYPE_CHECKING:
     from sodp3d.parallel import Workers
 
 log = logging.getLogger(__name__)
-DEFAULT_AGENTS = {"adroit": "vrl3", "metaworld": "sac"}
 
 
 def with_default_agent(arguments: list[str]) -> list[str]:
-    """The command line, with the agent of the env's family where none is named."""
+    """The command line, with the agent that the env recommends where none is named."""
     if any(argument.startswith("agent=") for argument in arguments):
         return arguments
     named = [argument for argument in arguments if argument.startswith("env=") and "," not in argument]
-    return [f"agent={DEFAULT_AGENTS[compose('collect', named)['env']['family']]}", *arguments]
+    return [f"agent={compose('collect', named)['env']['recommended']['agent']}", *arguments]
 
 
 @command("collect", with_default_agent)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CONFIGS
 
@@ -61,7 +62,6 @@ def _run(
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    register_resolvers()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
     failures: list[Exception] = []  # raised after Hydra, which would print words of its own before ours
 
@@ -77,6 +77,7 @@ def _run(
             failures.append(error)
 
     try:
+        _find_plugins(sys.argv[1:])
         sys.argv[1:] = complete(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -90,7 +91,7 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
     import hydra
     from omegaconf import OmegaConf
 
-    register_resolvers()
+    _find_plugins(overrides or [])
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
     assert isinstance(composed, dict)
@@ -98,11 +99,26 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
     return composed  # type: ignore[return-value]
 
 
-def register_resolvers() -> None:
-    """`${choose:KEY,{a: 1, b: 2}}` picks the entry named KEY. No resolver evaluates code."""
-    from omegaconf import OmegaConf
+def _find_plugins(arguments: list[str]) -> None:
+    """Load the plug-ins that are installed or named by `plugins=`, and let Hydra find their configurations.
 
-    OmegaConf.register_new_resolver("choose", lambda key, table: table[key], replace=True)
+    Before composing: their names may stand among the choices.
+    """
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    named = [argument.partition("=")[2].strip("[]") for argument in arguments if argument.startswith("plugins=")]
+    registry.use_plugins(name.strip() for names in named for name in names.split(",") if name.strip())
+
+    class PluginConfigs(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for folder in registry.config_folders():
+                if folder != CONFIGS:
+                    search_path.append("sodp3d-plugins", f"file://{folder}")
+
+    if not any(kind.__name__ == PluginConfigs.__name__ for kind in Plugins.instance().discover(SearchPathPlugin)):
+        Plugins.instance().register(PluginConfigs)
 
 
 def refuse_targets(config: Any, where: str = "") -> None:

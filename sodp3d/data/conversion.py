@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.mappings import differences, plain
+from sodp3d.core.mappings import plain
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
@@ -95,18 +95,3 @@ def _finish(store: EpisodeStore, output: str, points: int) -> dict[str, Any]:
             statistics["minimum"],
         )
     return statistics
-
-
-def require_same_clouds(store: EpisodeStore, config: EnvConfig, output: str = "point_cloud") -> None:
-    """Raises InputError where roll-outs of `config` would see other clouds than the store's: camera, crop or N."""
-    state = store.conversions.get(output)
-    if state is None:
-        return  # reading the clouds will say that they are missing
-    recorded = {"camera": store.attributes["env_config"]["camera"]}
-    recorded |= {key: state["parameters"][key] for key in ("low", "high", "points")}
-    given = {"camera": plain(asdict(config.camera)), **plain(asdict(config.crop)), "points": config.points}
-    for name, stored, now in differences(recorded, given, "env"):
-        raise InputError(
-            f"{store.path}: its clouds were made with {name} = {stored!r}, but roll-outs would use {now!r}. Give the "
-            f"stored value, or convert again with the new one (convert.py output=<new key>, again=depth for a camera)."
-        )

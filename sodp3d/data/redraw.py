@@ -85,19 +85,6 @@ def render_images(
         return statistics
 
 
-def image_renderer(store: EpisodeStore, camera: CameraConfig) -> str:
-    """Who drew data/image of `store`: roll-outs must draw alike. Raises InputError where there are no images, or when
-    roll-outs would see through another camera."""
-    state = store.conversions.get("image")
-    if state is None:
-        raise InputError(
-            f"{store.path}: holds no data/image; make it with: "
-            f"python data_collection/convert.py {store.choice} again=image"
-        )
-    _require_camera(store, camera)
-    return str(state["parameters"].get("renderer"))
-
-
 def render_depth(
     source_path: str | Path,
     target_path: str | Path,

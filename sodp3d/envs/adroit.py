@@ -89,6 +89,7 @@ class Adroit:
     """One Adroit task, as `sodp3d.envs.base.Task`."""
 
     visible_sites: tuple[int, ...] = ()  # door, nail and the pen's target are bodies
+    score_states = staticmethod(reward_and_goal)
 
     def __init__(self, config: EnvConfig) -> None:
         if config.task not in TASKS:
@@ -99,6 +100,7 @@ class Adroit:
         self.model: mujoco.MjModel = self._env.model
         self.data: mujoco.MjData = self._env.data
         self.action_size = self.model.nu
+        self.frame_skip: int = self._env.frame_skip
         body, field = _MOVED[self.name]
         self._moved = getattr(self.model.body(body), field.removeprefix("body_"))  # a view into the model
 

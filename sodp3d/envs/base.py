@@ -31,11 +31,16 @@ _PHYSICS = (
 
 
 class Task(Protocol):
-    """What an environment family provides: raw simulator frames, without action repeat, rendering or time limits."""
+    """What an environment family provides: raw simulator frames, without action repeat, rendering or time limits.
+
+    A family may also have two static methods: `score_states(task, states)`, reward and goal flag of state vectors
+    alone (then demonstrations can be scored), and `expert(task)`, an object whose `get_action(state)` acts well.
+    """
 
     model: mujoco.MjModel
     data: mujoco.MjData
     action_size: int
+    frame_skip: int  # simulator steps of a raw frame
     count_threshold: int  # success_count: more raw frames than this with the goal achieved
     visible_sites: tuple[int, ...]  # sites that depth images show, because they mark the goal
 
@@ -90,15 +95,20 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
     target.fovy = camera.fovy
 
 
+def compile_model(spec: mujoco.MjSpec, camera: CameraConfig) -> mujoco.MjModel:
+    """The model of `spec` with the depth camera in it, ready for every renderer. Raises InputError as `add_camera`."""
+    add_camera(spec, camera)
+    Renderer.prepare(spec)
+    model: mujoco.MjModel = spec.compile()
+    return model
+
+
 def with_camera(environment: type, camera: CameraConfig) -> type:
     """`environment` (a gymnasium MujocoEnv class), loading its model with the camera in it and smooth round geoms."""
 
     class WithCamera(environment):
         def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-            spec = mujoco.MjSpec.from_file(self.fullpath)
-            add_camera(spec, camera)
-            Renderer.prepare(spec)
-            model = spec.compile()
+            model = compile_model(mujoco.MjSpec.from_file(self.fullpath), camera)
             return model, mujoco.MjData(model)
 
     WithCamera.__name__ = WithCamera.__qualname__ = environment.__name__
@@ -140,7 +150,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     @staticmethod
     def _frames_per_second(config: EnvConfig, task: Task) -> int:
-        return round(1 / (task.model.opt.timestep * 5 * config.action_repeat))
+        return round(1 / (task.model.opt.timestep * task.frame_skip * config.action_repeat))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

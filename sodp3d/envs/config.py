@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.core.values import check_keys
 from sodp3d.vision.camera import CameraConfig
@@ -20,7 +21,7 @@ class EnvConfig:
     """One task (or, with `tasks`, a set of tasks of one family that share everything else)."""
 
     name: str  # data/<name>, and what messages call it
-    family: str  # the module that makes it: adroit | metaworld
+    family: str  # who makes it, an entry of registry.FAMILIES
     task: str
     tasks: tuple[str, ...]
     action_repeat: int  # raw simulator steps per control step
@@ -36,9 +37,12 @@ class EnvConfig:
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any]) -> "EnvConfig":
-        """Validate and build from a composed `env` group. Raises InputError naming the key."""
-        check_keys(cls, mapping, "env")
-        values = dict(mapping)
+        """Validate and build from a composed `env` group. Raises InputError naming the key.
+
+        `recommended` is left out: it holds what commands take unless told, and says nothing of the environment.
+        """
+        values = {key: value for key, value in mapping.items() if key != "recommended"}
+        check_keys(cls, values, "env")
         values["camera"] = CameraConfig.from_config(values["camera"])
         values["crop"] = CropConfig.from_config(values["crop"])
         values["tasks"] = tuple(values["tasks"] or ())
@@ -49,7 +53,7 @@ class EnvConfig:
     @property
     def choice(self) -> str:
         """What to type to choose this task."""
-        of_family = self.name == f"{self.family}_{self.task}" and self.family != "adroit"
+        of_family = self.name == f"{self.family}_{self.task}" and not registry.has_config("env", self.name)
         return f"env={self.family} env.task={self.task}" if of_family else f"env={self.name}"
 
     def _validate(self) -> None:

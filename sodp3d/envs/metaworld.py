@@ -57,6 +57,7 @@ class MetaWorld:
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached before the goal became observable
         self.model: mujoco.MjModel = self._env.model
         self.data: mujoco.MjData = self._env.data
+        self.frame_skip: int = self._env.frame_skip
         self._state = np.zeros(39)
         # One step, so that every attribute that an episode sets is there to be found.
         self.reset(0)
@@ -124,3 +125,15 @@ class MetaWorld:
             # New arrays, never writes in place: some attributes are aliases of the task's initial configuration.
             value = take(np.asarray(getattr(self._env, name)))
             setattr(self._env, name, value if value.shape else value[()])
+
+    @staticmethod
+    def expert(task: str) -> Any:
+        """Meta-World's scripted policy for a task: `get_action(state)`. Raises InputError where there is none."""
+        from metaworld.policies import ENV_POLICY_MAP
+
+        names = [name.removesuffix("-v3") for name in ENV_POLICY_MAP]
+        if task not in names:
+            near = difflib.get_close_matches(task, names) or ["policy=random"]
+            raise InputError(f"agent.policy: there is no scripted expert for task {task!r}; did you mean {near[0]}?")
+        policy: Any = ENV_POLICY_MAP[f"{task}-v3"]
+        return policy()

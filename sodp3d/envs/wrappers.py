@@ -13,26 +13,19 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.envs.base import RobotEnv
+from sodp3d.vision.sensors import Convert, sensor
 
 ChunkObservation = dict[str, NDArray[Any]]
-_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image", "depth": "depth"}
-
-
-def cloud_converter(environment: RobotEnv, backend: str, device: str = "cpu") -> Any:
-    """From this environment's depth frames to its task's clouds; backend and device as `Converter` has them."""
-    from sodp3d.vision.pointcloud import Converter  # imports open3d or torch: only where clouds are asked for
-
-    config = environment.config
-    return Converter(environment.camera_parameters(), config.crop, config.points, backend, device)
 
 
 class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, Any]):
     """Executes Ta control steps per action and observes the last To of them, stacked along the first axis.
 
-    observation: what the planner sees beside `agent_pos` (To, Dp) float32: "pointcloud" gives `point_cloud` (To, N, 3)
-    float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image` (To, 3, H, W) uint8;
-    "depth" gives `depth` (To, H, W) uint16 millimetres, for whoever converts the frames of many environments at once.
-    backend: converter of point clouds, "open3d" | "torch" (the same points).
+    observation: what the planner sees beside `agent_pos` (To, Dp) float32, under its sensor's key: "pointcloud" gives
+    `point_cloud` (To, N, 3) float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image`
+    (To, 3, H, W) uint8.
+    backend: converter of point clouds, "open3d" | "torch" (the same points). None leaves frames as the environment
+    draws them, for whoever converts those of many environments at once.
 
     After reset the first frame is repeated To times (edge padding, as in training); so is the last frame of an episode
     that terminates before the frames to observe.
@@ -40,33 +33,18 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
 
     env: RobotEnv
 
-    def __init__(self, env: RobotEnv, observation: str = "pointcloud", backend: str = "open3d") -> None:
+    def __init__(self, env: RobotEnv, observation: str = "pointcloud", backend: str | None = "open3d") -> None:
         super().__init__(env)
-        if observation not in _KEYS:
-            raise InputError(f"obs: expected one of {', '.join(_KEYS)}, got {observation!r}.")
         config = env.config
         self._n_obs, self._n_action = config.n_obs_steps, config.n_action_steps
-        self._key = _KEYS[observation]
-        self._backend = backend
+        self._sensor, self._backend = sensor(observation), backend
         self._frames: list[ChunkObservation] = []
         self.action_space = spaces.Box(-1.0, 1.0, (self._n_action, env.task.action_size), np.float32)
-        self.observation_space = spaces.Dict(  # type: ignore[assignment]
-            {"agent_pos": self._unbounded(env.task.proprioception().size), self._key: self._space(observation)}
-        )
-
-    def _unbounded(self, *shape: int) -> spaces.Space[Any]:
-        return spaces.Box(-np.inf, np.inf, (self._n_obs, *shape), np.float32)
-
-    def _space(self, observation: str) -> spaces.Space[Any]:
-        config = self.env.config
-        if observation == "state":
-            return self._unbounded(self.env.task.state().size)
-        if observation == "image":
-            return spaces.Box(0, 255, (self._n_obs, 3, config.camera.height, config.camera.width), np.uint8)
-        if observation == "depth":
-            shape = (self._n_obs, config.camera.height, config.camera.width)
-            return spaces.Box(0, np.iinfo(np.uint16).max, shape, np.uint16)
-        return self._unbounded(config.points, 3)
+        joints = spaces.Box(-np.inf, np.inf, (self._n_obs, env.task.proprioception().size), np.float32)
+        whole = np.issubdtype(self._sensor.dtype, np.integer)
+        low, high = (0, np.iinfo(self._sensor.dtype).max) if whole else (-np.inf, np.inf)
+        seen = spaces.Box(low, high, (self._n_obs, *self._sensor.shape(env)), self._sensor.dtype)
+        self.observation_space = spaces.Dict({"agent_pos": joints, self._sensor.key: seen})  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -103,20 +81,16 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
         return self._stacked(), float(rewards.sum()), terminated, truncated, info
 
     def _see(self, observation: dict[str, NDArray[np.float32]]) -> ChunkObservation:
-        seen: ChunkObservation = {"agent_pos": observation["agent_pos"]}
-        if self._key == "state":
-            seen["state"] = observation["state"]
-        elif self._key == "image":
-            seen["image"] = self.env.render_rgb().transpose(2, 0, 1)
-        elif self._key == "depth":
-            seen["depth"] = self.env.render_depth()
-        else:
-            seen["point_cloud"] = self._converter.convert(self.env.render_depth()[None])[0][0]
-        return seen
+        frame = self._sensor.frame(self.env, observation)
+        if self._convert is not None:
+            frame = self._convert(frame[None])[0]
+        return {"agent_pos": observation["agent_pos"], self._sensor.key: frame}
 
     @cached_property
-    def _converter(self) -> Any:
-        return cloud_converter(self.env, self._backend)
+    def _convert(self) -> Convert | None:
+        if self._sensor.converter is None or self._backend is None:
+            return None
+        return self._sensor.converter(self.env, self._backend, "cpu")
 
     def _stacked(self) -> ChunkObservation:
         padding = [self._frames[0]] * (self._n_obs - len(self._frames))

@@ -15,7 +15,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord, TargetBuffer
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import load_planner_and_state, planner_state, require_same_task
-from sodp3d.models.planner import Planner
+from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollouts.evaluate import evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
@@ -136,7 +136,7 @@ def recorded_episodes(path: Path, planner: Planner, settings: dict[str, Any], ta
         )
     theirs = checkpoint.without_prefix("planner", tensors)
     shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)
-    same = state["planner"] == planner.config.to_dict() and all(
+    same = PlannerConfig.from_dict(state["planner"]) == planner.config and all(
         torch.equal(theirs[name], value.cpu())
         for name, value in planner.state_dict().items()
         if name.startswith(shared)

@@ -9,16 +9,18 @@ from sodp3d.core import checkpoint
 from sodp3d.core.device import find_device
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root, outputs_root
+from sodp3d.core.registry import REGULARIZERS
 from sodp3d.core.run import newest_finished
 from sodp3d.data.store import EpisodeStore
+from sodp3d.data.views import renderer_of, require_same_view
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.checks import check_model
-from sodp3d.learning.regularizers import REGULARIZERS
 from sodp3d.models.loading import SAMPLER, checkpoint_of
 from sodp3d.models.planner import PlannerConfig
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
+from sodp3d.vision.sensors import sensor
 
 log = logging.getLogger(__name__)
 
@@ -42,27 +44,29 @@ def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Episo
 def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int) -> Rollouts:
     """Workers for roll-outs of `task`, seeing what `obs=` says."""
     obs = config["obs"]
-    renderer = config["render"] if obs["name"] == "state" else settle(config["render"])
+    renderer = settle(config["render"]) if sensor(obs["name"]).draws else config["render"]
     device = str(find_device(obs["device"], "obs.device"))
     check_backend(obs["backend"], device)
     return Rollouts(task, obs["name"], renderer, obs["backend"], config["workers"], environments, device)
 
 
-def with_renderer_of_data(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:
-    """The configuration, with the renderer that drew the stores' images where those are learned from.
+def as_data_was_seen(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:
+    """The configuration, with the renderer that drew what the stores show, where renderers differ in that.
 
     Raises InputError where there are none, drawn by several renderers or another than `render=` names, or seen through
     another camera than roll-outs would be.
     """
-    if config["obs"]["name"] != "image":
+    seen = sensor(config["obs"]["name"])
+    stores = open_stores(config, tasks)
+    for store in stores:
+        require_same_view(store, seen, tasks[0])
+    if not seen.one_renderer:
         return config
-    from sodp3d.data.redraw import image_renderer
-
-    recorded = {store.path: image_renderer(store, tasks[0].camera) for store in open_stores(config, tasks)}
+    recorded = {store.path: renderer_of(store, seen) for store in stores}
     if len(set(recorded.values())) > 1:
         named = ", ".join(f"{path}: {name}" for path, name in recorded.items())
-        raise InputError(f"data: images drawn by different renderers cannot be learned together ({named}).")
-    return _with_renderer(config, next(iter(recorded.values())), f"data/image of {next(iter(recorded))}")
+        raise InputError(f"data: {seen.key} drawn by different renderers cannot be learned together ({named}).")
+    return _with_renderer(config, next(iter(recorded.values())), f"data/{seen.key} of {next(iter(recorded))}")
 
 
 def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]:

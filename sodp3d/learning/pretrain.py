@@ -12,17 +12,16 @@ from torch import Tensor
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
-from sodp3d.data.conversion import require_same_clouds
 from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
 from sodp3d.learning.lookup import open_stores
-from sodp3d.models.encoders import SENSOR_KEYS
-from sodp3d.models.loading import planner_state
+from sodp3d.models.loading import make_planner, planner_state
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollouts.evaluate import evaluate
 from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.vision.sensors import sensor
 
 log = logging.getLogger(__name__)
 PRECISIONS = ("float32", "bfloat16")
@@ -153,13 +152,10 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     """
     task, settings = tasks[0], config["pretrain"]
     stores = open_stores(config, tasks)
-    if config["obs"]["name"] == "pointcloud":
-        for store in stores:
-            require_same_clouds(store, task)
     success = task.success_metric if settings["successful_only"] else None
     chosen = settings["fraction"], settings["max_episodes"], success, settings["quality"]
     episodes = [select_episodes(store, *chosen) for store in stores]
-    keys = ["agent_pos", SENSOR_KEYS[config["obs"]["name"]]]
+    keys = ["agent_pos", sensor(config["obs"]["name"]).key]
     dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
     return dataset, "+".join(data_hash(store)[:16] for store in stores)
 
@@ -168,10 +164,10 @@ def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset)
     """A planner with fresh weights (from `seed`), shaped and normalized by the data."""
     torch.manual_seed(config["seed"])
     shapes = {key: array.shape[1:] for key, array in dataset.arrays.items()}
-    sensor, model = SENSOR_KEYS[config["obs"]["name"]], config["model"]
+    seen, model = sensor(config["obs"]["name"]), config["model"]
     planner_config = PlannerConfig(
         observation=config["obs"]["name"],
-        sensor_shape=shapes[sensor],
+        sensor_shape=shapes[seen.key],
         proprioception_size=shapes["agent_pos"][0],
         action_size=shapes["action"][0],
         n_obs_steps=task.n_obs_steps,
@@ -181,9 +177,11 @@ def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset)
         diffusion_steps=model["denoising_steps"],
         inference_steps=model["sampling_steps"],
         prediction=model["prediction"],
-        renderer=config["render"] if config["obs"]["name"] == "image" else None,
+        renderer=config["render"] if seen.one_renderer else None,
+        encoder=model["encoder"],
+        method=config["method"],
     )
-    planner = Planner(planner_config)
+    planner = make_planner(planner_config)
     planner.normalizer.fit(dataset.arrays)
     return planner
 

@@ -1,4 +1,4 @@
-"""What keeps fine-tuning from collapsing (SODP eq. 14 and appendix E): one plug-in each, chosen by `reg=`.
+"""What keeps fine-tuning from collapsing (SODP eq. 14 and appendix E): one class each, chosen by `reg=`.
 
 All look at `batch` (recent chunks of the policy) or `target_batch` (chunks of proficient episodes); both hold raw
 observations or "features" (B, F), and "latents" (B, K'+1, Tp, Da) in normalized action units.
@@ -10,16 +10,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sodp3d.core.errors import InputError
+from sodp3d.core import registry
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
 
 Batch = Mapping[str, Tensor]
-REGULARIZERS = ("bc", "none", "kl", "pl")
 
 
 class Regularizer(Protocol):
     """A scalar that is added, times lambda, to the importance loss."""
+
+    def __init__(self, pretrained: Planner, options: ChainOptions) -> None: ...
 
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
@@ -33,7 +34,14 @@ def _clean(batch: Batch) -> Tensor:
     return batch["latents"][:, -1].clamp(-1, 1)
 
 
-class NoRegularizer:
+class _Alone:
+    """A regularizer that needs neither the pre-trained planner nor the sampler."""
+
+    def __init__(self, pretrained: Planner, options: ChainOptions) -> None:
+        pass
+
+
+class NoRegularizer(_Alone):
     """The importance loss alone (as DDPO and DPPO)."""
 
     def loss(
@@ -43,7 +51,7 @@ class NoRegularizer:
         return torch.zeros((), device=planner.device)
 
 
-class BehaviorCloning:
+class BehaviorCloning(_Alone):
     """SODP's own (eq. 14): the denoising loss on plans of the policy's proficient episodes."""
 
     def loss(
@@ -53,7 +61,7 @@ class BehaviorCloning:
         return planner.denoising_loss(planner.features(target_batch), _clean(target_batch), generator)
 
 
-class PretrainingLoss:
+class PretrainingLoss(_Alone):
     """DLPO's (eq. 24): the denoising loss on the current policy's own plans, good or bad."""
 
     def loss(
@@ -90,14 +98,9 @@ class KLToPretrained:
 
 
 def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:
-    """The regularizer called `name`: bc | none | kl | pl. `pretrained`: a separate, frozen copy (kl only uses it)."""
-    match name:
-        case "bc":
-            return BehaviorCloning()
-        case "none":
-            return NoRegularizer()
-        case "kl":
-            return KLToPretrained(pretrained, options)
-        case "pl":
-            return PretrainingLoss()
-    raise InputError(f"reg: expected one of {', '.join(REGULARIZERS)}, got {name!r}.")
+    """The regularizer that `reg=name` names. `pretrained`: a separate, frozen copy for those that compare with it.
+
+    Raises InputError for an unknown name.
+    """
+    regularizer: Regularizer = registry.choose(registry.REGULARIZERS, name, "reg")(pretrained, options)
+    return regularizer

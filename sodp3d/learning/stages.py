@@ -17,11 +17,11 @@ from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.learning.checks import check_evaluation, check_finetuning
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.lookup import (
+    as_data_was_seen,
     as_planner_was_trained,
     find_planner,
     label,
     make_rollouts,
-    with_renderer_of_data,
     with_sampler,
 )
 from sodp3d.learning.pretrain import pretrain
@@ -50,7 +50,7 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one planner."""
     tasks, device = _begin(config)
-    config = with_sampler(with_renderer_of_data(config, tasks), {})
+    config = with_sampler(as_data_was_seen(config, tasks), {})
     single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
     evaluation = make_rollouts(config, tasks[0], config["evaluation"]["environments"]) if single else nullcontext()
     with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:

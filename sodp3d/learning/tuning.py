@@ -26,6 +26,7 @@ from sodp3d.learning.ppo import (
 )
 from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
+from sodp3d.models.loading import make_planner
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.rollout import Episode
@@ -69,7 +70,7 @@ class Finetuning:
         """After the first roll-outs: go on from the pre-trained weights, or from fresh ones (section 5.5)."""
         if from_scratch:
             torch.manual_seed(seed)
-            fresh = Planner(self.planner.config).to(self.planner.device)
+            fresh = make_planner(self.planner.config).to(self.planner.device)
             fresh.normalizer.load_state_dict(self.planner.normalizer.state_dict())
             self.planner.load_state_dict(fresh.state_dict())
 

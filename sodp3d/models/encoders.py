@@ -5,15 +5,28 @@ Inputs are normalized (images excepted: they are uint8 and scaled here).
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.models.pooling import SharedMaximum, maximum
+from sodp3d.vision.sensors import sensor
 
 FEATURE_SIZE = 64
-SENSOR_KEYS = {"pointcloud": "point_cloud", "state": "state", "image": "image"}
+
+
+class SensorEncoder(Protocol):
+    """What `model.encoder=` names: a module made from the shape of one step of what it reads."""
+
+    sensors: tuple[str, ...]  # what it can read, as `obs=` names it
+
+    def __init__(self, sensor_shape: tuple[int, ...]) -> None: ...
+
+    def forward(self, values: Tensor) -> Tensor:
+        """values (..., *sensor_shape), scaled to [-1, 1] where the sensor says so -> (..., FEATURE_SIZE)."""
 
 
 class PointCloudEncoder(nn.Module):
@@ -26,7 +39,9 @@ class PointCloudEncoder(nn.Module):
     dense: take the straightforward path there too (the reference in tests, and the way to a gradient in the points).
     """
 
-    def __init__(self, dense: bool = False) -> None:
+    sensors = ("pointcloud",)
+
+    def __init__(self, sensor_shape: tuple[int, ...] = (0, 3), dense: bool = False) -> None:
         super().__init__()
         self.dense = dense
         layers: list[nn.Module] = []
@@ -50,10 +65,12 @@ class PointCloudEncoder(nn.Module):
 class StateEncoder(nn.Module):
     """Low-dimensional state: (..., Ds) -> (..., 64), in place of the point encoder."""
 
-    def __init__(self, state_size: int) -> None:
+    sensors = ("state",)
+
+    def __init__(self, sensor_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(state_size, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
+            nn.Linear(sensor_shape[0], 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(),
             nn.Linear(256, FEATURE_SIZE), nn.LayerNorm(FEATURE_SIZE),
         )  # fmt: skip
 
@@ -68,7 +85,9 @@ class ImageEncoder(nn.Module):
     GroupNorm rather than BatchNorm: the moving average of the weights and single observations then behave alike.
     """
 
-    def __init__(self) -> None:
+    sensors = ("image",)
+
+    def __init__(self, sensor_shape: tuple[int, ...] = (3, 0, 0)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for size_in, size_out in ((3, 32), (32, 64), (64, 128), (128, 128)):
@@ -85,25 +104,31 @@ class ImageEncoder(nn.Module):
         return self.project(self.layers(frames)).view(*image.shape[:-3], FEATURE_SIZE)
 
 
-def make_sensor_encoder(observation: str, sensor_shape: tuple[int, ...]) -> nn.Module:
-    """The encoder of an observation kind; sensor_shape is one step's. Raises InputError on an unknown kind."""
-    match observation:
-        case "pointcloud":
-            return PointCloudEncoder()
-        case "state":
-            return StateEncoder(sensor_shape[0])
-        case "image":
-            return ImageEncoder()
-    raise InputError(f"obs: expected one of {', '.join(SENSOR_KEYS)}, got {observation!r}.")
+def make_sensor_encoder(observation: str, sensor_shape: tuple[int, ...], name: str | None = None) -> nn.Module:
+    """The encoder `name`, or else the sensor's own; sensor_shape is one step's.
+
+    Raises InputError on an unknown sensor or encoder, and for an encoder that does not read this sensor.
+    """
+    name = name or sensor(observation).encoder
+    kind = registry.choose(registry.ENCODERS, name, "model.encoder")
+    if observation not in kind.sensors:
+        raise InputError(
+            f"model.encoder: {name} reads obs={' or obs='.join(kind.sensors)}, but obs={observation} came; "
+            f"use model.encoder={sensor(observation).encoder}, or leave it out."
+        )
+    encoder: nn.Module = kind(sensor_shape)
+    return encoder
 
 
 class ObservationEncoder(nn.Module):
     """Normalized observation of To steps -> condition (B, To * 128): per step 64 (sensor) + 64 (proprioception)."""
 
-    def __init__(self, observation: str, sensor_shape: tuple[int, ...], proprioception_size: int) -> None:
+    def __init__(
+        self, observation: str, sensor_shape: tuple[int, ...], proprioception_size: int, encoder: str | None = None
+    ) -> None:
         super().__init__()
-        self.sensor = make_sensor_encoder(observation, sensor_shape)
-        self.key = SENSOR_KEYS[observation]
+        self.sensor = make_sensor_encoder(observation, sensor_shape, encoder)
+        self.key = sensor(observation).key
         self.proprioception = nn.Sequential(
             nn.Linear(proprioception_size, FEATURE_SIZE), nn.ReLU(), nn.Linear(FEATURE_SIZE, FEATURE_SIZE)
         )

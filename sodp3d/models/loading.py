@@ -1,20 +1,27 @@
 """Planner checkpoints: what they say of a planner, and how it comes back from them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sodp3d.core import checkpoint
+from sodp3d.core import checkpoint, registry
 from sodp3d.core.errors import InputError
-from sodp3d.core.mappings import differences, plain
+from sodp3d.core.mappings import differences
 from sodp3d.envs.config import EnvConfig
 from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.vision.sensors import sensor
 
 FORMAT = 1  # of planner checkpoints
 SAMPLER = {"eta": 1.0, "sigma_floor": 0.0}  # of evaluations
+
+
+def make_planner(config: PlannerConfig) -> Planner:
+    """A planner with fresh weights, of its method's class. Raises InputError for an unknown method."""
+    planner: Planner = registry.choose(registry.METHODS, config.method, "method")(config)
+    return planner
 
 
 def planner_state(
@@ -36,8 +43,7 @@ def planner_state(
 
 def _view(planner: Planner, task: EnvConfig) -> dict[str, Any]:
     """What shapes the sensor's data and does not show in its size."""
-    seen = {"state": (), "image": ("camera",), "pointcloud": ("camera", "crop")}[planner.config.observation]
-    return {key: plain(asdict(getattr(task, key))) for key in seen}
+    return sensor(planner.config.observation).view_of(task)
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -68,7 +74,7 @@ def load_planner_and_state(
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
     changes = {} if sampling_steps is None else {"inference_steps": sampling_steps}
-    planner = Planner(PlannerConfig.from_dict({**state["planner"], **changes}))
+    planner = make_planner(PlannerConfig.from_dict({**state["planner"], **changes}))
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:

@@ -17,8 +17,9 @@ from torch.nn.functional import mse_loss
 from sodp3d.core.errors import InputError
 from sodp3d.data.normalizer import Normalizer
 from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
-from sodp3d.models.encoders import FEATURE_SIZE, SENSOR_KEYS, ObservationEncoder
+from sodp3d.models.encoders import FEATURE_SIZE, ObservationEncoder
 from sodp3d.models.unet import UNETS, UNet1d
+from sodp3d.vision.sensors import sensor
 
 HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 Observation = Mapping[str, Tensor | np.ndarray]
@@ -32,7 +33,7 @@ class PlannerConfig:
     Raises InputError on values that cannot work.
     """
 
-    observation: str  # pointcloud | state | image
+    observation: str  # the sensor, as `obs=` names it
     sensor_shape: tuple[int, ...]  # of one step: (N, 3) | (Ds,) | (3, H, W)
     proprioception_size: int  # Dp
     action_size: int  # Da
@@ -44,10 +45,11 @@ class PlannerConfig:
     inference_steps: int = 10  # K'
     prediction: str = "epsilon"  # epsilon | sample
     renderer: str | None = None  # of images only: who drew what it was trained on, egl | osmesa | raycast
+    encoder: str | None = None  # how the sensor is read; None: by the sensor's own encoder
+    method: str = "sodp"  # whose planner it is, an entry of registry.METHODS
 
     def __post_init__(self) -> None:
-        if self.observation not in SENSOR_KEYS:
-            raise InputError(f"obs: expected one of {', '.join(SENSOR_KEYS)}, got {self.observation!r}.")
+        sensor(self.observation)
         if self.unet not in UNETS:
             raise InputError(f"unet: expected one of {', '.join(UNETS)}, got {self.unet!r}.")
         if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
@@ -59,7 +61,7 @@ class PlannerConfig:
     @property
     def sensor_key(self) -> str:
         """The sensor's key in observations: point_cloud, state or image."""
-        return SENSOR_KEYS[self.observation]
+        return sensor(self.observation).key
 
     def observation_shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each observation key without the batch: (To, ...)."""
@@ -74,7 +76,7 @@ class PlannerConfig:
     def normalized_sizes(self) -> dict[str, int]:
         """Channels of what the normalizer scales: all but images."""
         sizes = {"action": self.action_size, "agent_pos": self.proprioception_size}
-        return sizes if self.observation == "image" else {**sizes, self.sensor_key: self.sensor_shape[-1]}
+        return {**sizes, self.sensor_key: self.sensor_shape[-1]} if sensor(self.observation).scaled else sizes
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping that `from_dict` turns back into an equal configuration."""
@@ -99,7 +101,9 @@ class Planner(nn.Module):
         super().__init__()
         self.config = config
         self.normalizer = Normalizer(config.normalized_sizes())
-        self.encoder = ObservationEncoder(config.observation, config.sensor_shape, config.proprioception_size)
+        self.encoder = ObservationEncoder(
+            config.observation, config.sensor_shape, config.proprioception_size, config.encoder
+        )
         self.unet = UNet1d(config.action_size, config.feature_size, UNETS[config.unet])
         self.diffusion = Diffusion(config.diffusion_steps, config.inference_steps, config.prediction)
         # Of `plan`; a loaded planner has the one that it was evaluated with.
@@ -125,7 +129,8 @@ class Planner(nn.Module):
                 raise InputError(
                     f"observation.{key}: expected shape (B, {str(shape)[1:-1]}), got {tuple(observation[key].shape)}."
                 )
-            normalized[key] = observation[key] if key == "image" else self.normalizer.normalize(key, observation[key])
+            scaled = key in self.normalizer.sizes
+            normalized[key] = self.normalizer.normalize(key, observation[key]) if scaled else observation[key]
         return self.encoder(normalized)
 
     def features(self, observation: Mapping[str, Tensor] | Tensor) -> Tensor:
@@ -262,7 +267,8 @@ class Planner(nn.Module):
         arrays = not any(isinstance(value, Tensor) for value in observation.values())
         keys = self.config.observation_shapes()
         tensors = {key: torch.as_tensor(value).to(self.device) for key, value in observation.items() if key in keys}
-        tensors = {key: value if key == "image" else value.to(self.dtype) for key, value in tensors.items()}
+        scaled = self.normalizer.sizes
+        tensors = {key: value.to(self.dtype) if key in scaled else value for key, value in tensors.items()}
         single = "agent_pos" in tensors and tensors["agent_pos"].ndim == 2
         if single:
             tensors = {key: value[None] for key, value in tensors.items()}

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig
-from sodp3d.envs.wrappers import ChunkedEnv, cloud_converter
+from sodp3d.envs.wrappers import ChunkedEnv
+from sodp3d.vision.sensors import Convert, sensor
 
 Observation = dict[str, NDArray[Any]]
 
@@ -18,7 +19,7 @@ class EnvironmentGroup:
 
     Args:
         config: the task.
-        observation: pointcloud | state | image.
+        observation: the sensor, as `obs=` names it.
         renderer: auto | egl | osmesa | raycast.
         backend, device: who samples points, open3d (cpu) | torch, and where. All environments' frames are converted
             at once, which torch needs: alone, a frame takes it ten times as long as Open3D.
@@ -27,14 +28,14 @@ class EnvironmentGroup:
     def __init__(self, config: EnvConfig, observation: str, renderer: str, backend: str, device: str = "cpu"):
         self._config, self._observation, self._renderer = config, observation, renderer
         self._backend, self._device = backend, device
+        self._sensor = sensor(observation)
         self._environments: list[ChunkedEnv] = []
 
     def reset(self, seeds: list[int]) -> Observation:
         """Start one episode per seed; observations stacked (len(seeds), To, ...)."""
         while len(self._environments) < len(seeds):
             environment = make_env(self._config, self._renderer)
-            seen = "depth" if self._observation == "pointcloud" else self._observation
-            self._environments.append(ChunkedEnv(environment, seen))
+            self._environments.append(ChunkedEnv(environment, self._observation, backend=None))
         starts = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
         # One frame fills all To steps: it is converted once, and its cloud repeated.
         first = self._observed([{key: frames[:1] for key, frames in start.items()} for start in starts])
@@ -58,14 +59,16 @@ class EnvironmentGroup:
         return answer
 
     def _observed(self, observations: list[Observation]) -> Observation:
-        """(n, To, ...); frames of depth become clouds."""
+        """(n, To, ...), converted where the sensor has a converter."""
         stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
-        if "depth" in stacked:
-            depth = stacked.pop("depth")
-            clouds, _ = self._converter.convert(depth.reshape(-1, *depth.shape[2:]))
-            stacked["point_cloud"] = clouds.reshape(*depth.shape[:2], *clouds.shape[1:])
+        if self._convert is not None:
+            frames = stacked[self._sensor.key]
+            values = self._convert(frames.reshape(-1, *frames.shape[2:]))
+            stacked[self._sensor.key] = values.reshape(*frames.shape[:2], *values.shape[1:])
         return stacked
 
     @cached_property
-    def _converter(self) -> Any:
-        return cloud_converter(self._environments[0].env, self._backend, self._device)
+    def _convert(self) -> Convert | None:
+        if self._sensor.converter is None:
+            return None
+        return self._sensor.converter(self._environments[0].env, self._backend, self._device)

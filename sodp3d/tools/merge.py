@@ -14,9 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sodp3d merge", description="All episodes of several stores in one, ordered by agent step, then seed."
     )
-    parser.add_argument(
-        "target", type=Path, help="folder of the new store, or of an unfinished merge of the same shards"
-    )
+    parser.add_argument("target", type=Path, help="folder of the new store, or of an unfinished merge")
     parser.add_argument("shards", type=Path, nargs="+", help="folders of the stores to merge")
     given = parser.parse_args(arguments)
 

@@ -1,10 +1,10 @@
-"""Agents that learn while their experience is kept. A new one is a module here with `build`, and a YAML.
+"""Agents that learn while their experience is kept. A new one is a module with `build`, an entry
+of registry.AGENTS, and a YAML.
 
 Shape letters: E environments stepped together, Ds state size, Dp proprioception size, Da action size, H W image.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sodp3d.collection.agents.memory import Trajectory
-from sodp3d.core.errors import InputError
-from sodp3d.core.paths import CONFIGS
+from sodp3d.core import registry
 from sodp3d.envs.config import EnvConfig
 
 
@@ -48,11 +47,6 @@ class Agent(Protocol):
         """Inverse of `state`. Raises InputError on another agent's, or one of other settings."""
 
 
-def names() -> list[str]:
-    """Agents that can be named by `agent.name`: each has a YAML file in configs/agent and its module here."""
-    return sorted(path.stem for path in (CONFIGS / "agent").glob("*.yaml"))
-
-
 def build(
     settings: Mapping[str, Any],
     env: EnvConfig,
@@ -68,9 +62,6 @@ def build(
     fresh: False where `load_state` follows: files that only a new agent starts from are not read.
     """
     settings = dict(settings)
-    name = settings.pop("name", None)
-    if name not in names():
-        raise InputError(f"agent.name: expected one of {', '.join(names())}, got {name!r}.")
-    module = import_module(f"sodp3d.collection.agents.{name}")
-    agent: Agent = module.build(settings, env, state_size, action_size, seed, device, proprioception_size, fresh)
+    make = registry.choose(registry.AGENTS, settings.pop("name", None), "agent.name")
+    agent: Agent = make(settings, env, state_size, action_size, seed, device, proprioception_size, fresh)
     return agent

@@ -1,9 +1,8 @@
-"""Agents that do not learn: Meta-World's scripted experts and uniform random actions, with noise to taste.
+"""Agents that do not learn: an env family's scripted experts and uniform random actions, with noise to taste.
 
 Shape letters: E environments, Ds state size, Da action size.
 """
 
-import difflib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.core.errors import InputError
+from sodp3d.envs import task_family
 from sodp3d.envs.config import EnvConfig
 
 
@@ -64,16 +64,12 @@ class Scripted:
         self._random.bit_generator.state = state["random"]
 
 
-def scripted_policy(task: str) -> Any:
-    """Meta-World's expert for a task named without its version. Raises InputError where there is none."""
-    from metaworld.policies import ENV_POLICY_MAP
-
-    names = [name.removesuffix("-v3") for name in ENV_POLICY_MAP]
-    if task not in names:
-        near = difflib.get_close_matches(task, names) or ["policy=random"]
-        raise InputError(f"agent.policy: there is no scripted expert for task {task!r}; did you mean {near[0]}?")
-    policy: Any = ENV_POLICY_MAP[f"{task}-v3"]
-    return policy()
+def scripted_policy(env: EnvConfig) -> Any:
+    """The expert that the env's family has for its task. Raises InputError where there is none."""
+    expert = getattr(task_family(env), "expert", None)
+    if expert is None:
+        raise InputError(f"agent.policy: env.family={env.family} has no scripted experts; use agent.policy=random.")
+    return expert(env.task)
 
 
 def build(
@@ -95,4 +91,4 @@ def build(
         raise InputError(f"agent.policy: expected expert or random, got {policy!r}.")
     if noise < 0:
         raise InputError(f"agent.noise: expected 0 or more, got {noise}.")
-    return Scripted(scripted_policy(env.task) if policy == "expert" else None, action_size, noise, seed)
+    return Scripted(scripted_policy(env) if policy == "expert" else None, action_size, noise, seed)

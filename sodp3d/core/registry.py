@@ -1,0 +1,123 @@
+"""Everything that can be chosen by name, one table a kind: the name, and where what it names is defined.
+
+A package of your own adds to these tables and needs no change here:
+
+    # my_package/__init__.py, beside my_package/configs/env/slider.yaml, ...
+    from sodp3d.core import registry
+
+    registry.FAMILIES["slider"] = "my_package.slider:Slider"
+
+It is found by an entry point of the group `sodp3d.plugins`, or named by `plugins=[my_package]`. Values are
+"module:name", imported at their first use, so that a worker that only steps environments never imports PyTorch.
+"""
+
+import functools
+import importlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CONFIGS
+
+Table = dict[str, str]
+
+# env.family: a class of `envs.base.Task`, called with the EnvConfig
+FAMILIES: Table = {"adroit": "sodp3d.envs.adroit:Adroit", "metaworld": "sodp3d.envs.metaworld:MetaWorld"}
+# obs: what is seen, a `vision.sensors.Sensor`
+SENSORS: Table = {
+    "pointcloud": "sodp3d.vision.sensors:POINT_CLOUD",
+    "state": "sodp3d.vision.sensors:STATE",
+    "image": "sodp3d.vision.sensors:IMAGE",
+}
+# model.encoder: how it is read, a class of `models.encoders.SensorEncoder`, called with the shape of one step
+ENCODERS: Table = {
+    "dp3": "sodp3d.models.encoders:PointCloudEncoder",
+    "mlp": "sodp3d.models.encoders:StateEncoder",
+    "cnn": "sodp3d.models.encoders:ImageEncoder",
+}
+# method: the planner's class, called with its PlannerConfig
+METHODS: Table = {
+    "sodp": "sodp3d.models.planner:Planner",
+    "dp3": "sodp3d.models.planner:Planner",
+    "simple_dp3": "sodp3d.models.planner:Planner",
+    "diffusion_policy": "sodp3d.models.planner:Planner",
+}
+# reg: a class of `learning.regularizers.Regularizer`, called with the pre-trained planner and the ChainOptions
+REGULARIZERS: Table = {
+    "bc": "sodp3d.learning.regularizers:BehaviorCloning",
+    "none": "sodp3d.learning.regularizers:NoRegularizer",
+    "kl": "sodp3d.learning.regularizers:KLToPretrained",
+    "pl": "sodp3d.learning.regularizers:PretrainingLoss",
+}
+# agent: a function that builds a `collection.agents.Agent` from its settings and the environment
+AGENTS: Table = {
+    "vrl3": "sodp3d.collection.agents.vrl3:build",
+    "sac": "sodp3d.collection.agents.sac:build",
+    "scripted": "sodp3d.collection.agents.scripted:build",
+}
+
+ENTRY_POINTS = "sodp3d.plugins"
+VARIABLE = "SODP3D_PLUGINS"  # names of modules for this process and those it starts, separated by commas
+
+
+def choose(table: Table, name: str, key: str) -> Any:
+    """What option `key`=`name` names. Raises InputError for a name that no table entry and no plug-in has."""
+    load_plugins()
+    if name not in table:
+        raise InputError(f"{key}: expected one of {', '.join(table)}, got {name!r}; a plug-in adds others (plugins=).")
+    module, _, attribute = table[name].partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{key}: {name} is registered as {table[name]!r}, which cannot be imported: {error}."
+        ) from error
+
+
+def use_plugins(names: Iterable[str]) -> None:
+    """Load these modules, here and in all processes started from here. Raises InputError for one that is not there."""
+    known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+    load_plugins()
+
+
+def load_plugins() -> list[str]:
+    """Import every plug-in that an entry point or `use_plugins` names; their modules' names."""
+    named = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
+    modules = list(dict.fromkeys([*_installed(), *named]))
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise InputError(
+                f"plugins: {module} cannot be imported ({error}); install it into this environment, or leave it out."
+            ) from error
+    return modules
+
+
+@functools.cache
+def _installed() -> tuple[str, ...]:
+    return tuple(sorted({entry.value.partition(":")[0] for entry in entry_points(group=ENTRY_POINTS)}))
+
+
+def config_folders() -> Iterator[Path]:
+    """Folders of configurations: ours, then the `configs` folder beside each plug-in's module."""
+    yield CONFIGS
+    for name in load_plugins():
+        file = importlib.import_module(name).__file__
+        folder = Path(file).parent / "configs" if file else None
+        if folder is not None and folder.is_dir():
+            yield folder
+
+
+def has_config(group: str, name: str) -> bool:
+    """Whether `<group>=<name>` can be typed."""
+    return any((folder / group / f"{name}.yaml").is_file() for folder in config_folders())
+
+
+def names_of(values: Mapping[str, Any]) -> list[str]:
+    """The plug-ins that a configuration's `plugins=` names."""
+    return [str(name) for name in values.get("plugins") or []]

@@ -1,0 +1,35 @@
+"""Whether what a store shows is what roll-outs would see: the same camera, crop, size and, for images, renderer."""
+
+from dataclasses import asdict
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import differences, plain
+from sodp3d.core.paths import command_line
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import EnvConfig
+from sodp3d.vision.sensors import Sensor
+
+
+def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) -> None:
+    """Raises InputError where roll-outs of `config` would see something else than the store's array of `sensor`."""
+    if not sensor.draws:
+        return
+    state = store.conversions.get(sensor.key)
+    if state is None and sensor.made_by is not None:
+        made = command_line("convert", *store.choice.split(), sensor.made_by)
+        raise InputError(f"{store.path}: holds no data/{sensor.key}; make it with: {made}")
+    recorded = state["parameters"] if state is not None else {}
+    given = sensor.parameters(config)
+    stored = {"camera": store.attributes["env_config"]["camera"], **{key: recorded.get(key) for key in given}}
+    for name, old, new in differences(stored, {"camera": plain(asdict(config.camera)), **given}, "env"):
+        raise InputError(
+            f"{store.path}: its data/{sensor.key} was made with {name} = {old!r}, but roll-outs would use {new!r}. "
+            f"Give the stored value, or convert again with the new one (convert.py output=<new key>; for a camera "
+            f"again=depth output_data=<new folder>)."
+        )
+
+
+def renderer_of(store: EpisodeStore, sensor: Sensor) -> str:
+    """Who drew the store's array of `sensor`: egl, osmesa or raycast."""
+    state = store.conversions.get(sensor.key)
+    return str(state["parameters"].get("renderer") if state is not None else store.attributes["renderer"])
