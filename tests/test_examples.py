@@ -18,8 +18,9 @@ SMALL = (
 COLLECT = "collect.agent_steps=120 collect.fraction=1 collect.environments=2 collect.evaluate_every=0".split()
 TRAIN = (
     "model.encoder=mean_max reg=anchored pretrain.steps=4 pretrain.batch_size=8 finetune.episodes=2 "
-    "finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 finetune.initial_attempts=2 "
-    "finetune.evaluate_every=2 evaluation.episodes=2 evaluation.environments=2 evaluation.validation_episodes=2 "
+    "finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
+    "finetune.initial_attempts=2 finetune.evaluate_every=2 evaluation.episodes=2 evaluation.environments=2 "
+    "evaluation.validation_episodes=2 "
     "evaluation.videos=0"
 ).split()
 
@@ -62,7 +63,9 @@ def test_a_package_of_ones_own_goes_through_every_stage(installed: Path, tmp_pat
     run(installed, tmp_path, "results", "--output", "tables")
     assert "puck" in (tmp_path / "tables/tables.md").read_text()
     said = run(installed, tmp_path, "train", "mode=pretrain", *SMALL, *TRAIN, "env.crop.low=[0,0,0]", fails=True)
-    assert "data/point_cloud was made with env.low" in said, "a new encoder is held to the camera and crop of its data"
+    assert "data/point_cloud was made with env.crop.low" in said, (
+        "a new encoder is held to the camera and crop of its data"
+    )
 
 
 def test_an_encoder_reads_only_what_it_says(installed: Path, tmp_path: Path) -> None:

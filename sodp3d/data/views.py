@@ -20,7 +20,8 @@ def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) ->
         raise InputError(f"{store.path}: holds no data/{sensor.key}; make it with: {made}")
     recorded = state["parameters"] if state is not None else {}
     given = sensor.parameters(config)
-    stored = {"camera": store.attributes["env_config"]["camera"], **{key: recorded.get(key) for key in given}}
+    stored = {"camera": store.attributes["env_config"]["camera"]}
+    stored |= {name: recorded.get(name.rpartition(".")[2]) for name in given}
     for name, old, new in differences(stored, {"camera": plain(asdict(config.camera)), **given}, "env"):
         raise InputError(
             f"{store.path}: its data/{sensor.key} was made with {name} = {old!r}, but roll-outs would use {new!r}. "

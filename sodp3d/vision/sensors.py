@@ -32,7 +32,7 @@ class Sensor:
     dtype: type = np.float32
     converter: Callable[[Any, str, str], Convert] | None = None  # (environment, backend, device); None: as they are
     view: tuple[str, ...] = ()  # parts of the env's configuration that shape values and do not show in their size
-    parameters: Callable[[Any], dict[str, Any]] = lambda config: {}  # of the conversion that made a store's array
+    parameters: Callable[[Any], dict[str, Any]] = lambda config: {}  # what its conversion depends on
     draws: bool = True  # whether roll-outs need a renderer
     one_renderer: bool = False  # renderers differ in what they show, so roll-outs take the one that drew the data
     scaled: bool = True  # by the normalizer, along the last axis; False: the encoder takes raw values
@@ -62,7 +62,10 @@ POINT_CLOUD = Sensor(  # (N, 3) float32 metres, world frame
     shape=lambda environment: (environment.config.points, 3),
     converter=_cloud_converter,
     view=("camera", "crop"),
-    parameters=lambda config: {**plain(asdict(config.crop)), "points": config.points},
+    parameters=lambda config: {
+        **{f"crop.{side}": value for side, value in plain(asdict(config.crop)).items()},
+        "points": config.points,
+    },
     made_by="",
 )
 STATE = Sensor(  # (Ds,) float32
@@ -79,7 +82,7 @@ IMAGE = Sensor(  # (3, H, W) uint8
     shape=lambda environment: (3, environment.config.camera.height, environment.config.camera.width),
     dtype=np.uint8,
     view=("camera",),
-    parameters=lambda config: {"height": config.camera.height, "width": config.camera.width},
+    parameters=lambda config: {"camera.height": config.camera.height, "camera.width": config.camera.width},
     one_renderer=True,
     scaled=False,
     made_by="again=image",
