@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.parallel.worker import Answer, Holder, WorkerDiedError
 
@@ -28,8 +29,9 @@ log = logging.getLogger(__name__)
 class _Host:
     """The actor. The factory stays pickled until the number of threads is set: libraries read it when imported."""
 
-    def __init__(self, work: bytes, threads: int) -> None:
+    def __init__(self, work: bytes, threads: int, plugins: str) -> None:
         os.environ.update(OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads))
+        os.environ[registry.VARIABLE] = plugins
         self._work = work
         self._holder: Holder | None = None
 
@@ -53,7 +55,9 @@ class RayWorker:
     def __init__(self, factory: Callable[..., Any], values: tuple[Any, ...], threads: int) -> None:
         places = _places()
         place = NodeAffinitySchedulingStrategy(places[next(_turn) % len(places)], soft=True) if places else None
-        self._actor: Any = _ACTOR.options(scheduling_strategy=place).remote(pickle.dumps((factory, values)), threads)
+        plugins = os.environ.get(registry.VARIABLE, "")
+        work = pickle.dumps((factory, values))
+        self._actor: Any = _ACTOR.options(scheduling_strategy=place).remote(work, threads, plugins)
         self._call: Any = None
 
     def start(self, method: str, arguments: tuple[Any, ...]) -> None:
