@@ -23,7 +23,7 @@ from sodp3d.data.schema import step_specification
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
 from sodp3d.envs.wrappers import ChunkedEnv
-from sodp3d.learning.lookup import as_planner_was_trained, with_renderer_of_data
+from sodp3d.learning.lookup import as_data_was_seen, as_planner_was_trained
 from sodp3d.tools.card import write_card
 
 STEPS = 5
@@ -165,15 +165,15 @@ def test_training_and_rollouts_need_the_recorded_renderer(live: dict[str, Any], 
     root = store_path.parents[2]
     settings = compose("train", [*SMALL, "obs=image", f"root={root}"])
     with pytest.raises(InputError, match=r"no data/image.*convert\.py env=adroit_door again=image"):
-        with_renderer_of_data(settings, [DOOR])
+        as_data_was_seen(settings, [DOOR])
     render_images(store_path, DOOR)
-    assert with_renderer_of_data(settings, [DOOR])["render"] == live["renderer"]
+    assert as_data_was_seen(settings, [DOOR])["render"] == live["renderer"]
     other = "raycast" if live["renderer"] != "raycast" else "egl"
     with pytest.raises(InputError, match=f"drawn by {live['renderer']}, but render={other} came"):
-        with_renderer_of_data({**settings, "render": other}, [DOOR])
+        as_data_was_seen({**settings, "render": other}, [DOOR])
     with pytest.raises(InputError, match=r"env\.camera\.fovy"):
-        with_renderer_of_data(settings, [replace(DOOR, camera=replace(DOOR.camera, fovy=60.0))])
-    assert with_renderer_of_data({**settings, "obs": {"name": "state"}}, [DOOR])["render"] == "auto"
+        as_data_was_seen(settings, [replace(DOOR, camera=replace(DOOR.camera, fovy=60.0))])
+    assert as_data_was_seen({**settings, "obs": {"name": "state"}}, [DOOR])["render"] == "auto"
     text = write_card(store_path.parent).read_text()
     assert f"RGB of 2 of 2 episodes, 32 x 32 px, by {live['renderer']}" in text and "(card/image.png)" in text
     assert "again=image" not in text

@@ -13,7 +13,8 @@ import pytest
 from toy_env import config, slider_env
 
 from sodp3d.core.errors import InputError
-from sodp3d.envs import EnvConfig, RobotEnv, expand, gl, make_env
+from sodp3d.envs import EnvConfig, RobotEnv, expand, make_env
+from sodp3d.vision import gl
 from sodp3d.vision.pointcloud import unproject
 from sodp3d.vision.renderer import Renderer
 
@@ -198,7 +199,7 @@ def test_auto_takes_the_first_that_works_and_says_so(
 
 def test_a_backend_that_does_not_work_says_what_to_install() -> None:
     program = (
-        "import sys\nfrom sodp3d.envs import gl\nfrom sodp3d.core.errors import InputError\n"
+        "import sys\nfrom sodp3d.vision import gl\nfrom sodp3d.core.errors import InputError\n"
         "sys.stdout.write(str(gl.probe('egl').failure))\n"
         "try: gl.choose('egl')\nexcept InputError as error: sys.stdout.write(str(error))\n"
     )

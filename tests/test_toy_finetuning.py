@@ -12,8 +12,8 @@ from torch import Tensor
 from toy_planner import STATE
 
 from sodp3d.core.cli import compose
+from sodp3d.core.registry import REGULARIZERS
 from sodp3d.learning.buffers import EpisodeRecord
-from sodp3d.learning.regularizers import REGULARIZERS
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
