@@ -1,11 +1,13 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
 # make results      tables and plots in docs/results again, from outputs/ and data/
+# make docs         the documentation as a site, in site/
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 QUICK := env=adroit_door preset=quick
+DOCS = $(shell python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
-.PHONY: quickstart test lint results setup
+.PHONY: quickstart test lint results docs setup
 
 quickstart: setup
 	$(PYTHON) -m sodp3d.tools.doctor
@@ -27,6 +29,10 @@ lint: setup
 
 results: setup
 	$(PYTHON) -m sodp3d.results
+
+docs:
+	@[ -x .venv-docs/bin/mkdocs ] || (python3 -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet $(DOCS))
+	.venv-docs/bin/python -m mkdocs build --strict --quiet
 
 setup:
 	@.ci/setup.sh
