@@ -24,18 +24,19 @@ from PIL import Image
 from sodp3d import EnvConfig, EpisodeStore, Planner, RobotEnv, load_planner, make_env
 from sodp3d.core.files import read_json
 from sodp3d.tools.video import colour_depth
+from sodp3d.vision.pointcloud import unproject
 
 SIZE = (15.0, 4.6)  # inches
 DOTS = 160  # an inch
 COLOURS = 256
 PIXELS = 384  # of a rendered picture's side
-MOMENT = 0.2  # of an episode: the hand is on its way
+MOMENT = 0.1  # of an episode: the hand is on its way
 STEPS = (0, 6, 8, 10)  # of the denoising chain: which latents are shown
 FIRST_COLOUR, LAST_COLOUR = "0.65", "tab:green"  # before, after
 CAPTIONS = (
     ("1  collect", "An RL agent learns the task.\nEvery step it takes is kept,\ngood or bad."),
     ("2  depth", "Kept of each step: depth in mm\n(bright is near), joint angles,\nthe action, the simulator's state."),
-    ("3  convert", "Depth becomes a point cloud:\nunproject, crop, keep {points} points\n(colour: height)."),
+    ("3  convert", "Depth becomes points in space (grey).\nOf those in the workspace\n{points} are kept (coloured by height)."),
     ("4  pre-train", "The planner learns to turn noise\ninto plans. Here: the hand poses that\none plan asks for, while denoised."),
     ("5  fine-tune", "The planner practises the task:\nreward (PPO) and copies of its own\nbest episodes (BC)."),
 )
@@ -55,7 +56,7 @@ def main() -> None:
     axes = [figure.add_axes((0.012 + 0.2 * column, 0.27, 0.168, 0.168 * SIZE[0] / SIZE[1])) for column in range(5)]
     draw_scene(axes[0], env, frames)
     axes[1].imshow(colour_depth(frames["depth"][-1], PIXELS))
-    draw_cloud(figure, axes[2], frames["point_cloud"][-1])
+    draw_cloud(figure, axes[2], inside_crop(env, frames["depth"][-1]), frames["point_cloud"][-1])
     draw_denoising(axes[3], env, planner, frames)
     draw_gain(axes[4], read_json(finetuned / "result.json"))
     label(figure, axes, len(frames["point_cloud"][-1]))
@@ -77,14 +78,21 @@ def draw_scene(axis: Axes, env: RobotEnv, frames: dict[str, NDArray[np.generic]]
     axis.imshow(env.render_rgb(PIXELS, PIXELS))
 
 
-def draw_cloud(figure: Figure, axis: Axes, cloud: NDArray[np.generic]) -> None:
-    """The cloud (N, 3), with its bounding box, seen from the side."""
+def inside_crop(env: RobotEnv, depth: NDArray[np.generic]) -> NDArray[np.float64]:
+    """All points (M, 3) of a depth image that lie within the crop, metres, world frame."""
+    points = unproject(depth, env.camera_parameters())
+    return points[((points > env.config.crop.low) & (points < env.config.crop.high)).all(axis=1)]
+
+
+def draw_cloud(figure: Figure, axis: Axes, seen: NDArray[np.float64], kept: NDArray[np.generic]) -> None:
+    """All points seen (M, 3) in grey and the kept ones (N, 3) by their height, from the side."""
     box = axis.get_position()
     axis.remove()
-    space = figure.add_axes((box.x0 - 0.012, box.y0 - 0.03, box.width + 0.024, box.height + 0.06), projection="3d")
-    space.scatter(*cloud.T, c=cloud[:, 2], s=9, cmap="viridis", depthshade=False)
-    space.set_box_aspect(np.ptp(cloud, axis=0), zoom=1.25)
-    space.view_init(32, -65)
+    space = figure.add_axes((box.x0 - 0.02, box.y0 - 0.06, box.width + 0.04, box.height + 0.12), projection="3d")
+    space.scatter(*seen.T, color="0.75", s=2, depthshade=False)
+    space.scatter(*kept.T, c=kept[:, 2], s=11, cmap="viridis", depthshade=False)
+    space.set_box_aspect(np.ptp(seen, axis=0), zoom=1.22)
+    space.view_init(38, -80)
     space.set_axis_off()
 
 
@@ -124,8 +132,7 @@ def draw_gain(axis: Axes, result: dict[str, dict]) -> None:
         rate, low, high = (100 * measured[name] for name in ("rate", "low95", "high95"))
         axis.bar(place, rate, width=0.7, color=(FIRST_COLOUR, LAST_COLOUR)[place])
         axis.errorbar(place, rate, [[rate - low], [high - rate]], color="0.2", capsize=5)
-        axis.text(place - 0.3, rate + 1.5, f"{rate:.0f} %", fontsize=12, fontweight="bold")
-        axis.text(place, -3, words, ha="center", va="top", fontsize=11)
+        axis.text(place, -3, f"{words}: {rate:.0f} %", ha="center", va="top", fontsize=10.5, fontweight="bold")
     axis.set(ylim=(0, 109), xlim=(-0.6, 1.6), xticks=[], yticks=[])
     axis.spines[["left", "right", "top"]].set_visible(False)
     axis.text(0.5, 0.985, f"success on {result['evaluation']['episodes']} test episodes", transform=axis.transAxes, ha="center", va="top", fontsize=9.5)
