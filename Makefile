@@ -5,7 +5,8 @@
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 QUICK := env=adroit_door preset=quick
-DOCS = $(shell python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
+ANY_PYTHON := $(firstword $(wildcard $(PYTHON)) python3)  # 3.11 or newer; pages need no package of ours installed
+DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
 .PHONY: quickstart test lint results docs setup
 
@@ -31,7 +32,7 @@ results: setup
 	$(PYTHON) -m sodp3d.results
 
 docs:
-	@[ -x .venv-docs/bin/mkdocs ] || (python3 -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet $(DOCS))
+	@[ -x .venv-docs/bin/mkdocs ] || ($(ANY_PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet $(DOCS))
 	.venv-docs/bin/python -m mkdocs build --strict --quiet
 
 setup:

@@ -36,8 +36,14 @@ FIRST_COLOUR, LAST_COLOUR = "0.65", "tab:green"  # before, after
 CAPTIONS = (
     ("1  collect", "An RL agent learns the task.\nEvery step it takes is kept,\ngood or bad."),
     ("2  depth", "Kept of each step: depth in mm\n(bright is near), joint angles,\nthe action, the simulator's state."),
-    ("3  convert", "Depth becomes points in space (grey).\nOf those in the workspace\n{points} are kept (coloured by height)."),
-    ("4  pre-train", "The planner learns to turn noise\ninto plans. Here: the hand poses that\none plan asks for, while denoised."),
+    (
+        "3  convert",
+        "Depth becomes points in space (grey).\nOf those in the workspace\n{points} are kept (coloured by height).",
+    ),
+    (
+        "4  pre-train",
+        "The planner learns to turn noise\ninto plans. Here: the hand poses that\none plan asks for, while denoised.",
+    ),
     ("5  fine-tune", "The planner practises the task:\nreward (PPO) and copies of its own\nbest episodes (BC)."),
 )
 
@@ -110,7 +116,15 @@ def draw_denoising(axis: Axes, env: RobotEnv, planner: Planner, frames: dict[str
         part = axis.inset_axes((0.51 * column, 0.51 * (1 - row), 0.49, 0.49))
         part.imshow(commanded(env, frames["sim_state"][-1], actions[step]))
         words = {0: "noise", len(latents) - 1: "the plan"}.get(step, f"step {step} of {len(latents) - 1}")
-        part.text(0.04, 0.95, words, transform=part.transAxes, va="top", fontsize=10, bbox=dict(fc="white", ec="none", pad=2))
+        part.text(
+            0.04,
+            0.95,
+            words,
+            transform=part.transAxes,
+            va="top",
+            fontsize=10,
+            bbox={"fc": "white", "ec": "none", "pad": 2},
+        )
         frame_of(part)
 
 
@@ -135,7 +149,15 @@ def draw_gain(axis: Axes, result: dict[str, dict]) -> None:
         axis.text(place, -3, f"{words}: {rate:.0f} %", ha="center", va="top", fontsize=10.5, fontweight="bold")
     axis.set(ylim=(0, 109), xlim=(-0.6, 1.6), xticks=[], yticks=[])
     axis.spines[["left", "right", "top"]].set_visible(False)
-    axis.text(0.5, 0.985, f"success on {result['evaluation']['episodes']} test episodes", transform=axis.transAxes, ha="center", va="top", fontsize=9.5)
+    axis.text(
+        0.5,
+        0.985,
+        f"success on {result['evaluation']['episodes']} test episodes",
+        transform=axis.transAxes,
+        ha="center",
+        va="top",
+        fontsize=9.5,
+    )
 
 
 def label(figure: Figure, axes: list[Axes], points: int) -> None:
