@@ -32,8 +32,8 @@ results: setup
 	$(PYTHON) -m sodp3d.results
 
 docs:
-	@[ -x .venv-docs/bin/mkdocs ] || ($(ANY_PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet $(DOCS))
-	.venv-docs/bin/python -m mkdocs build --strict --quiet
+	@[ -x .venv-docs/bin/mkdocs ] || ($(ANY_PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS))
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 
 setup:
 	@.ci/setup.sh

@@ -30,8 +30,9 @@ SIZE = (15.0, 4.6)  # inches
 DOTS = 160  # an inch
 COLOURS = 256
 PIXELS = 384  # of a rendered picture's side
-MOMENT = 0.1  # of an episode: the hand is on its way
-STEPS = (0, 6, 8, 10)  # of the denoising chain: which latents are shown
+MOMENT = 0.05  # of an episode: the hand is on its way
+PARTS = (0, 0.5, 0.7, 1)  # of the denoising chain: after which its latent is shown
+NOISE_SEED = 2
 FIRST_COLOUR, LAST_COLOUR = "0.65", "tab:green"  # before, after
 CAPTIONS = (
     ("1  collect", "An RL agent learns the task.\nEvery step it takes is kept,\ngood or bad."),
@@ -106,16 +107,17 @@ def draw_denoising(axis: Axes, env: RobotEnv, planner: Planner, frames: dict[str
     """The poses that the first executed action of a plan commands, at four steps of its denoising chain."""
     keys = planner.config.observation_shapes()
     observation = {key: torch.as_tensor(frames[key], dtype=planner.dtype)[None] for key in keys}
-    noise = planner.noise(1, torch.Generator().manual_seed(0))
+    noise = planner.noise(1, torch.Generator().manual_seed(NOISE_SEED))
     with torch.no_grad():
         latents = planner.sample_chain(observation, noise, planner.sampler).latents[0]  # (K'+1, Tp, Da)
         actions = planner.executed(planner.actions(latents))[:, 0].numpy()
     axis.set_axis_off()
-    for place, step in enumerate(STEPS):
+    last = len(latents) - 1
+    for place, step in enumerate(round(part * last) for part in PARTS):
         row, column = divmod(place, 2)
         part = axis.inset_axes((0.51 * column, 0.51 * (1 - row), 0.49, 0.49))
         part.imshow(commanded(env, frames["sim_state"][-1], actions[step]))
-        words = {0: "noise", len(latents) - 1: "the plan"}.get(step, f"step {step} of {len(latents) - 1}")
+        words = {0: "noise", last: "the plan"}.get(step, f"step {step} of {last}")
         part.text(
             0.04,
             0.95,
