@@ -1,11 +1,14 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
 # make results      tables and plots in docs/results again, from outputs/ and data/
+# make docs         the documentation as a site, in site/
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 QUICK := env=adroit_door preset=quick
+ANY_PYTHON := $(firstword $(wildcard $(PYTHON)) python3)  # 3.11 or newer; pages need no package of ours installed
+DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
-.PHONY: quickstart test lint results setup
+.PHONY: quickstart test lint results docs setup
 
 quickstart: setup
 	$(PYTHON) -m sodp3d.tools.doctor
@@ -27,6 +30,10 @@ lint: setup
 
 results: setup
 	$(PYTHON) -m sodp3d.results
+
+docs:
+	@[ -x .venv-docs/bin/mkdocs ] || ($(ANY_PYTHON) -m venv .venv-docs && .venv-docs/bin/python -m pip install --quiet --disable-pip-version-check $(DOCS))
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
 
 setup:
 	@.ci/setup.sh
