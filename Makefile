@@ -1,11 +1,12 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
+# make coverage     the tests once more, with how much of sodp3d/ they run
 # make results      tables and plots in docs/results again, from outputs/ and data/
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 QUICK := env=adroit_door preset=quick
 
-.PHONY: quickstart test lint results setup
+.PHONY: quickstart test lint coverage results setup
 
 quickstart: setup
 	$(PYTHON) -m sodp3d.tools.doctor
@@ -24,6 +25,10 @@ lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
+
+coverage: setup
+	$(PYTHON) -m pytest --numprocesses 2 --cov --cov-report=term --cov-report=html
 
 results: setup
 	$(PYTHON) -m sodp3d.results
