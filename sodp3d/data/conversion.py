@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences, plain
+from sodp3d.core.paths import command_line
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
@@ -108,5 +109,6 @@ def require_same_clouds(store: EpisodeStore, config: EnvConfig, output: str = "p
     for name, stored, now in differences(recorded, given, "env"):
         raise InputError(
             f"{store.path}: its clouds were made with {name} = {stored!r}, but roll-outs would use {now!r}. Give the "
-            f"stored value, or convert again with the new one (convert.py output=<new key>, again=depth for a camera)."
+            f"stored value, or convert again with the new one: {command_line('convert', *store.choice.split())} and "
+            f"output=<new key>, or for a camera again=depth."
         )
