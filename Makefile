@@ -19,7 +19,7 @@ quickstart: setup
 	$(PYTHON) -m sodp3d.tools.summary adroit_door
 
 test: setup lint
-	$(PYTHON) -m pytest --numprocesses 2
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
 
 lint: setup
 	$(PYTHON) -m ruff format --check .
@@ -28,7 +28,7 @@ lint: setup
 	.venv/bin/lint-imports --no-logo
 
 coverage: setup
-	$(PYTHON) -m pytest --numprocesses 2 --cov --cov-report=term --cov-report=html
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term --cov-report=html
 
 results: setup
 	$(PYTHON) -m sodp3d.results
