@@ -1,5 +1,6 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
+# make coverage     the tests once more, with how much of sodp3d/ they run
 # make results      tables and plots in docs/results again, from outputs/ and data/
 # make docs         the documentation as a site, in site/
 SHELL := /bin/bash
@@ -8,7 +9,7 @@ QUICK := env=adroit_door preset=quick
 ANY_PYTHON := $(firstword $(wildcard $(PYTHON)) python3)  # 3.11 or newer; pages need no package of ours installed
 DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
-.PHONY: quickstart test lint results docs setup
+.PHONY: quickstart test lint coverage results docs setup
 
 quickstart: setup
 	$(PYTHON) -m sodp3d.tools.doctor
@@ -21,12 +22,16 @@ quickstart: setup
 	$(PYTHON) -m sodp3d.tools.summary adroit_door
 
 test: setup lint
-	$(PYTHON) -m pytest --numprocesses 2
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
 
 lint: setup
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
+
+coverage: setup
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term --cov-report=html
 
 results: setup
 	$(PYTHON) -m sodp3d.results

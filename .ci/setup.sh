@@ -13,8 +13,10 @@ libraries=$(ldconfig -p 2>/dev/null || /sbin/ldconfig -p)
 for library in "${!packages[@]}"; do
   grep -q "$library" <<<"$libraries" || missing+=("${packages[$library]}")
 done
-python=${SODP3D_PYTHON:-python3.11}
-command -v "$python" >/dev/null || python=python3
+# The first that is there; one that is named is taken, or refused below.
+for python in ${SODP3D_PYTHON:-python3.11 python3.12 python3.13 python3}; do
+  if "$python" -c '' 2>/dev/null; then break; fi
+done
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
 
 if ((${#missing[@]})); then
@@ -30,8 +32,9 @@ if ((${#missing[@]})); then
   fi
 fi
 
-if ! "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
-  echo "error: Python 3.11 is needed, $("$python" --version) was found; install it or set SODP3D_PYTHON=/path/to/python3.11" >&2
+if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+  found=$("$python" --version 2>&1) || found="nothing that starts"
+  echo "error: Python 3.11, 3.12 or 3.13 is needed, but $python is $found; install one or set SODP3D_PYTHON=/path/to/python3" >&2
   exit 1
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv

@@ -45,7 +45,8 @@ def main() -> None:
         sys.stderr.write(f"error: sodp3d has no verb {verb!r}; it has {', '.join(VERBS)}.\n")
         sys.exit(2)
     sys.argv = [f"sodp3d {verb}", *(["mode=eval"] if verb == "eval" else []), *options]
-    sys.exit(import_module(VERBS[verb][0]).main())
+    module = import_module(VERBS[verb][0])
+    sys.exit(module.main(VERBS) if verb == "completion" else module.main())
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def test_a_broken_open3d_fails_with_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_missing_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PACKAGES", ("mujoco", "no-such-package"))
+    monkeypatch.setattr(doctor, "REQUIRED_PACKAGES", ("mujoco", "no-such-package"))
     healthy, text = run()
     assert not healthy and "missing packages: no-such-package" in text
 

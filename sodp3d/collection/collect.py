@@ -1,7 +1,7 @@
 """Let an agent learn, and keep every step of its experience, with depth, in data/<env>/episodes.zarr.
 
-    python data_collection/collect.py env=adroit_door
-    python data_collection/collect.py env=metaworld env.task=reach
+    sodp3d collect env=adroit_door
+    sodp3d collect env=metaworld env.task=reach
 
 The same command continues a stopped or killed collection, and does nothing once the asked number of steps is there.
 A set of tasks (env=mt10_paper) is collected task by task, each into its own store by its own agent.
@@ -101,7 +101,7 @@ def build_agent(
     if agent.image_size is not None and facts["renderer"] == "raycast":
         raise InputError(
             "agent.encoder=pixels needs colour images, and ray casting has none. Use render=egl or render=osmesa "
-            "(python -m sodp3d.tools.doctor says what they lack here), or agent.encoder=state."
+            "(`sodp3d doctor` says what they lack here), or agent.encoder=state."
         )
     return agent
 

@@ -1,8 +1,8 @@
 """Turn the depth of a store into cropped, downsampled point clouds beside it; or draw its episodes again.
 
-    python data_collection/convert.py env=adroit_door
-    python data_collection/convert.py env=adroit_door again=image
-    python data_collection/convert.py env=adroit_door again=depth env.camera.fovy=60 output_data=data/adroit_door-wide
+    sodp3d convert env=adroit_door
+    sodp3d convert env=adroit_door again=image
+    sodp3d convert env=adroit_door again=depth env.camera.fovy=60 output_data=data/adroit_door-wide
 
 `again` needs no agent: it draws from the simulator states in the store, RGB for obs=image beside the depth, or depth of
 another camera in a new store. Run again, each does only what has been collected since.
@@ -17,7 +17,7 @@ from typing import Any
 
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
-from sodp3d.core.paths import data_root
+from sodp3d.core.paths import command_line, data_root
 from sodp3d.envs.config import EnvConfig, expand
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ def convert(config: dict[str, Any], task: EnvConfig) -> None:
     folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / task.name
     path = folder / "episodes.zarr"
     if not path.exists():
-        raise InputError(f"data: no store at {path}; make it with: python data_collection/collect.py {task.choice}")
+        make = command_line("collect", *task.choice.split())
+        raise InputError(f"data: no store at {path}; make it with: {make}")
     progress = progress_lines(task.name)
     if config["again"] is None:
         make_clouds(config, task, path, progress)

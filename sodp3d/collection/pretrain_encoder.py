@@ -1,7 +1,7 @@
 """VRL3's stage 1: train its image encoder to classify a folder of images, such as ImageNet.
 
-    python data_collection/pretrain_encoder.py images=<folder> output=<file.safetensors>
-    python data_collection/collect.py env=adroit_door agent.encoder=pixels agent.stage1=<file.safetensors>
+    sodp3d pretrain-encoder images=<folder> output=<file.safetensors>
+    sodp3d collect env=adroit_door agent.encoder=pixels agent.stage1=<file.safetensors>
 
 The folder holds train/<class>/* and val/<class>/*. The same command continues a stopped or killed run.
 """

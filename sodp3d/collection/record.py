@@ -1,6 +1,6 @@
 """Record successful roll-outs of a trained agent as demonstrations: a compact Minari dataset and its card.
 
-python data_collection/record.py env=adroit_door
+sodp3d record env=adroit_door
 """
 
 import logging
@@ -16,7 +16,7 @@ from sodp3d.collection.environments import CollectionGroup, Finished
 from sodp3d.collection.waves import Waves
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
-from sodp3d.core.paths import data_root
+from sodp3d.core.paths import command_line, data_root
 from sodp3d.core.seeds import RECORDING, episode_seed
 from sodp3d.envs.config import EnvConfig
 
@@ -69,7 +69,8 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
     trained = read_config(folder)
     found = checkpoint.load_latest(folder / "checkpoints")
     if found is None:
-        raise InputError(f"run: {folder} has no checkpoint; train the agent with data_collection/collect.py first.")
+        train = command_line("collect", *env.choice.split())
+        raise InputError(f"run: {folder} has no checkpoint; train the agent first: {train}")
     device = prepare_torch(config)
     group = (env, settle(config["render"]))
     with make_workers(config["workers"], CollectionGroup, group, at_most=config["environments"]) as workers:
@@ -126,14 +127,14 @@ def card(name: str, env: EnvConfig, recording: Kept) -> str:
     return f"""# {name}
 
 {len(episodes)} successful episodes on `{env.name}`, made by this project's own agent: the default demonstrations of
-`data_collection/collect.py env={env.name}`.
+`sodp3d collect env={env.name}`.
 
 * Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
   {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
 * Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} roll-outs
   with training's exploration noise, on seeds (stored per episode) that neither collection nor evaluation uses.
 * Agent: `{trained["agent"]["name"]}`, trained for {recording.steps} control steps with seed {trained["seed"]} by
-  `data_collection/collect.py`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
+  `sodp3d collect`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
 * Format: a Minari dataset (HDF5, float32, gzip): `observations` (T + 1, {episodes[0].states.shape[1]}) is the state
   vector, `actions` (T, {episodes[0].actions.shape[1]}) in [-1, 1], `rewards` (T,) the task's, summed over the repeat.
 * Versions: {packages}.

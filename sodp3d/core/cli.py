@@ -13,6 +13,7 @@ from typing import Any
 
 from sodp3d.core import registry
 from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import flat
 from sodp3d.core.paths import CONFIGS
 
 MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
@@ -79,6 +80,10 @@ def _run(
     try:
         _find_plugins(sys.argv[1:])
         sys.argv[1:] = complete(sys.argv[1:])
+        if {"-h", "--help"}.intersection(sys.argv):
+            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+            sys.stdout.write(help_text(config_name, overrides))
+            return
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(_explain(error, config_name)) from error
@@ -97,6 +102,40 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
     assert isinstance(composed, dict)
     refuse_targets(composed)
     return composed  # type: ignore[return-value]
+
+
+def config_groups(config_name: str) -> dict[str, list[str]]:
+    """The groups of a command's configuration, each with its choices: {"env": ["adroit_door", ...], ...}."""
+    import yaml
+
+    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text())["defaults"]
+    names = [name for entry in defaults if isinstance(entry, dict) for name in entry if " " not in name]
+    folders = list(registry.config_folders())
+    return {name: sorted({file.stem for each in folders for file in (each / name).glob("*.yaml")}) for name in names}
+
+
+def help_text(config_name: str, overrides: list[str]) -> str:
+    """What `--help` prints: the groups with their choices, and all options with the values `overrides` give them."""
+    program = sys.argv[0] if sys.argv[0].startswith("sodp3d ") else f"python {sys.argv[0]}"
+    groups = [f"  {name}={' | '.join(choices)}" for name, choices in config_groups(config_name).items()]
+    options = flat(compose(config_name, overrides))
+    lines = [
+        f"usage: {program} [group=choice] [option=value] ...",
+        *(["", "Groups of options, with their choices:", *groups] if groups else []),
+        "",
+        "Options, with their values:",
+        *(f"  {name}={_shown(value)}" for name, value in options.items()),
+        "",
+        "--multirun (-m) runs all combinations of comma-separated values, --hydra-help lists Hydra's own options.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed: null, true, [1,2]."""
+    import yaml
+
+    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
 
 
 def _find_plugins(arguments: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def outputs_root(config: Mapping[str, Any] | None = None) -> Path:
 
 
 def command_line(verb: str, *options: str) -> str:
-    """What to type for a command, for messages: the checkout's script where there is one, else `sodp3d <verb>`."""
-    program = ["python", _SCRIPTS[verb]] if CHECKOUT and verb in _SCRIPTS else ["sodp3d", verb]
+    """What to type for a command, for messages: `sodp3d <verb>`, or in a checkout its script, as the user began."""
+    script = None if CHECKOUT is None or sys.argv[0].startswith("sodp3d ") else _SCRIPTS.get(verb)
+    program = ["python", script] if script else ["sodp3d", verb]
     return " ".join([*program, *(option if "<" in option else shlex.quote(option) for option in options if option)])

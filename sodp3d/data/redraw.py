@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences, plain
+from sodp3d.core.paths import command_line
 from sodp3d.data.derived import Derivation, Progress, derive, in_order, record_statistics
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
@@ -177,7 +178,8 @@ def _require_camera(store: EpisodeStore, camera: CameraConfig) -> None:
     """Raises InputError naming the first value in which `camera` is not the one of `store`."""
     recorded: Mapping[str, Any] = store.attributes["env_config"]["camera"]
     for name, stored, given in differences(recorded, plain(asdict(camera)), "env.camera"):
+        other = command_line("convert", "again=depth", "output_data=<new folder>", f"{name}={given}")
         raise InputError(
             f"{store.path}: its images are of {name} = {stored!r}, but {given!r} came. Use the stored camera, or make "
-            f"a store of the other: convert.py again=depth output_data=<new folder> {name}={given}, then again=image."
+            f"a store of the other: {other}, then again=image."
         )

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import Lock, disk_errors, write_json
 from sodp3d.core.mappings import plain
+from sodp3d.core.paths import command_line
 from sodp3d.data import arrays
 from sodp3d.data.arrays import CorruptEpisode
 from sodp3d.data.integrity import read_object
@@ -102,7 +103,7 @@ class EpisodeStore:
         """
         path = Path(path)
         if not (path / ".zgroup").exists():
-            raise InputError(f"{path}: no episode store here; make one with data_collection/collect.py env=<name>.")
+            raise InputError(f"{path}: no episode store here; make one with: {command_line('collect', 'env=<name>')}")
         lock = _writer_lock(path) if mode == "a" else None
         try:
             store = cls(path, mode, lock)
@@ -304,10 +305,10 @@ class EpisodeStore:
         if key not in self._arrays and key in self.specification:
             raise CorruptEpisode(self.path, 0, key, "the array is missing")
         if key not in self._arrays or last > self.readable(key):
-            command = f"convert.py {self.choice}{' again=image' if key == 'image' else ''}"
+            command = command_line("convert", *self.choice.split(), "again=image" if key == "image" else "")
             raise InputError(
                 f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
-                f"{', '.join(self.keys)}. What is derived is made by data_collection/{command}."
+                f"{', '.join(self.keys)}. What is derived is made by: {command}"
             )
 
 

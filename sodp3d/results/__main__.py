@@ -86,7 +86,7 @@ def _left_out(found: Scan, unreadable: Sequence[tuple[str, str]]) -> list[Record
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sodp3d.results", description="Make all tables and figures again.")
+    parser = argparse.ArgumentParser(prog="sodp3d results", description="Make all tables and figures again.")
     default = [outputs_root(), data_root()]
     parser.add_argument("folders", type=Path, nargs="*", help="where runs and stores are (default: outputs and data)")
     parser.add_argument("--output", type=Path, default=root() / "docs" / "results", help="default: docs/results")

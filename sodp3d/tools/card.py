@@ -1,6 +1,6 @@
 """The dataset card: what a store holds, where it came from, and what it looks like.
 
-    python -m sodp3d.tools.card data/<env>
+    sodp3d card data/<env>
 
 writes README.md and card/*.png into the folder and prints the text. The same store gives the same card.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sodp3d.core.cli import exit_status
 from sodp3d.core.files import replace_file
 from sodp3d.core.mappings import flat
+from sodp3d.core.paths import command_line
 from sodp3d.data.dataset import data_hash
 from sodp3d.data.store import EpisodeStore
 
@@ -143,7 +144,7 @@ def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
     clouds = {output: state for output, state in store.conversions.items() if "points" in state["parameters"]}
     if not clouds:
-        yield f"None yet: `python data_collection/convert.py {store.choice}`."
+        yield f"None yet: `{command_line('convert', *store.choice.split())}`."
     for output, state in clouds.items():
         parameters = state["parameters"]
         yield (
@@ -167,7 +168,7 @@ def _images(store: EpisodeStore) -> Iterator[str]:
     """One line for each set of images; without any, how to make them."""
     found = {output: state for output, state in store.conversions.items() if "points" not in state["parameters"]}
     if not found:
-        yield f"None: `python data_collection/convert.py {store.choice} again=image` for obs=image."
+        yield f"None: `{command_line('convert', *store.choice.split(), 'again=image')}` for obs=image."
     for output, state in found.items():
         size = "{height} x {width} px, by {renderer}".format_map(state["parameters"])
         yield f"`data/{output}`: RGB of {state['episodes']} of {len(store)} episodes, {size}.\n"
@@ -200,7 +201,7 @@ def _numbers(matrix: Any) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write and print the card. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sodp3d.tools.card", description="Write and print a dataset card.")
+    parser = argparse.ArgumentParser(prog="sodp3d card", description="Write and print a dataset card.")
     parser.add_argument("folder", type=Path, help="folder of the store, data/<env>")
     folder = parser.parse_args(arguments).folder
 

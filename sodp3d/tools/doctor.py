@@ -1,4 +1,4 @@
-"""python -m sodp3d.tools.doctor: what is installed, what draws depth images and how fast, and what to fix.
+"""`sodp3d doctor`: what is installed, what draws depth images and how fast, and what to fix.
 
 Exits with 0 where everything needed is there, with 1 otherwise. `--frames` sets how many frames are timed.
 """
@@ -16,7 +16,7 @@ from importlib import metadata
 from rich.console import Console
 from rich.table import Table
 
-from sodp3d.core.paths import CONFIGS, root
+from sodp3d.core.paths import CHECKOUT, CONFIGS, root
 
 ENVIRONMENT = "adroit_door"
 REQUIRED_PACKAGES = (
@@ -140,9 +140,8 @@ def report(console: Console, frames: int) -> bool:
     missing = [name for name, version in found.items() if version == "missing"]
     console.print(_table("Versions", list(found.items())))
     if missing:
-        console.print(
-            f"[bold]To fix:[/bold] missing packages: {', '.join(missing)}. Run pip install -e . in the project folder."
-        )
+        how = "pip install --editable . in the project folder" if CHECKOUT else "pip install with sodp3d's wheel again"
+        console.print(f"[bold]To fix:[/bold] missing packages: {', '.join(missing)}. Run {how}.")
         return False
     machine, fixes = check_machine()
     console.print(_table("Machine", list(machine)))

@@ -1,11 +1,11 @@
 """Some episodes of a store as a store of their own, e.g. the demonstrations that the imitation methods learn from:
 
-    python -m sodp3d.tools.extract data/adroit_door data/adroit_door-demonstrations \\
+    sodp3d extract data/adroit_door data/adroit_door-demonstrations \\
         --quality nearoptimal --success count --max-episodes 10
 
 What is derived (clouds, images) is not carried over; converting a few episodes takes seconds:
 
-    python data_collection/convert.py env=adroit_door data=data/adroit_door-demonstrations again=image
+    sodp3d convert env=adroit_door data=data/adroit_door-demonstrations again=image
 """
 
 import argparse
@@ -51,7 +51,7 @@ def extract(
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: extract, and write the new store's card. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sodp3d.tools.extract", description="Some episodes as a new store.")
+    parser = argparse.ArgumentParser(prog="sodp3d extract", description="Some episodes as a new store.")
     parser.add_argument("source", type=Path, help="folder of a store, data/<env>")
     parser.add_argument("target", type=Path, help="folder of the new store")
     parser.add_argument("--quality", choices=QUALITIES, default="all", help="the first, the last or all of the steps")

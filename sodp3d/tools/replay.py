@@ -1,8 +1,8 @@
 """Write mp4s: of a run's evaluated roll-outs, or of collected episodes.
 
-python replay.py run=outputs/eval/adroit_door-pointcloud/<time>-s0
-python replay.py run=outputs/finetune/adroit_door-pointcloud-bc/<time>-s0 seeds=[100005]
-python replay.py data=data/adroit_door
+sodp3d replay run=outputs/eval/adroit_door-pointcloud/<time>-s0
+sodp3d replay run=outputs/finetune/adroit_door-pointcloud-bc/<time>-s0 seeds=[100005]
+sodp3d replay data=data/adroit_door
 """
 
 import logging

@@ -1,13 +1,16 @@
 """`sodp3d summary <env>`: where the newest run of each stage left its videos, curves and success rates."""
 
+import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from sodp3d.core.cli import exit_status
+from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
-from sodp3d.core.paths import data_root, outputs_root
+from sodp3d.core.paths import command_line, data_root, outputs_root, root
 from sodp3d.core.run import newest_finished
 from sodp3d.rollouts.evaluate import sentence
 
@@ -34,16 +37,29 @@ def lines(run: Path) -> list[str]:
     return said
 
 
-def main() -> None:
-    """Print each stage's results and files, one per line so that paths can be copied."""
-    env = sys.argv[1] if len(sys.argv) > 1 else "adroit_door"
+def main(arguments: list[str] | None = None) -> int:
+    """Print each stage's results and files, one per line so that paths can be copied. Returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="sodp3d summary", description="Where the newest run of each stage left its videos, curves and rates."
+    )
+    parser.add_argument("env", nargs="?", default="adroit_door", help="name of the task (adroit_door)")
+    parser.add_argument("--root", help="folder that holds data/ and outputs/ (SODP3D_ROOT, else the current one)")
+    given = parser.parse_args(arguments)
+    return exit_status(lambda: summarize(given.env, {"root": given.root}))
+
+
+def summarize(env: str, config: dict[str, Any]) -> None:
+    """Print what is there for `env` under the root that `config` names. Raises InputError where there is nothing."""
     console = Console(soft_wrap=True, highlight=False)
-    data = data_root() / env
+    data = data_root(config) / env
     collected = [str(path) for path in (data / "README.md", *sorted((data / "videos").glob("*.mp4"))) if path.exists()]
-    said = {"collect": collected} | {mode: lines(run) for mode, run in newest_runs(outputs_root(), env).items()}
+    said = {"collect": collected} | {mode: lines(run) for mode, run in newest_runs(outputs_root(config), env).items()}
+    if not any(said.values()):
+        collect = command_line("collect", f"env={env}")
+        raise InputError(f"nothing of {env} under {root(config)}; begin with: {collect}")
     for stage, results in said.items():
         console.print(f"[bold]{stage}[/bold]", *results, sep="\n  ")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

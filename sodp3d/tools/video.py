@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.paths import command_line
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
 from sodp3d.envs.base import RobotEnv
@@ -69,7 +70,8 @@ def write_rollout_videos(
     """
     path = directory / "rollouts.npz"
     if not path.is_file():
-        raise InputError(f"run: {path} is missing; evaluate first: python train.py mode=eval {config.choice}")
+        evaluate = command_line("train", "mode=eval", *config.choice.split())
+        raise InputError(f"run: {path} is missing; evaluate first: {evaluate}")
     with np.load(path, allow_pickle=False) as data:
         seeds, ends, actions, success = data["seeds"], data["ends"], data["actions"], data["success"]
     headline = success[:, SUCCESS_METRICS.index(config.success_metric)]

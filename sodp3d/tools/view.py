@@ -1,6 +1,6 @@
 """Look at a dataset in the browser: one HTML file with everything in it, which works without a network.
 
-    python -m sodp3d.tools.view data/<env>
+    sodp3d view data/<env>
 
 writes view.html into the folder: depth image, interactive 3-D cloud, actions and rewards, with sliders for the episode
 and the frame.
@@ -120,9 +120,7 @@ def _pack_millimetres(points: NDArray[np.float32]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write the page and say where it is. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sodp3d.tools.view", description="Write a page to look at a dataset."
-    )
+    parser = argparse.ArgumentParser(prog="sodp3d view", description="Write a page to look at a dataset.")
     parser.add_argument("folder", type=Path, help="folder of the store, data/<env>")
     parser.add_argument("--episodes", type=int, default=10, help="how many episodes to show (10)")
     parser.add_argument("--output", type=Path, help="file to write (view.html in the folder)")
