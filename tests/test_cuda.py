@@ -49,8 +49,8 @@ def test_plans_log_probabilities_and_gradients_are_the_cpus(config: PlannerConfi
         other.sample_chain(on_cuda(observation), noise.cuda(), options),
     )
     torch.testing.assert_close(same.latents.cpu(), chain.latents, rtol=0, atol=2e-3)
-    found = other.log_prob(on_cuda(observation), chain.latents.cuda(), options).cpu()
-    torch.testing.assert_close(found, planner.log_prob(observation, chain.latents, options), rtol=0, atol=5e-3)
+    found = chain_log_prob(other, on_cuda(observation), chain.latents.cuda(), options).cpu()
+    torch.testing.assert_close(found, chain_log_prob(planner, observation, chain.latents, options), rtol=0, atol=5e-3)
     plan = other.plan({key: value.numpy() for key, value in observation.items()}, noise=noise)
     assert isinstance(plan, np.ndarray) and plan.shape == (4, config.horizon, config.action_size)
     gradients = []

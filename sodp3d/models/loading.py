@@ -1,7 +1,7 @@
 """Planner checkpoints: what they say of a planner, and how it comes back from them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +14,15 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.models.planner import Planner, PlannerConfig
 
 FORMAT = 1  # of planner checkpoints
-SAMPLER = {"eta": 1.0, "sigma_floor": 0.0}  # of evaluations
 
 
-def planner_state(
-    planner: Planner, tasks: list[EnvConfig], data_hash: str, evaluation: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop.
-
-    evaluation: that section of the configuration; its sampler is what later evaluations take.
-    """
+def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> dict[str, Any]:
+    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop."""
     return {
         "format": FORMAT,
         "planner": planner.config.to_dict(),
         "tasks": [task.name for task in tasks],
         "view": _view(planner, tasks[0]),
-        "sampler": {key: evaluation[key] for key in SAMPLER},
         "data_hash": data_hash,
     }
 
@@ -58,22 +51,33 @@ def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planne
     return load_planner_and_state(Path(path), device)[0]
 
 
+def planner_config(state: Mapping[str, Any], **changes: Any) -> PlannerConfig:
+    """The configuration in a checkpoint's state, with those `changes` that are not None.
+
+    Until planners had their sampler in their configuration, it stood beside it.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    return PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"], **given})
+
+
 def load_planner_and_state(
-    path: Path, device: torch.device | str = "cpu", sampling_steps: int | None = None
+    path: Path,
+    device: torch.device | str = "cpu",
+    sampling_steps: int | None = None,
+    eta: float | None = None,
+    sigma_floor: float | None = None,
 ) -> tuple[Planner, dict[str, Any]]:
-    """`load_planner`, with what the checkpoint says of it; `sampling_steps` where not its own are wanted."""
+    """`load_planner`, with what the checkpoint says of it; the sampler's values where not its own are wanted."""
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    changes = {} if sampling_steps is None else {"inference_steps": sampling_steps}
-    planner = Planner(PlannerConfig.from_dict({**state["planner"], **changes}))
+    planner = Planner(planner_config(state, inference_steps=sampling_steps, eta=eta, sigma_floor=sigma_floor))
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
-    planner.sampler = replace(planner.sampler, **state.get("sampler", {}))
     return planner.to(device).eval(), state
 
 

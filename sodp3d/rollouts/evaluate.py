@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from sodp3d.core.files import write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
-from sodp3d.models.planner import ChainOptions, Planner
+from sodp3d.models.planner import Planner
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
 log = logging.getLogger(__name__)
@@ -71,15 +72,13 @@ class Evaluation:
         )
 
 
-def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, settings: dict[str, Any]) -> Evaluation:
-    """Roll out `settings['episodes']` episodes on seeds from `settings['first_seed']` on.
+def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int]) -> Evaluation:
+    """Roll out one episode on each of `seeds`, by the planner's own sampler.
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
     planner.eval()
-    seeds = list(range(settings["first_seed"], settings["first_seed"] + settings["episodes"]))
-    options = ChainOptions(eta=settings["eta"], sigma_floor=settings["sigma_floor"])
-    result = Evaluation(config, rollouts.run(planner, seeds, options))
+    result = Evaluation(config, rollouts.run(planner, list(seeds), planner.sampler))
     planner.train()
     return result
 

@@ -1,0 +1,25 @@
+"""What can be set: each section of the configuration with its types, units and bounds, and which of it decides a run."""
+
+from sodp3d.settings.collection import CollectSettings
+from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.evaluation import EvaluationSettings
+from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings, SamplerSettings
+from sodp3d.settings.identity import differences, identity, resources
+from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
+from sodp3d.settings.train import ObservationSettings, TrainSettings
+
+__all__ = [
+    "CollectSettings",
+    "CommonSettings",
+    "EvaluationSettings",
+    "FinetuneSettings",
+    "ModelSettings",
+    "ObservationSettings",
+    "PretrainSettings",
+    "RegularizerSettings",
+    "SamplerSettings",
+    "TrainSettings",
+    "differences",
+    "identity",
+    "resources",
+]
