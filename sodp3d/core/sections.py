@@ -1,11 +1,11 @@
 """Sections of a configuration as frozen dataclasses: pydantic checks types and bounds, mistakes become one InputError.
 
-    @section("pretrain")
-    class PretrainSettings:
-        steps: Count = 3000               # identity: another value makes another run
-        log_every: Count = resource(20)   # resource: a run continues with another value
+@section("pretrain")
+class PretrainSettings:
+    steps: Count = 3000               # identity: another value makes another run
+    log_every: Count = resource(20)   # resource: a run continues with another value
 
-    PretrainSettings(steps="many")   # pretrain.steps: expected a whole number of at least 1, got 'many'.
+PretrainSettings(steps="many")   # pretrain.steps: expected a whole number of at least 1, got 'many'.
 """
 
 import functools
@@ -75,7 +75,7 @@ def section(name: str, open_ended: bool = False) -> Callable[[type[T]], type[T]]
 
         made.__init__ = initialize
         made.section = name
-        return made  # type: ignore[no-any-return]
+        return made
 
     return decorate
 

@@ -51,29 +51,27 @@ def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planne
     return load_planner_and_state(Path(path), device)[0]
 
 
-def planner_config(state: Mapping[str, Any], **changes: Any) -> PlannerConfig:
-    """The configuration in a checkpoint's state, with those `changes` that are not None.
+def planner_config(state: Mapping[str, Any]) -> PlannerConfig:
+    """The configuration in a checkpoint's state.
 
     Until planners had their sampler in their configuration, it stood beside it.
     """
-    given = {key: value for key, value in changes.items() if value is not None}
-    return PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"], **given})
+    return PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
 
 
 def load_planner_and_state(
-    path: Path,
-    device: torch.device | str = "cpu",
-    sampling_steps: int | None = None,
-    eta: float | None = None,
-    sigma_floor: float | None = None,
+    path: Path, device: torch.device | str = "cpu", **sampler: Any
 ) -> tuple[Planner, dict[str, Any]]:
-    """`load_planner`, with what the checkpoint says of it; the sampler's values where not its own are wanted."""
+    """`load_planner`, with what the checkpoint says of it.
+
+    sampler: `sampling_steps`, `eta`, `sigma_floor`, where not its own are wanted.
+    """
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    planner = Planner(planner_config(state, inference_steps=sampling_steps, eta=eta, sigma_floor=sigma_floor))
+    planner = Planner(planner_config(state).sampled(**sampler))
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:

@@ -78,10 +78,20 @@ class PlannerConfig:
         sizes = {"action": self.action_size, "agent_pos": self.proprioception_size}
         return sizes if self.observation == "image" else {**sizes, self.sensor_key: self.sensor_shape[-1]}
 
+    def sampled(
+        self, sampling_steps: int | None = None, eta: float | None = None, sigma_floor: float | None = None
+    ) -> "PlannerConfig":
+        """The same network, sampled otherwise where something is given."""
+        return replace(
+            self,
+            inference_steps=self.inference_steps if sampling_steps is None else sampling_steps,
+            eta=self.eta if eta is None else eta,
+            sigma_floor=self.sigma_floor if sigma_floor is None else sigma_floor,
+        )
+
     def same_network(self, other: "PlannerConfig") -> bool:
         """Whether weights of one suit the other: equal but for how they are sampled."""
-        sampling = {"inference_steps": self.inference_steps, "eta": self.eta, "sigma_floor": self.sigma_floor}
-        return self == replace(other, **sampling)
+        return self == other.sampled(self.inference_steps, self.eta, self.sigma_floor)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping that `from_dict` turns back into an equal configuration."""
@@ -257,8 +267,8 @@ class Planner(nn.Module):
         features = self.encode(tensors)
         if noise is None:
             noise = self.noise(len(features), generator)
-        given = {"eta": eta, "sigma_floor": sigma_floor}
-        options = replace(self.sampler, **{key: value for key, value in given.items() if value is not None})
+        own = self.config.sampled(None, eta, sigma_floor)
+        options = ChainOptions(eta=own.eta, sigma_floor=own.sigma_floor)
         chain = self.sample_chain(features, noise.to(features), options)
         plan = self.actions(chain.latents[:, -1])
         plan = plan[0] if single else plan

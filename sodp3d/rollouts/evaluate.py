@@ -34,11 +34,11 @@ class Evaluation:
         """Share of successful episodes by the task's headline metric, 0..1."""
         return self.successes(self.config.success_metric) / len(self.episodes)
 
-    def metrics(self) -> dict[str, float]:
-        """Numbers to log: all three success rates and the mean return."""
-        rates = {f"evaluation/success_{m}": self.successes(m) / len(self.episodes) for m in SUCCESS_METRICS}
+    def metrics(self, kind: str = "evaluation") -> dict[str, float]:
+        """Numbers to log: all three success rates and the mean return; kind: evaluation | validation."""
+        rates = {f"{kind}/success_{m}": self.successes(m) / len(self.episodes) for m in SUCCESS_METRICS}
         mean_return = float(np.mean([episode.episode_return for episode in self.episodes]))
-        return {**rates, "evaluation/return": mean_return}
+        return {**rates, f"{kind}/return": mean_return}
 
     def summary(self) -> dict[str, Any]:
         """Everything a reported number must name: metric, interval, seeds, episodes."""

@@ -1,4 +1,4 @@
-"""What can be set: each section of the configuration with its types, units and bounds, and which of it decides a run."""
+"""What can be set: each section of the configuration, with types, units and bounds, and what of it decides a run."""
 
 from sodp3d.settings.collection import CollectSettings
 from sodp3d.settings.common import CommonSettings

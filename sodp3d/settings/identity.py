@@ -67,5 +67,5 @@ def _over(defaults: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
 
 def _below_root(planner: str | None) -> str | None:
     """A planner's path from `outputs/` on: the root above it is a resource."""
-    above, outputs, below = (planner or "").rpartition("/outputs/")
+    _, outputs, below = (planner or "").rpartition("/outputs/")
     return below if outputs else planner
