@@ -12,9 +12,7 @@ from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
 
 
-def chain_moments(
-    planner: Planner, features: Tensor, latents: Tensor, options: ChainOptions
-) -> tuple[Tensor, Tensor]:
+def chain_moments(planner: Planner, features: Tensor, latents: Tensor, options: ChainOptions) -> tuple[Tensor, Tensor]:
     """Moments of every step of given chains, in one network call.
 
     features (B, F), latents (B, K'+1, Tp, Da) -> mean (B, K', Tp, Da) and standard deviation (B, K', 1, 1).

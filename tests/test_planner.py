@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from chains import chain_log_prob
 from torch.distributions import Normal
 from toy_planner import STATE, make_observation, make_planner
 

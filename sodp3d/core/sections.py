@@ -10,7 +10,7 @@ PretrainSettings(steps="many")   # pretrain.steps: expected a whole number of at
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -85,6 +85,12 @@ def read_section(kind: type[T], values: Any) -> T:
     if not isinstance(values, dict):
         raise InputError(f"{kind.section}: expected a section of options, got {values!r}.")  # type: ignore[attr-defined]
     return kind(**values)
+
+
+def read_keys(kind: type[T], config: Mapping[str, Any]) -> T:
+    """A section whose keys stand at the top of a composed configuration, among others. Raises InputError as above."""
+    names = (item.name for item in fields(kind))  # type: ignore[arg-type]
+    return kind(**{name: config[name] for name in names if name in config})
 
 
 def resource_names(kind: Any, prefix: str = "") -> Iterator[str]:

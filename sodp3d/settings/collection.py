@@ -1,8 +1,8 @@
-"""How long an agent collects: section `collect`."""
+"""How agents collect: section `collect`, and the options of record and pretrain-encoder."""
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.sections import Count, Natural, Share, resource, section
-from sodp3d.settings.evaluation import HeldOutSeed, require_held_out
+from sodp3d.core.sections import Count, Fraction, Natural, NotNegative, Share, Text, resource, section
+from sodp3d.settings.evaluation import require_held_out
 from sodp3d.settings.pretraining import Quality
 
 
@@ -21,7 +21,7 @@ class CollectSettings:
     checkpoint_every: Count = resource(5000)  # agent steps
     evaluate_every: Natural = resource(10_000)  # agent steps; 0: never
     evaluation_episodes: Natural = resource(20)
-    evaluation_seed: HeldOutSeed = resource(100_000)  # of `evaluation_episodes` consecutive ones
+    evaluation_seed: Natural = resource(100_000)  # of `evaluation_episodes` consecutive ones
 
     def __post_init__(self) -> None:
         first = self.evaluation_seed
@@ -40,3 +40,36 @@ class CollectSettings:
         must run to its end, and then every step is kept: pretrain.quality chooses from it.
         """
         return max(1, round(self.agent_steps * self.fraction)) if self.quality == "suboptimal" else self.agent_steps
+
+
+@section("")
+class DemonstrationSettings:
+    """What an agent is shown before it collects; at the top of configs/collect.yaml."""
+
+    demos: Text | None = None  # Minari dataset id or folder; null: the ones shipped for the env
+    demo_episodes: Count | None = 25  # null: all
+
+
+@section("")
+class RecordSettings:
+    """Successful roll-outs to record as demonstrations; at the top of configs/record.yaml."""
+
+    run: Text | None = None  # the agent's run directory
+    output: Text | None = None  # folder of the new dataset
+    episodes: Count = 25  # successful ones
+    attempts: Count = 200  # at most
+    environments: Count = 4  # stepped at once
+
+
+@section("stage1")
+class Stage1Settings:
+    """VRL3's stage 1: an image encoder learns to classify."""
+
+    epochs: Count = 90
+    batch_size: Count = 256  # images
+    learning_rate: NotNegative = 0.1
+    decay_every: Count = 30  # epochs
+    momentum: Fraction = 0.9
+    weight_decay: NotNegative = 1e-4
+    log_every: Count = resource(100)  # batches
+    checkpoint_every: Count = resource(2000)  # batches

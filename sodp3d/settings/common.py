@@ -1,8 +1,6 @@
 """What every command shares: configs/common.yaml."""
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 from pydantic import Field
@@ -27,8 +25,3 @@ class CommonSettings:
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
     root: Text | None = resource(None)  # holds data/ and outputs/
     run_dir: Text | None = resource(None)  # this run's directory
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "CommonSettings":
-        """Out of a composed configuration, whose other keys are left alone. Raises InputError."""
-        return cls(**{item.name: config[item.name] for item in fields(cls) if item.name in config})

@@ -1,21 +1,15 @@
 """How planners are evaluated: section `evaluation`."""
 
-from typing import Annotated
-
-from annotated_types import Ge, Lt
-
 from sodp3d.core.errors import InputError
-from sodp3d.core.sections import Count, Expected, Natural, NotNegative, Whole, resource, section
+from sodp3d.core.sections import Count, Natural, NotNegative, resource, section
 from sodp3d.core.seeds import FIRST_SEED
-
-HeldOutSeed = Annotated[Whole, Ge(0), Lt(FIRST_SEED), Expected(f"a whole number from 0 to {FIRST_SEED - 1}")]
 
 
 def require_held_out(key: str, seeds: range) -> None:
     """Raise InputError where seeds reach those that learning uses."""
     if seeds.stop > FIRST_SEED:
         raise InputError(
-            f"{key}: expected seeds below {FIRST_SEED}, those beyond are learned from; "
+            f"{key}: seeds from {FIRST_SEED} on are for collection and fine-tuning; expected all below, "
             f"got {len(seeds)} seeds from {seeds.start} on."
         )
 
@@ -25,8 +19,8 @@ class EvaluationSettings:
     """Episodes on held-out seeds: a test, and a validation by which the best checkpoint is chosen."""
 
     episodes: Count = 50
-    first_seed: HeldOutSeed = 100_000  # of `episodes` consecutive ones
-    validation_seed: HeldOutSeed = 200_000  # of `validation_episodes` consecutive ones
+    first_seed: Natural = 100_000  # of `episodes` consecutive ones
+    validation_seed: Natural = 200_000  # of `validation_episodes` consecutive ones
     validation_episodes: Count = 40
     environments: Count = resource(50)  # stepped at once
     eta: NotNegative | None = None  # of the sampler; null: the planner's own

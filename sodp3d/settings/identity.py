@@ -11,11 +11,11 @@ from typing import Any
 from sodp3d.core.mappings import flat
 from sodp3d.core.run import Difference
 from sodp3d.core.sections import resource_names
-from sodp3d.settings.collection import CollectSettings
+from sodp3d.settings.collection import CollectSettings, Stage1Settings
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.train import SECTIONS
 
-_SECTIONS = {**SECTIONS, "collect": CollectSettings}
+_SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
 _ALONE = {"seed": 0, "method": "sodp", "planner": None, "data": None}  # keys outside sections, with their defaults
 
 

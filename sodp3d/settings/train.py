@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sodp3d.core.sections import Text, read_section, resource, section
+from sodp3d.core.sections import Text, read_keys, read_section, resource, section
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings
@@ -36,7 +36,7 @@ class TrainSettings:
     def from_config(cls, config: Mapping[str, Any]) -> "TrainSettings":
         """Out of a composed configuration, checked. Raises InputError naming the key."""
         sections = {name: read_section(kind, config.get(name, {})) for name, kind in SECTIONS.items()}
-        settings = cls(CommonSettings.from_config(config), **sections)
+        settings = cls(read_keys(CommonSettings, config), **sections)
         settings.finetune.check_regularizer(settings.reg)
         return settings
 
