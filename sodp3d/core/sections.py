@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic.dataclasses
-from annotated_types import Ge, Gt, Le
-from pydantic import BeforeValidator, ConfigDict, Strict, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from sodp3d.core.errors import InputError
 
@@ -39,12 +38,12 @@ def _whole(value: Any) -> Any:
 _Whole = Annotated[int, BeforeValidator(_whole), Strict()]
 _Real = Annotated[float, Strict()]  # whole numbers too; neither bools nor words
 Whole = Annotated[_Whole, Expected("a whole number")]
-Count = Annotated[_Whole, Ge(1), Expected("a whole number of at least 1")]
-Natural = Annotated[_Whole, Ge(0), Expected("a whole number of at least 0")]
-NotNegative = Annotated[_Real, Ge(0), Expected("a number of at least 0")]
-Positive = Annotated[_Real, Gt(0), Expected("a number above 0")]
-Share = Annotated[_Real, Gt(0), Le(1), Expected("a share above 0, up to 1")]
-Fraction = Annotated[_Real, Ge(0), Le(1), Expected("a number from 0 to 1")]
+Count = Annotated[_Whole, Field(ge=1), Expected("a whole number of at least 1")]
+Natural = Annotated[_Whole, Field(ge=0), Expected("a whole number of at least 0")]
+NotNegative = Annotated[_Real, Field(ge=0), Expected("a number of at least 0")]
+Positive = Annotated[_Real, Field(gt=0), Expected("a number above 0")]
+Share = Annotated[_Real, Field(gt=0), Field(le=1), Expected("a share above 0, up to 1")]
+Fraction = Annotated[_Real, Field(ge=0), Field(le=1), Expected("a number from 0 to 1")]
 Flag = Annotated[bool, Strict(), Expected("true or false")]
 Text = Annotated[str, Strict(), Expected("a text")]
 

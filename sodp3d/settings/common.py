@@ -2,12 +2,11 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
 from pydantic import Field
 
 from sodp3d.core.sections import Count, Expected, Natural, Text, Whole, resource, section
 
-Seed = Annotated[Whole, Ge(0), Le(2**32 - 1), Expected(f"a whole number from 0 to {2**32 - 1}")]
+Seed = Annotated[Whole, Field(ge=0), Field(le=2**32 - 1), Expected(f"a whole number from 0 to {2**32 - 1}")]
 Workers = Annotated[
     Natural | Annotated[Text, Field(pattern=r"^ray(:[1-9]\d*)?$")] | None,
     Expected("a number of processes, null, ray or ray:<number>"),
