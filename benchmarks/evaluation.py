@@ -29,6 +29,7 @@ from sodp3d.models.loading import load_planner_and_state, require_same_task
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.settings import TrainSettings
 from sodp3d.vision.gl import settle
 
 
@@ -42,31 +43,29 @@ def fresh_planner(config: dict[str, Any], task: EnvConfig) -> Planner:
     )
 
 
-def timed_planning(
-    planner: Planner, rollouts: Rollouts, task: EnvConfig, settings: dict[str, Any]
-) -> tuple[Evaluation, float]:
+def timed_planning(planner: Planner, rollouts: Rollouts, task: EnvConfig, seeds: range) -> tuple[Evaluation, float]:
     """An evaluation, and the share of its time in which the planner planned while the environments waited."""
     planning, start = Stopwatch(), time.perf_counter()
     with patch.multiple(planner, encode=planning(planner.encode), sample_chain=planning(planner.sample_chain)):
-        evaluation = evaluate(planner, rollouts, task, settings)
+        evaluation = evaluate(planner, rollouts, task, seeds)
     return evaluation, sum(planning.seconds) / (time.perf_counter() - start)
 
 
 def measure(planner: Planner, config: dict[str, Any], task: EnvConfig, single: int, rounds: int) -> dict[str, object]:
     """Seconds of the whole evaluation, and of an episode in it and alone."""
-    settings, shares = config["evaluation"], []
+    settings, shares = TrainSettings.from_config(config).evaluation, []
     start = time.perf_counter()
-    with make_rollouts(config, task, settings["environments"]) as many:
-        evaluation = evaluate(planner, many, task, settings)
+    with make_rollouts(config, task, settings.environments) as many:
+        evaluation = evaluate(planner, many, task, settings.test_seeds)
         with_start_up = time.perf_counter() - start
         with make_rollouts(config, task, 1) as one:
             ways = {
-                "batched": lambda: shares.append(timed_planning(planner, many, task, settings)[1]),
-                "one_at_a_time": lambda: evaluate(planner, one, task, {**settings, "episodes": single}),
+                "batched": lambda: shares.append(timed_planning(planner, many, task, settings.test_seeds)[1]),
+                "one_at_a_time": lambda: evaluate(planner, one, task, settings.test_seeds[:single]),
             }
             seconds = compare(ways, rounds)
     steps = sum(episode.length for episode in evaluation.episodes)
-    each = {"one_at_a_time": seconds["one_at_a_time"] / single, "batched": seconds["batched"] / settings["episodes"]}
+    each = {"one_at_a_time": seconds["one_at_a_time"] / single, "batched": seconds["batched"] / settings.episodes}
     return {
         "control_steps": steps,
         "seconds": seconds["batched"],
@@ -90,10 +89,10 @@ def main() -> None:
     (task,), device = task_configs(config), prepare_torch(config)
     if arguments.planner:
         config = as_planner_was_trained(config, arguments.planner)
-        planner, state = load_planner_and_state(arguments.planner, device, config["model"]["sampling_steps"])
+        planner, state = load_planner_and_state(arguments.planner, device, **TrainSettings.from_config(config).sampler)
         require_same_task(state, planner, config, task)
     else:
-        config = with_sampler(config, {})
+        config = with_sampler(config)
         planner = fresh_planner(config, task).to(device)
     described = {
         "env": task.name,

@@ -8,6 +8,7 @@ python benchmarks/on_cuda.py [--batch 256] [--rounds 5] [--threads 8] -> docs/re
 import argparse
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import Planner
+from sodp3d.settings import FinetuneSettings, RegularizerSettings
 from sodp3d.vision.pointcloud import Converter
 
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -40,7 +42,7 @@ def pretraining(planners: dict[str, Planner], batches: dict[str, dict[str, Tenso
     made = {"cpu": ("cpu", {})} | {name: ("cuda", options) for name, options in PRECISIONS.items()}
     ways = {}
     for name, (device, options) in made.items():
-        training = Pretraining(copy.deepcopy(planners[device]), {**SETTINGS, **options}, seed=0)
+        training = Pretraining(copy.deepcopy(planners[device]), replace(SETTINGS, **options), seed=0)
         ways[name] = repeated(lambda t=training, d=device: t.update(dict(batches[d])), 20)
     seconds = {name: value / 20 for name, value in compare(ways, rounds).items()}
     return {"seconds": seconds, "times_faster": {name: seconds["float32"] / value for name, value in seconds.items()}}
@@ -58,19 +60,19 @@ def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
 
 def finetuning(planner: Planner) -> Finetuning:
     """With the defaults, and a full replay buffer of successes."""
-    tuning = Finetuning(planner, compose("train")["finetune"], {"name": "bc", "weight": 1.0}, seed=0)
+    tuning = Finetuning(planner, FinetuneSettings(**compose("train")["finetune"]), RegularizerSettings(), seed=0)
     with torch.no_grad():
         for seed in range(EPISODES):
             generator = torch.Generator().manual_seed(seed)
             features = torch.rand(CHUNKS, planner.config.feature_size, generator=generator)
             noise = planner.noise(CHUNKS, generator)
-            chain = planner.sample_chain(features.to(planner.device), noise, tuning.options)
+            chain = planner.sample_chain(features.to(planner.device), noise, tuning.learner.options)
             observation = {"features": features}
             record = EpisodeRecord(
                 observation, chain.latents.cpu(), chain.log_prob.cpu(), torch.rand(CHUNKS, generator=generator),
                 success=True, terminated=False, final={"features": features[-1]},
             )  # fmt: skip
-            tuning.take([record])
+            tuning.memory.take([record])
     return tuning
 
 

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("options", nargs="*", help="of train.py")
     arguments = parser.parse_args()
     config = compose("train", ["mode=pretrain", f"pretrain.steps={arguments.steps}", *arguments.options])
-    config = with_sampler(config, {})
+    config = with_sampler(config)
     tasks, device, reading = task_configs(config), prepare_torch(config), Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         if config["data"] is None:

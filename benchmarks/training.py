@@ -19,12 +19,10 @@ from torch import Tensor
 
 from sodp3d.learning.pretrain import Pretraining
 from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.settings import PretrainSettings
 
 STEPS, POINTS, JOINTS, HORIZON, ACTIONS = 2, 512, 24, 4, 28
-SETTINGS = {
-    "precision": "float32", "compile": False, "learning_rate": 1e-3, "warmup_steps": 0, "steps": 10**6,
-    "schedule": "constant",
-}  # fmt: skip
+SETTINGS = PretrainSettings(steps=10**6, schedule="constant", warmup_steps=0)
 
 
 def make_planner() -> Planner:

@@ -15,8 +15,7 @@ from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonst
 
 from sodp3d.collection.agents.vrl3 import VRL3
 from sodp3d.collection.agents.vrl3_config import VRL3Config
-from sodp3d.collection.collect import schedule
-from sodp3d.collection.loop import Collection, Schedule
+from sodp3d.collection.loop import Collection
 from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
@@ -24,12 +23,13 @@ from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import Run
 from sodp3d.core.seeds import FIRST_SEED, episode_seed
 from sodp3d.data.store import EpisodeStore
+from sodp3d.settings import CollectSettings
 
 torch.set_num_threads(1)
 AGENT = VRL3Config(hidden=8, features=4, batch_size=16, conservative_actions=2, offline_updates=250, online_std=0.3)
-SCHEDULE = Schedule(
-    steps=STEPS * 20, environments=4, seed=3, checkpoint_every=STEPS * 8, evaluate_every=STEPS * 8,
-    evaluation_episodes=5,
+SETTINGS = CollectSettings(
+    agent_steps=STEPS * 20, fraction=1.0, environments=4, checkpoint_every=STEPS * 8, evaluate_every=STEPS * 8,
+    evaluation_episodes=5, evaluation_seed=0,
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def open_store(folder: Path) -> EpisodeStore:
 
 
 def collect(
-    folder: Path, workers: ToyWorkers, schedule: Schedule = SCHEDULE, stop_after: int | None = None
+    folder: Path, workers: ToyWorkers, settings: CollectSettings = SETTINGS, stop_after: int | None = None
 ) -> Collection:
     """What the command does; `stop_after`: ask to stop, as SIGTERM does, once so many episodes are committed."""
     run = Run(folder / "agent", {"agent": "toy"})
@@ -62,7 +62,7 @@ def collect(
                 return index
 
             store.append = counted  # type: ignore[method-assign]
-        collection = Collection(agent, store, run, workers, schedule)  # type: ignore[arg-type]
+        collection = Collection(agent, store, run, workers, settings, seed=3)  # type: ignore[arg-type]
         collection.run_all()
     return collection
 
@@ -79,7 +79,7 @@ def test_every_finished_episode_is_committed_with_what_is_known_of_it(tmp_path: 
     collect(tmp_path, workers)
     arrays, metrics = contents(tmp_path)
     store = EpisodeStore.open(tmp_path / "episodes.zarr")
-    assert store.verify() == [] and store.steps >= SCHEDULE.steps
+    assert store.verify() == [] and store.steps >= SETTINGS.steps
     assert arrays["seed"].tolist() == workers.seeds == [episode_seed(3, 0, index) for index in range(len(store))]
     np.testing.assert_array_equal(arrays["agent_step"], arrays["ends"])
     np.testing.assert_allclose(arrays["episode_return"][0], arrays["reward"][: arrays["ends"][0]].sum(), rtol=1e-6)
@@ -92,7 +92,7 @@ def test_collection_never_uses_evaluation_seeds() -> None:
     drawn = [episode_seed(0, stream, index) for stream in (0, 1) for index in range(500)]
     assert len(set(drawn)) == 1000 and min(drawn) >= FIRST_SEED and max(drawn) < 2**31
     with pytest.raises(InputError, match="seeds from 1048576 on are for collection"):
-        replace(SCHEDULE, evaluation_seed=FIRST_SEED)
+        replace(SETTINGS, evaluation_seed=FIRST_SEED)
 
 
 def test_stopping_and_continuing_equals_never_having_stopped(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_kill_loses_at_most_the_wave_in_flight(tmp_path: Path, fail_at: int) -
     collection = collect(tmp_path, ToyWorkers())
     after = EpisodeStore.open(tmp_path / "episodes.zarr")
     seeds = after.metadata["seed"].tolist()
-    assert seeds[: len(kept)] == kept and len(set(seeds)) == len(seeds) and after.steps >= SCHEDULE.steps
+    assert seeds[: len(kept)] == kept and len(set(seeds)) == len(seeds) and after.steps >= SETTINGS.steps
     agent = collection.agent
     assert isinstance(agent, VRL3) and agent.offline_done == AGENT.offline_updates  # stage 2 was not repeated
     # All committed steps are in the replay, but for the last ones of recovered episodes (their next state is unknown).
@@ -131,7 +131,7 @@ def test_asking_for_more_continues_and_asking_again_does_nothing(tmp_path: Path)
     workers = ToyWorkers()
     collect(tmp_path, workers)
     assert workers.seeds == []
-    collect(tmp_path, workers, replace(SCHEDULE, steps=SCHEDULE.steps + STEPS * 4))
+    collect(tmp_path, workers, replace(SETTINGS, agent_steps=SETTINGS.steps + STEPS * 4))
     assert len(workers.seeds) == 4
 
 
@@ -142,19 +142,24 @@ def test_a_store_that_lost_episodes_is_refused(tmp_path: Path) -> None:
         collect(tmp_path, ToyWorkers())
 
 
-def test_schedule_is_checked() -> None:
-    with pytest.raises(InputError, match=r"collect\.environments: expected at least 1, got 0"):
-        replace(SCHEDULE, environments=0)
+def test_settings_are_checked() -> None:
+    with pytest.raises(InputError, match=r"collect\.environments: expected a whole number of at least 1, got 0"):
+        replace(SETTINGS, environments=0)
+    with pytest.raises(InputError, match=r"collect\.evaluation_seed: seeds from 1048576 on .* got 20 seeds"):
+        CollectSettings(evaluation_seed=FIRST_SEED - 19)
+    with pytest.raises(InputError, match=r"collect\.evaluation_episodes: .* with collect\.evaluate_every=10000, got 0"):
+        CollectSettings(evaluation_episodes=0)
 
 
 @pytest.mark.parametrize(("quality", "steps"), [("suboptimal", 90_000), ("nearoptimal", 300_000), ("all", 300_000)])
 def test_quality_decides_how_far_the_agent_runs(quality: str, steps: int) -> None:
-    assert schedule(compose("collect", ["env=adroit_door", f"collect.quality={quality}"])).steps == steps
+    config = compose("collect", ["env=adroit_door", f"collect.quality={quality}"])
+    assert CollectSettings(**config["collect"]).steps == steps
 
 
 def test_quality_is_checked() -> None:
     with pytest.raises(InputError, match=r"collect\.quality: expected one of suboptimal, nearoptimal, all, got 'best'"):
-        schedule(compose("collect", ["collect.quality=best"]))
+        CollectSettings(**compose("collect", ["collect.quality=best"])["collect"])
 
 
 def test_killed_command_continues(tmp_path: Path) -> None:

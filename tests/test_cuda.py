@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from chains import chain_log_prob
 from test_toy_finetuning import CONFIG, roll_out
 from toy_planner import STATE, make_observation, make_planner
 
@@ -18,6 +19,7 @@ from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.settings import FinetuneSettings, PretrainSettings, RegularizerSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CLOUDS = replace(STATE, observation="pointcloud", sensor_shape=(32, 3))
@@ -49,8 +51,8 @@ def test_plans_log_probabilities_and_gradients_are_the_cpus(config: PlannerConfi
         other.sample_chain(on_cuda(observation), noise.cuda(), options),
     )
     torch.testing.assert_close(same.latents.cpu(), chain.latents, rtol=0, atol=2e-3)
-    found = other.log_prob(on_cuda(observation), chain.latents.cuda(), options).cpu()
-    torch.testing.assert_close(found, planner.log_prob(observation, chain.latents, options), rtol=0, atol=5e-3)
+    found = chain_log_prob(other, on_cuda(observation), chain.latents.cuda(), options).cpu()
+    torch.testing.assert_close(found, chain_log_prob(planner, observation, chain.latents, options), rtol=0, atol=5e-3)
     plan = other.plan({key: value.numpy() for key, value in observation.items()}, noise=noise)
     assert isinstance(plan, np.ndarray) and plan.shape == (4, config.horizon, config.action_size)
     gradients = []
@@ -68,7 +70,7 @@ def test_plans_log_probabilities_and_gradients_are_the_cpus(config: PlannerConfi
 )
 def test_pretraining_learns_in_every_precision(options: dict[str, object]) -> None:
     planner = make_planner(CLOUDS).cuda()
-    settings = {**compose("train")["pretrain"], "steps": 200, "schedule": "constant", **options}
+    settings = PretrainSettings(**{**compose("train")["pretrain"], "steps": 200, "schedule": "constant", **options})
     training, batch = Pretraining(planner, settings, seed=0), on_cuda(batch_of(CLOUDS))
     losses = [training.update(batch).item() for _ in range(200)]
     assert np.mean(losses[-20:]) < 0.5 * np.mean(losses[:20])
@@ -80,10 +82,10 @@ def test_finetuning_takes_over_the_log_probabilities_of_its_rollouts() -> None:
     torch.manual_seed(0)
     planner = Planner(CONFIG).cuda()
     planner.normalizer.load_state_dict(make_planner(CONFIG).normalizer.state_dict())
-    settings = {**compose("train")["finetune"], "encoder": "tuned"}
-    tuning = Finetuning(planner, settings, {"name": "bc", "weight": 1.0}, seed=0)
+    settings = FinetuneSettings(**{**compose("train")["finetune"], "encoder": "tuned"})
+    tuning = Finetuning(planner, settings, RegularizerSettings(name="bc"), seed=0)
     generator = torch.Generator().manual_seed(0)
-    tuning.take(roll_out(copy.deepcopy(planner).cpu(), 64, tuning.options, generator))
+    tuning.memory.take(roll_out(copy.deepcopy(planner).cpu(), 64, tuning.learner.options, generator))
     metrics = tuning.learn(1)
     assert metrics["train/ratio_mean"] == pytest.approx(1, abs=1e-3)
     assert metrics["train/ratio_max"] == pytest.approx(1, abs=5e-3)

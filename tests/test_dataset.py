@@ -124,14 +124,8 @@ def test_selection(tmp_path: Path) -> None:
         select_episodes(store, max_episodes=0)
 
 
-def test_compact_and_memory_limit(tmp_path: Path) -> None:
+def test_windows_beyond_the_memory_are_refused(tmp_path: Path) -> None:
     store = make_store(tmp_path / "a.zarr", range(4))
-    exact = WindowDataset([store], ["state"], 4, 2, 3)
-    compact = WindowDataset([store], ["state"], 4, 2, 3, compact=True)
-    assert compact.arrays["state"].dtype == np.float16 and compact.arrays["action"].dtype == np.float32
-    rows = np.arange(len(exact))
-    assert compact.windows(rows)["state"].dtype == np.float32
-    np.testing.assert_allclose(compact.windows(rows)["state"], exact.windows(rows)["state"], rtol=1e-3, atol=1e-6)
     with pytest.raises(InputError, match="most of it data/state"):
         WindowDataset([store], ["state"], 4, 2, 3, memory_limit=100)
 

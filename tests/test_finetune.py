@@ -14,20 +14,25 @@ from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
-from sodp3d.learning.checks import check_model
-from sodp3d.learning.finetune import find_proficient, recorded_episodes
-from sodp3d.learning.lookup import with_sampler
+from sodp3d.learning.finetune import find_proficient
+from sodp3d.learning.learner import Learner
+from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.tuning import Finetuning
-from sodp3d.models.loading import load_planner_and_state, planner_state
+from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.rollout import Episode
+from sodp3d.settings import FinetuneSettings, RegularizerSettings
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    return {**compose("train")["finetune"], "batch_size": 16, **changes}
+def settings(**changes: Any) -> FinetuneSettings:
+    return FinetuneSettings(**{**compose("train")["finetune"], "batch_size": 16, **changes})
+
+
+def regularized(name: str = "bc") -> RegularizerSettings:
+    return RegularizerSettings(name=name, weight=1.0)
 
 
 def episode(planner: Planner, tuning: Finetuning, seed: int, success: bool, chunks: int = 5) -> Episode:
@@ -38,7 +43,7 @@ def episode(planner: Planner, tuning: Finetuning, seed: int, success: bool, chun
         seen = make_observation(planner.config, 1, seed=seed * 100 + chunk)
         with torch.no_grad():
             features = planner.encode(seen)
-            chain = planner.sample_chain(features, planner.noise(1, generator), tuning.options)
+            chain = planner.sample_chain(features, planner.noise(1, generator), tuning.learner.options)
         made.observations.append({key: value[0].numpy() for key, value in seen.items()})
         made.features.append(features[0])
         made.latents.append(chain.latents[0])
@@ -53,7 +58,7 @@ def episode(planner: Planner, tuning: Finetuning, seed: int, success: bool, chun
 
 def prepare(regularizer: str = "bc", **changes: Any) -> Finetuning:
     planner = make_planner(STATE)
-    tuning = Finetuning(planner, settings(**changes), {"name": regularizer, "weight": 1.0}, seed=0)
+    tuning = Finetuning(planner, settings(**changes), regularized(regularizer), seed=0)
     tuning.remember([episode(planner, tuning, seed, success=seed % 2 == 0) for seed in range(4)], TASK)
     return tuning
 
@@ -61,10 +66,10 @@ def prepare(regularizer: str = "bc", **changes: Any) -> Finetuning:
 @pytest.mark.parametrize("encoder", ["frozen", "tuned"])
 @pytest.mark.parametrize("floor_steps", ["all", "all_but_last"])
 def test_the_ratio_is_one_before_the_first_update(encoder: str, floor_steps: str) -> None:
-    sampler = {**settings()["sampler"], "floor_steps": floor_steps}
+    sampler = dataclasses.replace(settings().sampler, floor_steps=floor_steps)
     tuning = prepare(encoder=encoder, sampler=sampler)
-    batch = tuning.replay.sample(64, tuning.batches)
-    _, metrics = tuning._importance(batch, torch.randn(64))
+    batch = tuning.memory.replay.sample(64, tuning.learner.batches)
+    _, metrics = tuning.learner.importance(batch, torch.randn(64))
     assert float(metrics["ratio_max"]) == pytest.approx(1, abs=1e-5)
     assert float(metrics["approx_kl"]) == pytest.approx(0, abs=1e-7)
     assert float(metrics["clip_fraction"]) == 0
@@ -84,10 +89,11 @@ def test_updates_change_the_denoiser_and_leave_a_frozen_encoder(regularizer: str
 @pytest.mark.parametrize("credit", [("gae", "none"), ("return_to_go", "value")])
 def test_a_value_head_learns_beside_a_tuned_encoder(credit: tuple[str, str]) -> None:
     tuning = prepare(credit=credit[0], baseline=credit[1], encoder="tuned", batch_size=7)
-    before = {name: value.clone() for name, value in tuning.value.state_dict().items()}
-    torch.testing.assert_close(tuning._replay_features(), tuning.planner.encode(tuning.replay.rows))
+    before = {name: value.clone() for name, value in tuning.credit.value.state_dict().items()}
+    features = tuning.credit.features(tuning.memory, tuning.planner)
+    torch.testing.assert_close(features, tuning.planner.encode(tuning.memory.replay.rows))
     tuning.learn(1)
-    assert any(not torch.equal(value, before[name]) for name, value in tuning.value.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in tuning.credit.value.state_dict().items())
 
 
 @pytest.mark.parametrize("encoder", ["frozen", "tuned"])
@@ -97,17 +103,19 @@ def test_beyond_a_time_limit_the_value_head_tells_what_would_follow(encoder: str
     ended.terminated = True
     tuning.remember([ended], TASK)
     seen = [planner.encode(make_observation(STATE, 1, seed=seed * 100 + 5)) for seed in range(4)]
-    expected = [*tuning.value(torch.cat(seen)).tolist(), 0.0]
-    assert tuning._values(tuning._replay_features())[1] == pytest.approx(expected, abs=1e-5)
+    expected = [*tuning.credit.value(torch.cat(seen)).tolist(), 0.0]
+    remembered = tuning.memory, tuning.planner
+    features = tuning.credit.features(*remembered)
+    assert tuning.credit.values(features, *remembered)[1] == pytest.approx(expected, abs=1e-5)
     assert len(set(expected)) == 5
-    tuning.settings["discount"] = 1.0
-    assert tuning._values(tuning._replay_features())[1] == [0.0] * 5
+    tuning.credit.settings = dataclasses.replace(tuning.settings, discount=1.0)
+    assert tuning.credit.values(features, *remembered)[1] == [0.0] * 5
 
 
 def test_only_successes_are_cloned_and_old_episodes_are_forgotten() -> None:
     tuning = prepare(replay_episodes=3)
-    assert len(tuning.target) == 2 and len(tuning.replay) == 3
-    assert bool(tuning.target.facts["success"].all())
+    assert len(tuning.memory.target) == 2 and len(tuning.memory.replay) == 3
+    assert bool(tuning.memory.target.facts["success"].all())
 
 
 def test_the_kl_bound_ends_a_runaway_iteration_and_no_other() -> None:
@@ -119,13 +127,13 @@ def test_the_kl_bound_ends_a_runaway_iteration_and_no_other() -> None:
 def test_each_plan_is_weighed_with_its_own_credit(monkeypatch: pytest.MonkeyPatch) -> None:
     tuning = prepare(baseline="none", scale_reward=False, target_kl=None)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    real = Finetuning._importance
+    real = Learner.importance
 
-    def watched(self: Finetuning, batch: dict[str, torch.Tensor], credit: torch.Tensor) -> Any:
+    def watched(self: Learner, batch: dict[str, torch.Tensor], credit: torch.Tensor) -> Any:
         seen.append((batch["reward"], credit))
         return real(self, batch, credit)
 
-    monkeypatch.setattr(Finetuning, "_importance", watched)
+    monkeypatch.setattr(Learner, "importance", watched)
     tuning.learn(3)
     assert len(seen) == 3
     for reward, credit in seen:
@@ -136,7 +144,7 @@ def test_each_plan_is_weighed_with_its_own_credit(monkeypatch: pytest.MonkeyPatc
 def test_direct_cloning_never_looks_at_rewards() -> None:
     tuning = prepare(importance_weight=0)
     other = prepare(importance_weight=0)
-    other.replay.rows["reward"] += 5
+    other.memory.replay.rows["reward"] += 5
     tuning.learn(3), other.learn(3)
     for name, value in tuning.planner.state_dict().items():
         assert torch.equal(value, other.planner.state_dict()[name]), name
@@ -148,7 +156,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
         tuning.learn(2)
     with Run(tmp_path, {}) as run:
         stopped.save(run, {"format": 1})
-        resumed = Finetuning(make_planner(STATE), settings(), {"name": "bc", "weight": 1.0}, seed=9)
+        resumed = Finetuning(make_planner(STATE), settings(), regularized(), seed=9)
         assert resumed.load(run)
     assert resumed.environment_steps == stopped.environment_steps > 0
     straight.learn(2), resumed.learn(2)
@@ -176,34 +184,34 @@ def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest
         tuning.learn(2)
         tuning.compare(validation(5), run, {})  # worse, but no collapse
         assert any(not torch.equal(value, best[name]) for name, value in tuning.planner.state_dict().items())
-        assert tuning.slowed == 1 and "collapsed" not in caplog.text
+        assert tuning.keeper.slowed == 1 and "collapsed" not in caplog.text
         tuning.compare(validation(3), run, {})
         assert all(torch.equal(value, best[name]) for name, value in tuning.planner.state_dict().items())
-        assert tuning.slowed == 0.5 and "fell to 30 % from 80 %" in caplog.text
-        rate = tuning.settings["learning_rate"]
+        assert tuning.keeper.slowed == 0.5 and "fell to 30 % from 80 %" in caplog.text
+        rate = tuning.settings.learning_rate
         tuning.learn(1)
-        assert tuning.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
+        assert tuning.learner.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
         tuning.save(run, {})
         resumed = prepare(collapse=0.5)
-        assert resumed.load(run) and resumed.slowed == 0.5
+        assert resumed.load(run) and resumed.keeper.slowed == 0.5
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     tuning = prepare()
-    tuning.replay.rows["features"][:] = float("nan")
-    before = [parameter.clone() for parameter in tuning.parameters]
+    tuning.memory.replay.rows["features"][:] = float("nan")
+    before = [parameter.clone() for parameter in tuning.learner.parameters]
     with pytest.raises(FloatingPointError, match="after 0 episodes"):
         tuning.learn(1)
-    assert all(torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, tuning.learner.parameters, strict=True))
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None:
     tuning = prepare()
-    before = [parameter.detach().clone() for parameter in tuning.parameters]
-    tuning.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+    before = [parameter.detach().clone() for parameter in tuning.learner.parameters]
+    tuning.learner.parameters[0].register_hook(lambda gradient: gradient * float("inf"))
     with pytest.raises(FloatingPointError, match=r"gradient norm (nan|inf).*last checkpoint is whole"):
         tuning.learn(1)
-    assert all(torch.equal(a, b) for a, b in zip(before, tuning.parameters, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, tuning.learner.parameters, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -223,25 +231,24 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], told: st
 
 def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(caplog: pytest.LogCaptureFixture) -> None:
     planner = make_planner(STATE)
-    tuning = Finetuning(planner, settings(best_returns=3), {"name": "bc", "weight": 1.0}, seed=0)
+    tuning = Finetuning(planner, settings(best_returns=3, initial_attempts=6), regularized(), seed=0)
 
     class Failing:
         def run(self, planner: Planner, seeds: list[int], *_: Any, **__: Any) -> list[Episode]:
             return [episode(planner, tuning, seed % 1000, success=False) for seed in seeds]
 
     with caplog.at_level(logging.WARNING):
-        found = find_proficient(planner, tuning, Failing(), TASK, settings(initial_attempts=6), 0)  # type: ignore[arg-type]
+        found = find_proficient(planner, tuning, Failing(), TASK, 0)  # type: ignore[arg-type]
     assert len(found) == 6 and "never succeeds" in caplog.text and "initial_attempts=6" in caplog.text
     tuning.remember(found, TASK)
-    kept = tuning.target.facts["episode_return"]
+    kept = tuning.memory.target.facts["episode_return"]
     assert len(kept) == 3 and kept.min() >= sorted(e.episode_return for e in found)[-3] - 1e-5
 
 
 def recorded_run(folder: Path, tuning: Finetuning) -> Path:
     """A run directory that holds the state of `tuning`."""
-    evaluation = {"eta": 1.0, "sigma_floor": 0.0}
     with Run(folder / "run", {}) as run:
-        tuning.save(run, planner_state(tuning.planner, [TASK], "0123", evaluation))
+        tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
     return folder / "run"
 
 
@@ -251,10 +258,12 @@ def test_recorded_episodes_stand_in_for_rollouts(tmp_path: Path) -> None:
     path = recorded_run(tmp_path, tuning)
     records = recorded_episodes(path, make_planner(STATE), settings(), TASK)
     assert [record.success for record in records] == [True, True]
-    offline = Finetuning(make_planner(STATE), settings(), {"name": "bc", "weight": 1.0}, seed=0)
-    offline.take(records)
-    assert len(offline.target) == 2 and offline.environment_steps == 0
-    torch.testing.assert_close(offline.target.rows["latents"], tuning.target.rows["latents"], rtol=0, atol=0)
+    offline = Finetuning(make_planner(STATE), settings(), regularized(), seed=0)
+    offline.memory.take(records)
+    assert len(offline.memory.target) == 2 and offline.environment_steps == 0
+    torch.testing.assert_close(
+        offline.memory.target.rows["latents"], tuning.memory.target.rows["latents"], rtol=0, atol=0
+    )
     assert offline.learn(2)["train/updates"] == 2
 
 
@@ -279,39 +288,14 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
             recorded_episodes(path, other, settings(), TASK)
 
 
-def test_sampling_steps_that_do_not_divide_are_refused_by_name() -> None:
-    for steps in (0, -1, 7, 101):
-        with pytest.raises(InputError, match=rf"model\.sampling_steps: .* model\.denoising_steps=100, .* got {steps}"):
-            check_model({"sampling_steps": steps, "denoising_steps": 100})
-    for fine in (None, 1, 5, 100):
-        check_model({"sampling_steps": fine, "denoising_steps": 100})
-
-
-def test_sampling_steps_must_divide_the_given_planner_s_denoising_steps() -> None:
-    config = {"evaluation": {"eta": None, "sigma_floor": None}, "model": {"sampling_steps": 8, "denoising_steps": 100}}
-    kept = with_sampler(config, {"planner": {"diffusion_steps": 64, "inference_steps": 16}})
-    assert kept["model"] == config["model"]
-    with pytest.raises(InputError, match=r"model\.sampling_steps: .* got 8"):
-        with_sampler(config, {})
-
-
-def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) -> None:
-    path = recorded_run(tmp_path, prepare())
-    own, other = load_planner_and_state(path)[0], load_planner_and_state(path, sampling_steps=5)[0]
-    assert own.config.inference_steps == STATE.inference_steps == 10
-    assert other.config == dataclasses.replace(STATE, inference_steps=5)
-    assert other.diffusion.timesteps.tolist() == [99, 79, 59, 39, 19]
-    for name, value in own.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
-
-
 def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:
     for changes in ({}, {"encoder": "tuned"}, {"target_kl": None}):
         with pytest.raises(InputError, match=r"use start=scratch, or finetune\.encoder=tuned finetune\.target_kl=null"):
             prepare(from_scratch=True, **changes)
-    prepare(from_scratch=True, encoder="tuned", target_kl=None).start(True, seed=1)
+    prepare(from_scratch=True, encoder="tuned", target_kl=None).learner.begin_anew(seed=1)
 
 
 def test_normalized_credit_has_unit_deviation() -> None:
-    credit = prepare(credit="return_to_go", baseline="time", normalize_credit=True)._credits()
+    tuning = prepare(credit="return_to_go", baseline="time", normalize_credit=True)
+    credit = tuning.credit.weights(tuning.memory, tuning.planner)
     assert float(credit.std(correction=0)) == pytest.approx(1, abs=1e-5)

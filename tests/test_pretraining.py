@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sodp3d.core.run import Run
 from sodp3d.learning.lookup import find_planner, label
 from sodp3d.learning.pretrain import check_acceleration
 from sodp3d.models.convolution import Convolution
+from sodp3d.settings import PretrainSettings
 
 
 def test_bfloat16_gives_nearly_the_same_loss_and_gradients() -> None:
@@ -37,25 +39,66 @@ def test_bfloat16_gives_nearly_the_same_loss_and_gradients() -> None:
     assert rounded_gradient.dtype == torch.float32
 
 
-@pytest.mark.parametrize("option", [{"precision": "bfloat16"}, {"compile": True}, {"precision": "float16"}])
-def test_the_cpu_refuses_what_is_for_cuda(option: dict[str, object]) -> None:
-    settings = {**compose("train")["pretrain"], **option}
+@pytest.mark.parametrize("option", [{"precision": "bfloat16"}, {"compile": True}])
+def test_the_cpu_refuses_what_is_for_cuda(option: dict[str, Any]) -> None:
+    settings = PretrainSettings(**option)
     with pytest.raises(InputError, match=r"pretrain\.precision"):
         check_acceleration(settings, torch.device("cpu"))
-    if option.get("precision") != "float16":
-        check_acceleration(settings, torch.device("cuda"))
+    check_acceleration(settings, torch.device("cuda"))
+
+
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(InputError, match=r"pretrain\.precision: expected float32 or bfloat16, got 'float16'"):
+        PretrainSettings(precision="float16")  # type: ignore[arg-type]
 
 
 def test_a_methods_runs_are_kept_apart(tmp_path: Path) -> None:
     configs = {name: {**compose("train", [f"method={name}"]), "root": str(tmp_path)} for name in ("sodp", "dp3")}
     assert label(configs["sodp"]) == "adroit_door-pointcloud" and label(configs["dp3"]) == "adroit_door-pointcloud-dp3"
     for name, config in configs.items():
-        with Run(tmp_path / "outputs" / "pretrain" / label(config) / f"2026-s0-{name}", {}) as run:
+        with Run(tmp_path / "outputs" / "pretrain" / label(config) / f"2026-s0-{name}", config) as run:
             run.finish({})
     for name, config in configs.items():
         assert find_planner(config, ("pretrain",)).name == f"2026-s0-{name}"
     with pytest.raises(InputError, match="no finished finetune run"):
         find_planner(configs["dp3"], ("finetune",))
+
+
+def finished(config: dict[str, Any], directory: Path) -> Path:
+    """A finished run of that configuration."""
+    with Run(directory, config) as run:
+        run.finish({})
+    return directory
+
+
+def test_the_newest_planner_is_found_whatever_regularized_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = {**compose("train"), "root": str(tmp_path)}
+    tuned = tmp_path / "outputs" / "finetune"
+    finished(config, tmp_path / "outputs/pretrain/adroit_door-pointcloud/20260109-s0")
+    finished(config, tuned / "adroit_door-pointcloud-bc" / "20260101-s0")
+    invented = {**config, "reg": {"name": "entropy", "weight": 0.5, "temperature": 2.0}}
+    newest = finished(invented, tuned / "adroit_door-pointcloud-entropy" / "20260102-s0")
+    for number, other in enumerate(
+        [
+            {**config, "env": {**config["env"], "name": "adroit_pen"}},
+            {**config, "obs": {**config["obs"], "name": "state"}},
+            {**config, "method": "dp3"},
+        ]
+    ):
+        finished(other, tuned / f"another-{number}" / "20260103-s0")
+    with Run(tuned / "adroit_door-pointcloud-bc" / "20260104-s0", config):
+        pass  # not finished
+    broken = finished(config, tuned / "adroit_door-pointcloud-bc" / "20260105-s0")
+    (broken / "config.yaml").write_text("env: [")
+    assert find_planner(config, ("finetune", "pretrain")) == newest
+    assert "20260105-s0" in caplog.text and "left out" in caplog.text
+
+
+def test_a_run_recorded_before_methods_had_names_is_one_of_sodp(tmp_path: Path) -> None:
+    config = {**compose("train"), "root": str(tmp_path)}
+    older = {key: value for key, value in config.items() if key != "method"}
+    directory = finished(older, tmp_path / "outputs/pretrain/adroit_door-pointcloud/20260101-s0")
+    assert find_planner(config, ("pretrain",)) == directory
 
 
 def test_imitation_methods_learn_successes_with_sample_prediction() -> None:

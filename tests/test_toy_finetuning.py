@@ -17,6 +17,7 @@ from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
+from sodp3d.settings import FinetuneSettings, RegularizerSettings
 
 CONFIG = dataclasses.replace(STATE, inference_steps=5, prediction="sample")
 MODES = 5  # directions to act in; the state tells which of them is right
@@ -104,11 +105,13 @@ def finetune(
         **{"importance_weight": 1.0, "baseline": "mean", "clip": 0.02},
         **{"sampler": {**defaults["sampler"], "floor_steps": "all"}, **changes},
     }
-    tuning = Finetuning(planner, settings, {"name": regularizer, "weight": float(regularizer != "none")}, seed=0)
-    tuning.take(roll_out(planner, 400, tuning.options, generator))  # N_init: one episode of 25 succeeds
+    regularized = RegularizerSettings(name=regularizer, weight=float(regularizer != "none"))
+    tuning = Finetuning(planner, FinetuneSettings(**settings), regularized, seed=0)
+    options = tuning.learner.options
+    tuning.memory.take(roll_out(planner, 400, options, generator))  # N_init: one episode of 25 succeeds
     for _ in range(rounds):
         tuning.learn(updates)
-        tuning.take(roll_out(tuning.planner, 48, tuning.options, generator))
+        tuning.memory.take(roll_out(tuning.planner, 48, options, generator))
     return tuning.planner
 
 

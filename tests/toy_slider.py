@@ -72,12 +72,13 @@ def collect(folder: Path, workers: Any, at_call: Callable[[int], None] = lambda 
     """What the command does, as far as workers go; returns the store."""
     from sodp3d.collection.agents.scripted import Scripted
     from sodp3d.collection.collect import open_store
-    from sodp3d.collection.loop import Collection, Schedule
+    from sodp3d.collection.loop import Collection
     from sodp3d.core.run import Run
     from sodp3d.parallel import make_workers
+    from sodp3d.settings import CollectSettings
 
-    schedule = Schedule(
-        steps=STEPS * EPISODES, environments=AT_ONCE, seed=3, checkpoint_every=10**6, evaluate_every=0,
+    settings = CollectSettings(
+        agent_steps=STEPS * EPISODES, fraction=1.0, environments=AT_ONCE, checkpoint_every=10**6, evaluate_every=0,
         evaluation_episodes=0,
     )  # fmt: skip
     with make_workers(workers, SliderGroup, (), at_most=AT_ONCE) as pool:
@@ -85,7 +86,7 @@ def collect(folder: Path, workers: Any, at_call: Callable[[int], None] = lambda 
         agent = Scripted(Policy(at_call), facts["action_size"], noise=0.0, seed=0)
         run = Run(folder / "agent", {"agent": "toy"})
         with open_store(folder, make_slider().config, facts, {"seed": 3, "agent": {"name": "toy"}}) as store, run:
-            assert Collection(agent, store, run, pool, schedule).run_all()
+            assert Collection(agent, store, run, pool, settings, seed=3).run_all()
     return folder / "episodes.zarr"
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from sodp3d.collection import agents, demos
 from sodp3d.collection.environments import CollectionGroup
-from sodp3d.collection.loop import Collection, Schedule
+from sodp3d.collection.loop import Collection
 from sodp3d.collection.playback import watch
 from sodp3d.core.cli import command, compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import data_root
-from sodp3d.data.schema import QUALITIES
+from sodp3d.core.sections import read_keys, read_section
 from sodp3d.envs.config import EnvConfig
+from sodp3d.settings import CollectSettings, CommonSettings, DemonstrationSettings, differences
 
 if TYPE_CHECKING:
     from sodp3d.collection.agents.memory import Trajectory
@@ -52,22 +53,6 @@ def main(config: dict[str, Any]) -> None:
             return
 
 
-def schedule(config: Mapping[str, Any]) -> Schedule:
-    """The `collect` section as numbers.
-
-    Sub-optimal data is the first `fraction` of an agent's `agent_steps`, and only that is run. For the rest the agent
-    must run to its end, and then every step is kept: pretrain.quality chooses from it.
-    """
-    settings = dict(config["collect"])
-    fraction, total, quality = settings.pop("fraction"), settings.pop("agent_steps"), settings.pop("quality")
-    if not 0 < fraction <= 1:
-        raise InputError(f"collect.fraction: expected a share above 0, up to 1, got {fraction}.")
-    if quality not in QUALITIES:
-        raise InputError(f"collect.quality: expected one of {', '.join(QUALITIES)}, got {quality!r}.")
-    steps = round(total * fraction) if quality == "suboptimal" else total
-    return Schedule(steps=steps, seed=config["seed"], **settings)
-
-
 def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
     """Collect one task. Returns whether it is complete. Raises InputError before anything is written."""
     from sodp3d.core import checkpoint
@@ -75,19 +60,20 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
     from sodp3d.parallel import make_workers
     from sodp3d.vision.gl import settle
 
-    plan = schedule(config)
+    settings, common = read_section(CollectSettings, config["collect"]), read_keys(CommonSettings, config)
+    shown = read_keys(DemonstrationSettings, config)
     folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / env.name
     device = prepare_torch(config)
-    group = (env, settle(config["render"]))
-    with make_workers(config["workers"], CollectionGroup, group, at_most=plan.environments) as workers:
+    group = (env, settle(common.render))
+    with make_workers(common.workers, CollectionGroup, group, at_most=settings.environments) as workers:
         (facts,) = workers.call("describe", [()])
         run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
         fresh = not checkpoint.steps(run.checkpoints)
-        agent = build_agent(config["agent"], env, facts, config["seed"], device, fresh)
+        agent = build_agent(config["agent"], env, facts, common.seed, device, fresh)
         if agent.needs_demonstrations and fresh:
-            agent.demonstrate(demonstrations(config, env, facts, workers, agent.image_size))
+            agent.demonstrate(demonstrations(shown, env, facts, workers, agent.image_size))
         with open_store(folder, env, facts, config) as store, run:
-            complete = Collection(agent, store, run, workers, plan).run_all()
+            complete = Collection(agent, store, run, workers, settings, common.seed).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
     return complete
 
@@ -107,11 +93,15 @@ def build_agent(
 
 
 def demonstrations(
-    config: Mapping[str, Any], env: EnvConfig, facts: Mapping[str, Any], workers: "Workers", image_size: int | None
+    settings: DemonstrationSettings,
+    env: EnvConfig,
+    facts: Mapping[str, Any],
+    workers: "Workers",
+    image_size: int | None,
 ) -> "list[Trajectory]":
     """What `demos=` names, as the agent sees it."""
     sizes = facts["state_size"], facts["action_size"]
-    shown = demos.load(env, config["demos"], sizes, facts["count_threshold"], config["demo_episodes"])
+    shown = demos.load(env, settings.demos, sizes, facts["count_threshold"], settings.demo_episodes)
     log.info("%s", shown.summary())
     return shown.trajectories if image_size is None else watch(shown, workers, image_size)
 
@@ -121,7 +111,7 @@ def _open_run(folder: Path, config: dict[str, Any]) -> Any:
     from sodp3d.core.run import open_run
 
     try:
-        return open_run(folder, config, config["seed"], folder / "agent")
+        return open_run(folder, config, config["seed"], folder / "agent", differences)
     except InputError as error:
         raise InputError(f"{error} For a collection that means another folder: data=<folder>.") from None
 

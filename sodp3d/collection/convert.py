@@ -18,7 +18,9 @@ from typing import Any
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root
+from sodp3d.core.sections import read_keys
 from sodp3d.envs.config import EnvConfig, expand
+from sodp3d.settings import CommonSettings
 
 log = logging.getLogger(__name__)
 _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
@@ -27,6 +29,7 @@ _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
 @command("convert")
 def main(config: dict[str, Any]) -> None:
     """Convert every task that `env=` names, and write each store's card."""
+    read_keys(CommonSettings, config)
     if config["again"] not in (None, "image", "depth"):
         raise InputError(f"again: expected image, depth or null, got {config['again']!r}.")
     if (config["again"] == "depth") != bool(config["output_data"]):

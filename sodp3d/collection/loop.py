@@ -13,7 +13,6 @@ Shape letters: n running environments, Ds state size, Da action size.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,44 +25,23 @@ from sodp3d.collection.waves import Waves
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
-from sodp3d.core.seeds import COLLECTION, FIRST_SEED, episode_seed
+from sodp3d.core.seeds import COLLECTION, episode_seed
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.parallel import Workers
+from sodp3d.settings import CollectSettings
 
 _OFFLINE_BLOCK = 100  # stage-2 updates between two looks at whether to stop
 _OFFLINE_CHECKPOINT = 2000  # and between two checkpoints
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long to collect, and what to do on the way. Steps are agent (control) steps.
-
-    checkpoint_every, evaluate_every: steps between two; evaluate_every 0: never. evaluation_seed: the first of
-    `evaluation_episodes` consecutive seeds.
-    """
-
-    steps: int
-    environments: int
-    seed: int
-    checkpoint_every: int
-    evaluate_every: int
-    evaluation_episodes: int
-    evaluation_seed: int = 0
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "environments", "checkpoint_every"):
-            if getattr(self, key) < 1:
-                raise InputError(f"collect.{key}: expected at least 1, got {getattr(self, key)}.")
-        if self.evaluation_seed + self.evaluation_episodes > FIRST_SEED:
-            raise InputError(f"collect.evaluation_seed: seeds from {FIRST_SEED} on are for collection.")
-
-
 class Collection:
     """One task's collection: agent, store, run directory and workers put together. Call `run_all`."""
 
-    def __init__(self, agent: Agent, store: EpisodeStore, run: Run, workers: Workers, schedule: Schedule) -> None:
-        self.agent, self.store, self.run, self.schedule = agent, store, run, schedule
+    def __init__(
+        self, agent: Agent, store: EpisodeStore, run: Run, workers: Workers, settings: CollectSettings, seed: int
+    ) -> None:
+        self.agent, self.store, self.run, self.settings, self.seed = agent, store, run, settings, seed
         self.waves = Waves(workers)
         self.offline_total = agent.offline_left
         self._update_debt = 0.0  # updates owed for steps made, below one
@@ -79,14 +57,14 @@ class Collection:
         """Stage 2, then stage 3 up to the asked number of steps. Returns False when stopped before the end."""
         self._resume()
         self._learn_offline()
-        while self.steps_done < self.schedule.steps and not self.run.stop_requested:
+        while self.steps_done < self.settings.steps and not self.run.stop_requested:
             self._wave()
-            if self._due(self.schedule.evaluate_every, self._last_evaluation):
+            if self._due(self.settings.evaluate_every, self._last_evaluation):
                 self._evaluate()
-            if self._due(self.schedule.checkpoint_every, self._last_checkpoint):
+            if self._due(self.settings.checkpoint_every, self._last_checkpoint):
                 self._save()
         self._save()
-        return self.steps_done >= self.schedule.steps
+        return self.steps_done >= self.settings.steps
 
     # ---- stages -----------------------------------------------------------------------------------------------------
 
@@ -99,23 +77,23 @@ class Collection:
             self.run.log(-self.agent.offline_left, _named("offline", metrics), 0)
             if self.agent.offline_left % _OFFLINE_CHECKPOINT == 0:
                 self._save()
-        if not self.agent.offline_left and self.schedule.evaluate_every:
+        if not self.agent.offline_left and self.settings.evaluate_every:
             self._evaluate()
         self._save()
 
     def _wave(self) -> None:
         """One wave of episodes: explore, learn meanwhile, commit, take in."""
-        left = -(-(self.schedule.steps - self.steps_done) // self.store.attributes["env_config"]["episode_steps"])
+        left = -(-(self.settings.steps - self.steps_done) // self.store.attributes["env_config"]["episode_steps"])
         first = len(self.store)
-        count = min(self.schedule.environments, left)
-        seeds = [episode_seed(self.schedule.seed, COLLECTION, first + index) for index in range(count)]
+        count = min(self.settings.environments, left)
+        seeds = [episode_seed(self.seed, COLLECTION, first + index) for index in range(count)]
         self._metrics = []
         episodes = self.waves.run(self.agent, seeds, explore=True, record=True, meanwhile=self._learn)
         for episode in episodes:
             self.store.append(episode.steps, metadata(episode, self.steps_done + len(episode.actions)))
             self.agent.observe(trajectory(episode))
         learned = {key: float(np.mean([m[key] for m in self._metrics if key in m])) for key in _keys(self._metrics)}
-        self.run.log(self.steps_done, rates("train", episodes) | _named("train", learned), self.schedule.steps)
+        self.run.log(self.steps_done, rates("train", episodes) | _named("train", learned), self.settings.steps)
 
     def _learn(self, steps: int) -> None:
         self._update_debt += steps * self.agent.updates_per_step
@@ -127,16 +105,16 @@ class Collection:
 
     def _evaluate(self) -> None:
         """Deterministic roll-outs on held-out seeds, without rendering."""
-        first, count = self.schedule.evaluation_seed, self.schedule.evaluation_episodes
+        first, count = self.settings.evaluation_seed, self.settings.evaluation_episodes
         episodes: list[Finished] = []
-        for start in range(first, first + count, self.schedule.environments):
-            seeds = range(start, min(start + self.schedule.environments, first + count))
+        for start in range(first, first + count, self.settings.environments):
+            seeds = range(start, min(start + self.settings.environments, first + count))
             episodes += self.waves.run(self.agent, seeds, explore=False, record=False)
         self._last_evaluation = self.steps_done
-        self.run.log(self.steps_done, rates("evaluation", episodes), self.schedule.steps)
+        self.run.log(self.steps_done, rates("evaluation", episodes), self.settings.steps)
 
     def _due(self, every: int, last: int) -> bool:
-        return every > 0 and (self.steps_done // every > last // every or self.steps_done >= self.schedule.steps > last)
+        return every > 0 and (self.steps_done // every > last // every or self.steps_done >= self.settings.steps > last)
 
     # ---- state ------------------------------------------------------------------------------------------------------
 
@@ -173,7 +151,7 @@ class Collection:
         self.run.rewind(steps_seen)
         for index in range(seen, len(self.store)):
             self.agent.observe(self._stored(index))
-            self.run.log(int(self.store.episode_ends[index]), _stored_rates(self.store, index), self.schedule.steps)
+            self.run.log(int(self.store.episode_ends[index]), _stored_rates(self.store, index), self.settings.steps)
         self._last_checkpoint = max(steps_seen, 0)
 
     def _stored(self, index: int) -> Trajectory:

@@ -17,6 +17,8 @@ import numpy as np
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import root
+from sodp3d.core.sections import read_keys, read_section
+from sodp3d.settings import CommonSettings, Stage1Settings, differences
 
 if TYPE_CHECKING:
     import torch
@@ -42,31 +44,27 @@ def main(config: dict[str, Any]) -> None:
     images, output = Path(config["images"]).expanduser().resolve(), Path(config["output"]).expanduser().resolve()
     if output.exists():
         raise InputError(f"output: {output} exists already and is never overwritten; name another.")
-    _check(config["stage1"])
+    settings, common = read_section(Stage1Settings, config["stage1"]), read_keys(CommonSettings, config)
+    if isinstance(common.workers, str):
+        raise InputError(f"workers: expected a number of processes, or null, got {common.workers!r}.")
     paths, labels, classes = list_images(images / "train")
     validation = list_images(images / "val", classes)[:2]
     log.info("%d images of %d classes to learn from, %d to validate", len(paths), len(classes), len(validation[0]))
     kept = {key: config[key] for key in ("stage1", "seed")}
     kept |= {"images": str(images), "image_count": len(paths), "output": str(output)}
-    directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
+    directory = Path(common.run_dir).expanduser() if common.run_dir else None
     device = prepare_torch(config)
-    workers = (os.cpu_count() or 1) if config["workers"] is None else config["workers"]
-    with open_run(root(config) / "outputs" / "stage1", kept, config["seed"], directory) as run:
-        stage = Stage1(config["stage1"], config["seed"], len(classes), device, workers)
+    workers = (os.cpu_count() or 1) if common.workers is None else common.workers
+    with open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences) as run:
+        stage = Stage1(settings, common.seed, len(classes), device, workers)
         stage.load(run)
         accuracy = stage.train((paths, labels), validation, run)
         if accuracy is None:
             log.info("stopped; the same command continues")
             return
-        stage.write(output, {"classes": len(classes), "accuracy": accuracy, "epochs": config["stage1"]["epochs"]})
+        stage.write(output, {"classes": len(classes), "accuracy": accuracy, "epochs": settings.epochs})
         run.finish({"accuracy": accuracy, "output": str(output)})
         log.info("validation accuracy %.1f %%; encoder in %s", 100 * accuracy, output)
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    for key in ("epochs", "batch_size", "decay_every", "log_every", "checkpoint_every"):
-        if settings[key] < 1:
-            raise InputError(f"stage1.{key}: expected at least 1, got {settings[key]}.")
 
 
 class Stage1:
@@ -75,9 +73,7 @@ class Stage1:
     workers: processes that load images; 0: this one. Raises InputError on unreadable images.
     """
 
-    def __init__(
-        self, settings: Mapping[str, Any], seed: int, classes: int, device: "torch.device", workers: int
-    ) -> None:
+    def __init__(self, settings: Stage1Settings, seed: int, classes: int, device: "torch.device", workers: int) -> None:
         import torch
         from torch import nn
 
@@ -91,9 +87,9 @@ class Stage1:
         self.model = nn.Sequential(self.encoder, self.classifier).to(device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
-            lr=settings["learning_rate"],
-            momentum=settings["momentum"],
-            weight_decay=settings["weight_decay"],
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
         )
         self.step = 0  # batches learned from
 
@@ -104,7 +100,7 @@ class Stage1:
         from sodp3d.collection.agents.pixels import IMAGE_SIZE
         from sodp3d.collection.image_folder import ImageFolder
 
-        batch, epochs = self.settings["batch_size"], self.settings["epochs"]
+        batch, epochs = self.settings.batch_size, self.settings.epochs
         per_epoch = -(-len(training[0]) // batch)
         run.rewind(self.step)
         unseen = ImageFolder(*validation, IMAGE_SIZE)
@@ -112,7 +108,7 @@ class Stage1:
         while self.step < epochs * per_epoch:
             epoch = self.step // per_epoch
             for group in self.optimizer.param_groups:
-                group["lr"] = self.settings["learning_rate"] * 0.1 ** (epoch // self.settings["decay_every"])
+                group["lr"] = self.settings.learning_rate * 0.1 ** (epoch // self.settings.decay_every)
             order = np.random.default_rng((self.seed, epoch)).permutation(len(training[0]))
             dataset = ImageFolder(*training, IMAGE_SIZE, self.seed, epoch)
             if not self._epoch(dataset, order[batch * (self.step % per_epoch) :], run, epochs * per_epoch):
@@ -128,11 +124,11 @@ class Stage1:
         for images, labels in self._batches(dataset, order):
             recent.append(self._update(images, labels))
             self.step += 1
-            if self.step % self.settings["log_every"] == 0:
+            if self.step % self.settings.log_every == 0:
                 loss, hits = (float(sum(values)) / len(recent) for values in zip(*recent, strict=True))
                 run.log(self.step, {"train/loss": loss, "train/accuracy": hits}, total)
                 recent.clear()
-            if run.stop_requested or self.step % self.settings["checkpoint_every"] == 0:
+            if run.stop_requested or self.step % self.settings.checkpoint_every == 0:
                 self.save(run)
             if run.stop_requested:
                 return False
@@ -143,7 +139,7 @@ class Stage1:
 
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            self.settings["batch_size"],
+            self.settings.batch_size,
             sampler=order.tolist(),
             num_workers=self.workers,
             multiprocessing_context="spawn" if self.workers else None,

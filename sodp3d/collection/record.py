@@ -17,8 +17,10 @@ from sodp3d.collection.waves import Waves
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root
+from sodp3d.core.sections import read_keys
 from sodp3d.core.seeds import RECORDING, episode_seed
 from sodp3d.envs.config import EnvConfig
+from sodp3d.settings import CommonSettings, RecordSettings
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,8 @@ def main(config: dict[str, Any]) -> None:
     if len(tasks) > 1:
         raise InputError(f"env={config['env']['name']} is a set of tasks; record one of them.")
     env = tasks[0]
-    output = Path(config["output"]).expanduser() if config["output"] else demos.SHIPPED / env.name
+    settings = read_keys(RecordSettings, config)
+    output = Path(settings.output).expanduser() if settings.output else demos.SHIPPED / env.name
     if output.exists():
         raise InputError(f"{output}: exists already and is never overwritten; move it away or name another output=.")
     recording = record(config, env)
@@ -65,37 +68,38 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
     from sodp3d.parallel import make_workers
     from sodp3d.vision.gl import settle
 
-    folder = Path(config["run"]).expanduser() if config["run"] else data_root(config) / env.name / "agent"
+    settings, common = read_keys(RecordSettings, config), read_keys(CommonSettings, config)
+    folder = Path(settings.run).expanduser() if settings.run else data_root(config) / env.name / "agent"
     trained = read_config(folder)
     found = checkpoint.load_latest(folder / "checkpoints")
     if found is None:
         train = command_line("collect", *env.choice.split())
         raise InputError(f"run: {folder} has no checkpoint; train the agent first: {train}")
     device = prepare_torch(config)
-    group = (env, settle(config["render"]))
-    with make_workers(config["workers"], CollectionGroup, group, at_most=config["environments"]) as workers:
+    group = (env, settle(common.render))
+    with make_workers(common.workers, CollectionGroup, group, at_most=settings.environments) as workers:
         (facts,) = workers.call("describe", [()])
         agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
         agent.load_state(found[1], found[2]["agent"])
-        kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], config)
+        kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], settings)
     return Kept(kept, attempts, found[2]["loop"]["steps"], trained)
 
 
 def _successes(
-    waves: Waves, agent: agents.Agent, env: EnvConfig, seed: int, config: Mapping[str, Any]
+    waves: Waves, agent: agents.Agent, env: EnvConfig, seed: int, settings: RecordSettings
 ) -> tuple[list[Finished], int]:
     kept: list[Finished] = []
-    for first in range(0, config["attempts"], config["environments"]):
-        last = min(first + config["environments"], config["attempts"])
+    for first in range(0, settings.attempts, settings.environments):
+        last = min(first + settings.environments, settings.attempts)
         seeds = [episode_seed(seed, RECORDING, index) for index in range(first, last)]
         for place, episode in enumerate(waves.run(agent, seeds, explore=True, record=False)):
             if episode.success[env.success_metric]:
                 kept.append(episode)
-            if len(kept) == config["episodes"]:
+            if len(kept) == settings.episodes:
                 return kept, first + place + 1
     raise InputError(
-        f"episodes: only {len(kept)} of {config['attempts']} attempts succeeded ({env.success_metric}), but "
-        f"{config['episodes']} were asked for; train the agent for longer, or allow more attempts=."
+        f"episodes: only {len(kept)} of {settings.attempts} attempts succeeded ({env.success_metric}), but "
+        f"{settings.episodes} were asked for; train the agent for longer, or allow more attempts=."
     )
 
 

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -41,6 +42,7 @@ RECORDED_PACKAGES = (
     "sodp3d",
 )
 WALL_TIME = "wall_time.json"
+Difference = tuple[str, Any, Any]  # dotted name of an option, its value there, its value here
 TIME_EVERY = 30.0  # seconds between two notes of the time spent, so that a kill loses no more
 
 
@@ -211,28 +213,58 @@ def is_finished(directory: Path) -> bool:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The configuration a run was started with. Raises InputError where there is none."""
+    """The configuration a run was started with. Raises InputError where there is none, or a broken one."""
+    path = directory / "config.yaml"
     try:
-        return yaml.safe_load((directory / "config.yaml").read_text())
+        config = yaml.safe_load(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{directory}: not a run directory (config.yaml is missing).") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: expected a run's configuration, got {config!r}.")
+    return config
 
 
-def open_run(parent: Path, config: dict[str, Any], seed: int, directory: Path | None = None) -> Run:
-    """The unfinished run of exactly this configuration under `parent`, newest first, or else a new one.
+def readable_config(directory: Path) -> dict[str, Any] | None:
+    """`read_config`, or None after a warning: one broken run must not stop the others."""
+    try:
+        return read_config(directory)
+    except InputError as error:
+        log.warning("%s This run is left out.", error)
+        return None
+
+
+def all_differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
+    """(dotted name, value there, value here) of all in which two configurations differ."""
+    there, here = flat(recorded), flat(config)
+    names = sorted(there.keys() | here.keys())
+    return [(name, there.get(name), here.get(name)) for name in names if there.get(name) != here.get(name)]
+
+
+def open_run(
+    parent: Path,
+    config: dict[str, Any],
+    seed: int,
+    directory: Path | None = None,
+    differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Difference]] = all_differences,
+) -> Run:
+    """The unfinished run of this configuration under `parent`, newest first, or else a new one.
 
     `directory` names one explicitly; it is continued if it holds the same configuration and refused otherwise.
+    `differences` of a recorded configuration and this one says what makes them two runs; nothing: it is the same run.
     """
     if directory is not None:
         if is_finished(directory):
             raise InputError(f"run_dir: {directory} holds a finished run; choose another folder, or leave run_dir out.")
-        if (directory / "config.yaml").exists() and read_config(directory) != config:
-            changed = _differences(read_config(directory), config)
+        found = differences(read_config(directory), config) if (directory / "config.yaml").exists() else []
+        if found:
+            changed = ", ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in found)
             raise InputError(f"{directory} was started with another configuration ({changed}); choose another run_dir.")
         return Run(directory, config)
-    candidates = sorted((path.parent for path in parent.glob("*/config.yaml")), reverse=True)
-    for candidate in candidates:
-        if not is_finished(candidate) and read_config(candidate) == config:
+    for candidate in sorted((path.parent for path in parent.glob("*/config.yaml")), reverse=True):
+        recorded = None if is_finished(candidate) else readable_config(candidate)
+        if recorded is not None and not differences(recorded, config):
             log.info("continuing %s", candidate)
             return Run(candidate, config)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
@@ -263,9 +295,3 @@ def newest_finished(parent: Path) -> Path | None:
     """The newest finished run under `parent`, or None."""
     finished = [path.parent for path in parent.glob("*/result.json")]
     return max(finished, key=lambda path: path.name, default=None)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    before, after = flat(old), flat(new)
-    changed = [key for key in sorted(before.keys() | after.keys()) if before.get(key) != after.get(key)]
-    return ", ".join(f"{key}: {before.get(key)!r} there, {after.get(key)!r} here" for key in changed)

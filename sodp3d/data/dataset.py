@@ -78,16 +78,13 @@ class WindowDataset:
         n_obs_steps: int,
         n_action_steps: int,
         episodes: Sequence[NDArray[np.int64]] | None = None,
-        compact: bool = False,
         memory_limit: int | None = None,
     ) -> None:
         """Load `action` and the observation `keys` into memory.
 
-        episodes: for each store the indices to use (all by default). compact: keep float observations as float16
-        (half the memory; about 0.5 mm at 1 m), windows are float32 all the same. Images are uint8 here and in windows.
-        memory_limit: bytes, 80 % of what the machine has free by default. Raises InputError when stores differ in a
-        key's shape, a key is not there, the windows do not fit the horizon, there is no step at all, or memory would
-        not suffice.
+        episodes: for each store the indices to use (all by default). memory_limit: bytes, 80 % of what the machine has
+        free by default. Images are uint8 here and in windows. Raises InputError when stores differ in a key's shape, a
+        key is not there, the windows do not fit the horizon, there is no step at all, or memory would not suffice.
         """
         if n_obs_steps - 1 + n_action_steps > horizon:
             raise InputError(
@@ -102,7 +99,7 @@ class WindowDataset:
         self.episode_ends: NDArray[np.int64] = ends
         self.arrays: dict[str, NDArray[np.generic]] = {}
         shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
-        kinds = {key: _kind(stores, key, compact) for key in shapes}
+        kinds = {key: _kind(stores, key) for key in shapes}
         needed = {key: int(np.prod(shape)) * int(ends[-1]) * kinds[key].itemsize for key, shape in shapes.items()}
         _check_memory(needed, _free_bytes() if memory_limit is None else memory_limit)
         for key, shape in shapes.items():
@@ -151,11 +148,11 @@ def _common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
     return first
 
 
-def _kind(stores: Sequence[EpisodeStore], key: str, compact: bool) -> np.dtype[Any]:
+def _kind(stores: Sequence[EpisodeStore], key: str) -> np.dtype[Any]:
     """How a key is held: images as they are, at a quarter of float32's size."""
     if all(store.field(key).dtype == "uint8" for store in stores):
         return np.dtype(np.uint8)
-    return np.dtype(np.float16 if compact and key != "action" else np.float32)
+    return np.dtype(np.float32)
 
 
 def _gather(
@@ -185,7 +182,7 @@ def _check_memory(needed: Mapping[str, int], limit: int) -> None:
         largest = max(needed, key=lambda key: needed[key])
         raise InputError(
             f"data: the windows need {total / 1e9:.1f} GB, most of it data/{largest}, and {limit / 1e9:.1f} GB may be "
-            f"used. Take a smaller fraction or fewer episodes, store fewer points, or load compactly (float16)."
+            f"used. Take a smaller fraction, fewer episodes, or fewer points."
         )
 
 

@@ -58,8 +58,9 @@ class EnvConfig:
 
     def _validate(self) -> None:
         for key in ("action_repeat", "episode_steps", "points", "horizon", "n_obs_steps", "n_action_steps"):
-            if not isinstance(getattr(self, key), int) or getattr(self, key) < 1:
-                raise InputError(f"env.{key}: expected a whole number of at least 1, got {getattr(self, key)!r}.")
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"env.{key}: expected a whole number of at least 1, got {value!r}.")
         if self.success_metric not in SUCCESS_METRICS:
             raise InputError(f"env.success_metric: expected one of {SUCCESS_METRICS}, got {self.success_metric!r}.")
         if self.horizon % 4:

@@ -8,16 +8,17 @@ from typing import Any
 from sodp3d.core import checkpoint
 from sodp3d.core.device import find_device
 from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line, data_root, outputs_root
-from sodp3d.core.registry import REGULARIZERS
-from sodp3d.core.run import newest_finished
+from sodp3d.core.run import readable_config
+from sodp3d.core.sections import read_section
 from sodp3d.data.store import EpisodeStore
 from sodp3d.data.views import renderer_of, require_same_view
 from sodp3d.envs.config import EnvConfig
-from sodp3d.learning.checks import check_model
-from sodp3d.models.loading import SAMPLER, checkpoint_of
+from sodp3d.models.loading import checkpoint_of, planner_config
 from sodp3d.models.planner import PlannerConfig
 from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.settings import ModelSettings, ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
 from sodp3d.vision.sensors import sensor
@@ -43,11 +44,11 @@ def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Episo
 
 def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int) -> Rollouts:
     """Workers for roll-outs of `task`, seeing what `obs=` says."""
-    obs = config["obs"]
-    renderer = settle(config["render"]) if sensor(obs["name"]).draws else config["render"]
-    device = str(find_device(obs["device"], "obs.device"))
-    check_backend(obs["backend"], device)
-    return Rollouts(task, obs["name"], renderer, obs["backend"], config["workers"], environments, device)
+    obs = read_section(ObservationSettings, config["obs"])
+    renderer = settle(config["render"]) if sensor(obs.name).draws else config["render"]
+    device = str(find_device(obs.device, "obs.device"))
+    check_backend(obs.backend, device)
+    return Rollouts(task, obs.name, renderer, obs.backend, config["workers"], environments, device)
 
 
 def as_data_was_seen(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str, Any]:
@@ -75,25 +76,27 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     That is the sampler of evaluations and the number of its steps, where the configuration leaves them open, and, if
     the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
     """
-    state = checkpoint.load_state(checkpoint_of(path))
-    config = with_sampler(config, state)
-    renderer = state.get("planner", {}).get("renderer")
-    return config if renderer is None else _with_renderer(config, renderer, f"what planner {path} learned from")
+    planner = planner_config(checkpoint.load_state(checkpoint_of(path)))
+    config = with_sampler(config, planner)
+    seen = planner.renderer
+    return config if seen is None else _with_renderer(config, seen, f"what planner {path} learned from")
 
 
-def with_sampler(config: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, with the sampler and the number of its steps that `state` tells, where it leaves them open.
+def with_sampler(config: dict[str, Any], planner: PlannerConfig | None = None) -> dict[str, Any]:
+    """The configuration, with the sampler of `planner`, or of a new one, where it leaves that open.
 
-    state: of a checkpoint; {} for a new planner, which has eta 1 without a floor. Raises InputError for a
-    `model.sampling_steps` that does not divide the planner's denoising steps.
+    Raises InputError for a `model.sampling_steps` that does not divide the planner's denoising steps.
     """
-    settings, model = config["evaluation"], config["model"]
-    known, planner = state.get("sampler", {}), state.get("planner", {})
-    found = {key: known.get(key, own) if settings[key] is None else settings[key] for key, own in SAMPLER.items()}
-    if model["sampling_steps"] is None:
-        model = {**model, "sampling_steps": planner.get("inference_steps", PlannerConfig.inference_steps)}
-    check_model({**model, "denoising_steps": planner.get("diffusion_steps") or model["denoising_steps"]})
-    return {**config, "evaluation": {**settings, **found}, "model": model}
+    own = planner or PlannerConfig
+    evaluation = _filled(config["evaluation"], {"eta": own.eta, "sigma_floor": own.sigma_floor})
+    model = _filled(config["model"], {"sampling_steps": own.inference_steps})
+    read_section(ModelSettings, model).check_sampling(planner.diffusion_steps if planner else None)
+    return {**config, "evaluation": evaluation, "model": model}
+
+
+def _filled(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, with `own` where they are None."""
+    return {**values, **{key: value for key, value in own.items() if values.get(key) is None}}
 
 
 def _with_renderer(config: dict[str, Any], renderer: str, what: str) -> dict[str, Any]:
@@ -112,18 +115,22 @@ def label(config: Mapping[str, Any], *more: str) -> str:
 
 
 def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
-    """`planner=`, or the newest finished run of the first of `stages` that has one for this env and obs."""
+    """`planner=`, or the newest finished run of the first of `stages` that has one for this env, obs and method."""
     if config["planner"]:
         return Path(config["planner"]).expanduser()
     for stage in stages:
-        parent = outputs_root(config) / stage
-        names = [label(config)] if stage == "pretrain" else [label(config, regularizer) for regularizer in REGULARIZERS]
-        found = [newest_finished(parent / name) for name in names if (parent / name).is_dir()]
-        finished = [path for path in found if path is not None]
-        if finished:
-            return max(finished, key=lambda path: path.name)
+        finished = (path.parent for path in (outputs_root(config) / stage).glob("*/*/result.json"))
+        for directory in sorted(finished, key=lambda path: path.name, reverse=True):
+            if _kind(readable_config(directory) or {}) == _kind(config):
+                return directory
     overrides = f"obs={config['obs']['name']}", *EnvConfig.from_config(config["env"]).choice.split()
     raise InputError(
         f"planner: no finished {' or '.join(stages)} run of {label(config)} under {outputs_root(config)}; "
         f"make one with: {command_line('train', f'mode={stages[-1]}', *overrides)} (or name one: planner=<run dir>)"
     )
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a planner's run says of itself, by which the next stage knows it; whatever regularized it."""
+    found = flat(config)
+    return found.get("env.name"), found.get("obs.name"), found.get("method", "sodp")

@@ -20,18 +20,19 @@ LOG_RATIO_BOUND = 20.0  # far outside any clip: it only keeps exp() and its prod
 
 
 def importance_loss(
-    reward: Tensor, new_log_prob: Tensor, old_log_prob: Tensor, clip: float | Tensor
+    reward: Tensor, new_log_prob: Tensor, old_log_prob: Tensor, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean over samples and steps of max(-r rho, -r clip(rho, 1 - clip, 1 + clip)), and what to watch.
 
     The maximum is outside the product with r, so it is the pessimistic side for negative rewards too (the paper's
-    eq. 12 and 19 disagree on it). reward: (B,); new_log_prob, old_log_prob: (B, K'); clip: a number or (K',).
-    Metrics, all detached scalars: clip_fraction (share of ratios outside the bounds), approx_kl (mean of
-    rho - 1 - log rho, never negative), ratio_mean, ratio_max.
+    eq. 12 and 19 disagree on it). reward: (B,); new_log_prob, old_log_prob: (B, K'). Metrics, all detached scalars:
+    clip_fraction (share of ratios outside the bounds), approx_kl (mean of rho - 1 - log rho, never negative),
+    ratio_mean, ratio_max.
     """
     difference = (new_log_prob - old_log_prob.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
     ratio = difference.exp()
-    bounded = torch.minimum(torch.maximum(ratio, 1 - torch.as_tensor(clip)), 1 + torch.as_tensor(clip))
+    bound = torch.as_tensor(clip)
+    bounded = torch.minimum(torch.maximum(ratio, 1 - bound), 1 + bound)
     weight = -reward[:, None]
     loss = torch.maximum(weight * ratio, weight * bounded).mean()
     with torch.no_grad():

@@ -12,6 +12,7 @@ from torch import Tensor
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
+from sodp3d.core.sections import read_section
 from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.checks import require_finite
@@ -21,24 +22,24 @@ from sodp3d.models.loading import make_planner, planner_state
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.rollouts.evaluate import evaluate
 from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.settings import PretrainSettings, TrainSettings
 from sodp3d.vision.sensors import sensor
 
 log = logging.getLogger(__name__)
-PRECISIONS = ("float32", "bfloat16")
 
 
 class Pretraining:
     """All that changes while pre-training, so that saving it and loading it leaves no trace in the result."""
 
-    def __init__(self, planner: Planner, settings: dict[str, Any], seed: int):
+    def __init__(self, planner: Planner, settings: PretrainSettings, seed: int):
         self.planner = planner
         self.settings = settings
-        self.bfloat16 = settings["precision"] == "bfloat16"
+        self.bfloat16 = settings.precision == "bfloat16"
         self.ema = EMA(planner)
-        if settings["compile"]:  # after the copy for EMA, which plans seldom
+        if settings.compile:  # after the copy for EMA, which plans seldom
             planner.unet.compile()
             planner.encoder.compile()
-        self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings["learning_rate"], fused=True)
+        self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings.learning_rate, fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
         self.step = 0
@@ -89,56 +90,52 @@ class Pretraining:
         log.info("resumed at step %d", self.step)
 
 
-def check_acceleration(settings: dict[str, Any], device: torch.device) -> None:
-    """Raises InputError for a precision that is unknown, or for options that the CPU's own kernels do not know."""
-    if settings["precision"] not in PRECISIONS:
-        raise InputError(f"pretrain.precision: expected {' or '.join(PRECISIONS)}, got {settings['precision']!r}.")
-    if device.type == "cpu" and (settings["precision"] != "float32" or settings["compile"]):
+def check_acceleration(settings: PretrainSettings, device: torch.device) -> None:
+    """Raises InputError for options that the CPU's own kernels do not know."""
+    if device.type == "cpu" and (settings.precision != "float32" or settings.compile):
         raise InputError("pretrain.precision=bfloat16 and pretrain.compile are for CUDA; leave them out on the CPU.")
 
 
-def learning_rate(settings: dict[str, Any], step: int) -> float:
+def learning_rate(settings: PretrainSettings, step: int) -> float:
     """Linear warm-up, then constant (paper) or half a cosine down to 0 at the last step (DP3)."""
-    warm = min(1.0, (step + 1) / max(settings["warmup_steps"], 1))
-    if settings["schedule"] == "constant":
-        return settings["learning_rate"] * warm
-    if settings["schedule"] != "cosine":
-        raise InputError(f"pretrain.schedule: expected constant or cosine, got {settings['schedule']!r}.")
-    return settings["learning_rate"] * warm * 0.5 * (1 + math.cos(math.pi * step / settings["steps"]))
+    warm = min(1.0, (step + 1) / max(settings.warmup_steps, 1))
+    if settings.schedule == "constant":
+        return settings.learning_rate * warm
+    return settings.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / settings.steps))
 
 
 def pretrain(
     config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None
 ) -> None:
     """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
-    settings = config["pretrain"]
-    check_acceleration(settings, device)
+    whole = TrainSettings.from_config(config)
+    settings, test_seeds = whole.pretrain, whole.evaluation.test_seeds
     dataset, digest = load_data(config, tasks)
     planner = new_planner(config, tasks[0], dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
-    training = Pretraining(planner, settings, config["seed"])
+    training = Pretraining(planner, settings, whole.common.seed)
     training.load(run, digest)
     run.rewind(training.step)
-    state = planner_state(planner, tasks, digest, config["evaluation"])
+    state = planner_state(planner, tasks, digest)
     recent: list[float] = []
-    while training.step < settings["steps"] and not run.stop_requested:
-        batch = to_device(dataset.sample(settings["batch_size"], training.batches), device)
+    while training.step < settings.steps and not run.stop_requested:
+        batch = to_device(dataset.sample(settings.batch_size, training.batches), device)
         recent.append(float(training.update(batch)))
-        step, last = training.step, training.step == settings["steps"]
-        if step % settings["log_every"] == 0 or last:
-            run.log(step, {"train/loss": float(np.mean(recent))}, total=settings["steps"])
+        step, last = training.step, training.step == settings.steps
+        if step % settings.log_every == 0 or last:
+            run.log(step, {"train/loss": float(np.mean(recent))}, total=settings.steps)
             recent.clear()
-        if rollouts and settings["evaluate_every"] and (step % settings["evaluate_every"] == 0 and not last):
-            run.log(step, evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"]).metrics())
-        if step % settings["checkpoint_every"] == 0 or last:
+        if rollouts and settings.evaluate_every and (step % settings.evaluate_every == 0 and not last):
+            run.log(step, evaluate(training.ema.planner, rollouts, tasks[0], test_seeds).metrics())
+        if step % settings.checkpoint_every == 0 or last:
             training.save(run, state)
-    if training.step < settings["steps"]:
+    if training.step < settings.steps:
         training.save(run, state)
         return
     result: dict[str, Any] = {"steps": training.step}
     if rollouts:
-        final = evaluate(training.ema.planner, rollouts, tasks[0], config["evaluation"])
+        final = evaluate(training.ema.planner, rollouts, tasks[0], test_seeds)
         run.log(training.step, final.metrics())
         final.save(run.directory / "evaluation" / tasks[0].name)
         result["evaluation"] = final.summary()
@@ -150,10 +147,10 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
 
     No reward is read; `pretrain.successful_only` (near-optimal data, C.2; demonstrations, DP3) reads the success flags.
     """
-    task, settings = tasks[0], config["pretrain"]
+    task, settings = tasks[0], read_section(PretrainSettings, config["pretrain"])
     stores = open_stores(config, tasks)
-    success = task.success_metric if settings["successful_only"] else None
-    chosen = settings["fraction"], settings["max_episodes"], success, settings["quality"]
+    success = task.success_metric if settings.successful_only else None
+    chosen = settings.fraction, settings.max_episodes, success, settings.quality
     episodes = [select_episodes(store, *chosen) for store in stores]
     keys = ["agent_pos", sensor(config["obs"]["name"]).key]
     dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
@@ -164,24 +161,24 @@ def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset)
     """A planner with fresh weights (from `seed`), shaped and normalized by the data."""
     torch.manual_seed(config["seed"])
     shapes = {key: array.shape[1:] for key, array in dataset.arrays.items()}
-    seen, model = sensor(config["obs"]["name"]), config["model"]
+    settings = TrainSettings.from_config(config)
+    seen, model = sensor(settings.obs.name), settings.model
     planner_config = PlannerConfig(
-        observation=config["obs"]["name"],
+        observation=settings.obs.name,
         sensor_shape=shapes[seen.key],
         proprioception_size=shapes["agent_pos"][0],
         action_size=shapes["action"][0],
         n_obs_steps=task.n_obs_steps,
         horizon=task.horizon,
         n_action_steps=task.n_action_steps,
-        unet=model["unet"],
-        diffusion_steps=model["denoising_steps"],
-        inference_steps=model["sampling_steps"],
-        prediction=model["prediction"],
+        unet=model.unet,
+        diffusion_steps=model.denoising_steps,
+        prediction=model.prediction,
         renderer=config["render"] if seen.one_renderer else None,
-        encoder=model["encoder"],
+        encoder=model.encoder,
         method=config["method"],
     )
-    planner = make_planner(planner_config)
+    planner = make_planner(planner_config.sampled(**settings.sampler))
     planner.normalizer.fit(dataset.arrays)
     return planner
 

@@ -11,10 +11,9 @@ import torch
 from sodp3d.core.cli import command
 from sodp3d.core.device import prepare_torch
 from sodp3d.core.errors import InputError
-from sodp3d.core.paths import root
+from sodp3d.core.paths import outputs_root
 from sodp3d.core.run import Run, open_run
 from sodp3d.envs.config import EnvConfig, task_configs
-from sodp3d.learning.checks import check_evaluation, check_finetuning
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.lookup import (
     as_data_was_seen,
@@ -24,9 +23,12 @@ from sodp3d.learning.lookup import (
     make_rollouts,
     with_sampler,
 )
-from sodp3d.learning.pretrain import pretrain
+from sodp3d.learning.pretrain import check_acceleration, pretrain
+from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.models.loading import load_planner_and_state, require_same_task
+from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import evaluate, sentence
+from sodp3d.settings import TrainSettings, differences
 from sodp3d.tools.plot import plot_run
 from sodp3d.tools.video import write_rollout_videos
 
@@ -35,24 +37,28 @@ SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode"
 
 
 def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
-    """Tasks and device, after a look at what all stages share."""
-    check_evaluation(config["evaluation"])
+    """Tasks and device, after a look at all settings: what cannot work stops here."""
+    settings = TrainSettings.from_config(config)
+    require_unet(settings.model.unet)
     return task_configs(config), prepare_torch(config)
 
 
 def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
-    """The run directory of this stage; its identity is the part of the configuration that the stage uses."""
+    """The run directory of this stage; its record is the part of the configuration that the stage uses."""
     kept = {key: config[key] for key in (*SHARED, *sections)}
     directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
-    return open_run(root(config) / "outputs" / config["mode"] / label(config, *more), kept, config["seed"], directory)
+    parent = outputs_root(config) / config["mode"] / label(config, *more)
+    return open_run(parent, kept, config["seed"], directory, differences)
 
 
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one planner."""
     tasks, device = _begin(config)
-    config = with_sampler(as_data_was_seen(config, tasks), {})
+    config = with_sampler(as_data_was_seen(config, tasks))
+    settings = TrainSettings.from_config(config)
+    check_acceleration(settings.pretrain, device)
     single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
-    evaluation = make_rollouts(config, tasks[0], config["evaluation"]["environments"]) if single else nullcontext()
+    evaluation = make_rollouts(config, tasks[0], settings.evaluation.environments) if single else nullcontext()
     with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:
         pretrain(config, run, tasks, device, rollouts)
         _conclude(run, "pretrain")
@@ -65,15 +71,19 @@ def run_finetune(config: dict[str, Any]) -> None:
         raise InputError(
             f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
         )
-    check_finetuning(config["finetune"], config["reg"])
-    path = find_planner(config, ("pretrain",))
+    path, task = find_planner(config, ("pretrain",)), tasks[0]
     config = as_planner_was_trained(config, path)
-    environments = max(config["evaluation"]["environments"], config["finetune"]["episodes_per_iteration"])
+    settings = TrainSettings.from_config(config)
+    planner, state = load_planner_and_state(path, device, **settings.sampler)
+    require_same_task(state, planner, config, task)
+    offline = settings.finetune.offline
+    recorded = recorded_episodes(Path(offline).expanduser(), planner, settings.finetune, task) if offline else []
+    environments = max(settings.evaluation.environments, settings.finetune.episodes_per_iteration)
     with (
-        _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), config["reg"]["name"]) as run,
-        make_rollouts(config, tasks[0], environments) as rollouts,
+        _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), settings.reg.name) as run,
+        make_rollouts(config, task, environments) as rollouts,
     ):
-        finetune(config, run, path, tasks[0], device, rollouts)
+        finetune(settings, run, planner, state["data_hash"], task, rollouts, recorded)
         _conclude(run, "finetune")
 
 
@@ -82,13 +92,15 @@ def run_eval(config: dict[str, Any]) -> None:
     tasks, device = _begin(config)
     path = find_planner(config, ("finetune", "pretrain"))
     config = as_planner_was_trained(config, path)
-    planner, state = load_planner_and_state(path, device, config["model"]["sampling_steps"])
+    settings = TrainSettings.from_config(config)
+    planner, state = load_planner_and_state(path, device, **settings.sampler)
+    for task in tasks:
+        require_same_task(state, planner, config, task)
     results = {}
     with _open({**config, "planner": str(path)}, ("planner",)) as run:
         for task in tasks:
-            require_same_task(state, planner, config, task)
-            with make_rollouts(config, task, config["evaluation"]["environments"]) as rollouts:
-                result = evaluate(planner, rollouts, task, config["evaluation"])
+            with make_rollouts(config, task, settings.evaluation.environments) as rollouts:
+                result = evaluate(planner, rollouts, task, settings.evaluation.test_seeds)
             result.save(run.directory / "evaluation" / task.name)
             results[task.name] = result.summary()
             log.info("%s", sentence(result.summary()))

@@ -1,7 +1,6 @@
 """Planner checkpoints: what they say of a planner, and how it comes back from them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.vision.sensors import sensor
 
 FORMAT = 1  # of planner checkpoints
-SAMPLER = {"eta": 1.0, "sigma_floor": 0.0}  # of evaluations
 
 
 def make_planner(config: PlannerConfig) -> Planner:
@@ -24,19 +22,13 @@ def make_planner(config: PlannerConfig) -> Planner:
     return planner
 
 
-def planner_state(
-    planner: Planner, tasks: list[EnvConfig], data_hash: str, evaluation: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop.
-
-    evaluation: that section of the configuration; its sampler is what later evaluations take.
-    """
+def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> dict[str, Any]:
+    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop."""
     return {
         "format": FORMAT,
         "planner": planner.config.to_dict(),
         "tasks": [task.name for task in tasks],
         "view": _view(planner, tasks[0]),
-        "sampler": {key: evaluation[key] for key in SAMPLER},
         "data_hash": data_hash,
     }
 
@@ -64,22 +56,31 @@ def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planne
     return load_planner_and_state(Path(path), device)[0]
 
 
+def planner_config(state: Mapping[str, Any]) -> PlannerConfig:
+    """The configuration in a checkpoint's state.
+
+    Until planners had their sampler in their configuration, it stood beside it.
+    """
+    return PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
+
+
 def load_planner_and_state(
-    path: Path, device: torch.device | str = "cpu", sampling_steps: int | None = None
+    path: Path, device: torch.device | str = "cpu", **sampler: Any
 ) -> tuple[Planner, dict[str, Any]]:
-    """`load_planner`, with what the checkpoint says of it; `sampling_steps` where not its own are wanted."""
+    """`load_planner`, with what the checkpoint says of it.
+
+    sampler: `sampling_steps`, `eta`, `sigma_floor`, where not its own are wanted.
+    """
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    changes = {} if sampling_steps is None else {"inference_steps": sampling_steps}
-    planner = make_planner(PlannerConfig.from_dict({**state["planner"], **changes}))
+    planner = make_planner(planner_config(state).sampled(**sampler))
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
-    planner.sampler = replace(planner.sampler, **state.get("sampler", {}))
     return planner.to(device).eval(), state
 
 

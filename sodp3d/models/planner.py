@@ -6,7 +6,7 @@ K training steps, K' inference steps, F = To * 128 features.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -43,6 +43,8 @@ class PlannerConfig:
     unet: str = "simple_dp3"
     diffusion_steps: int = 100  # K
     inference_steps: int = 10  # K'
+    eta: float = 1.0  # of the sampler: 0 deterministic, 1 as noisy as DDPM
+    sigma_floor: float = 0.0  # of the sampler, normalized action units
     prediction: str = "epsilon"  # epsilon | sample
     renderer: str | None = None  # of images only: who drew what it was trained on, egl | osmesa | raycast
     encoder: str | None = None  # how the sensor is read; None: by the sensor's own encoder
@@ -78,6 +80,21 @@ class PlannerConfig:
         sizes = {"action": self.action_size, "agent_pos": self.proprioception_size}
         return {**sizes, self.sensor_key: self.sensor_shape[-1]} if sensor(self.observation).scaled else sizes
 
+    def sampled(
+        self, sampling_steps: int | None = None, eta: float | None = None, sigma_floor: float | None = None
+    ) -> "PlannerConfig":
+        """The same network, sampled otherwise where something is given."""
+        return replace(
+            self,
+            inference_steps=self.inference_steps if sampling_steps is None else sampling_steps,
+            eta=self.eta if eta is None else eta,
+            sigma_floor=self.sigma_floor if sigma_floor is None else sigma_floor,
+        )
+
+    def same_network(self, other: "PlannerConfig") -> bool:
+        """Whether weights of one suit the other: equal but for how they are sampled."""
+        return self == other.sampled(self.inference_steps, self.eta, self.sigma_floor)
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping that `from_dict` turns back into an equal configuration."""
         return asdict(self) | {"sensor_shape": list(self.sensor_shape)}
@@ -106,8 +123,11 @@ class Planner(nn.Module):
         )
         self.unet = UNet1d(config.action_size, config.feature_size, UNETS[config.unet])
         self.diffusion = Diffusion(config.diffusion_steps, config.inference_steps, config.prediction)
-        # Of `plan`; a loaded planner has the one that it was evaluated with.
-        self.sampler = ChainOptions(eta=1.0, sigma_floor=0.0)
+
+    @property
+    def sampler(self) -> ChainOptions:
+        """How it samples, in evaluations and in `plan`."""
+        return ChainOptions(eta=self.config.eta, sigma_floor=self.config.sigma_floor)
 
     @property
     def device(self) -> torch.device:
@@ -217,28 +237,6 @@ class Planner(nn.Module):
             log_probs.append(self.step_log_prob(mean, sigma, latents[-1], options))
         return Chain(torch.stack(latents, dim=1), torch.stack(log_probs, dim=1))
 
-    def chain_moments(self, features: Tensor, latents: Tensor, options: ChainOptions) -> tuple[Tensor, Tensor]:
-        """Moments of every step of given chains, in one network call.
-
-        features (B, F), latents (B, K'+1, Tp, Da) -> mean (B, K', Tp, Da) and standard deviation (B, K', 1, 1).
-        """
-        size, steps = len(latents), self.config.inference_steps
-        step_index = torch.arange(steps, device=latents.device).repeat(size)
-        repeated = features.repeat_interleave(steps, dim=0)
-        mean, sigma = self.moments(repeated, latents[:, :-1].flatten(0, 1), step_index, options)
-        return mean.unflatten(0, (size, steps)), sigma.unflatten(0, (size, steps))
-
-    def log_prob(
-        self, observation: Mapping[str, Tensor] | Tensor, latents: Tensor, options: ChainOptions | None = None
-    ) -> Tensor:
-        """Log-probability of each step of given chains under the present parameters.
-
-        observation raw, or features (B, F); latents (B, K'+1, Tp, Da) -> (B, K').
-        """
-        options = options or ChainOptions()
-        mean, sigma = self.chain_moments(self.features(observation), latents, options)
-        return self.step_log_prob(mean, sigma, latents[:, 1:], options)
-
     def actions(self, latents: Tensor) -> Tensor:
         """Final latents (B, Tp, Da) -> plan in raw action units; clipped to the data's range, which noise may leave."""
         return self.normalizer.unnormalize("action", latents.clamp(-1, 1))
@@ -261,7 +259,7 @@ class Planner(nn.Module):
 
         Takes numpy arrays or tensors and gives back the same kind; without the batch dimension, gives (Tp, Da).
         noise: (B, K'+1, Tp, Da) of unit normal; drawn from generator (the global one if None) where not given.
-        eta, sigma_floor: of the sampler; `self.sampler`'s where not given, which matters: on door the same planner had
+        eta, sigma_floor: of the sampler; the planner's own where not given, which matters: on door the same planner had
         76 % with eta 1 and 36 % with eta 0.
         """
         arrays = not any(isinstance(value, Tensor) for value in observation.values())
@@ -275,10 +273,8 @@ class Planner(nn.Module):
         features = self.encode(tensors)
         if noise is None:
             noise = self.noise(len(features), generator)
-        options = ChainOptions(
-            eta=self.sampler.eta if eta is None else eta,
-            sigma_floor=self.sampler.sigma_floor if sigma_floor is None else sigma_floor,
-        )
+        own = self.config.sampled(None, eta, sigma_floor)
+        options = ChainOptions(eta=own.eta, sigma_floor=own.sigma_floor)
         chain = self.sample_chain(features, noise.to(features), options)
         plan = self.actions(chain.latents[:, -1])
         plan = plan[0] if single else plan

@@ -37,6 +37,12 @@ UNETS = {
 }
 
 
+def require_unet(name: str) -> None:
+    """Raise InputError for a `model.unet` that there is not."""
+    if name not in UNETS:
+        raise InputError(f"model.unet: expected one of {', '.join(UNETS)}, got {name!r}.")
+
+
 def sinusoidal(timestep: Tensor, size: int) -> Tensor:
     """Timesteps (B,) -> sine and cosine features (B, size)."""
     half = size // 2

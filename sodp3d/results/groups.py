@@ -12,6 +12,7 @@ import numpy as np
 from sodp3d.core.mappings import flat
 from sodp3d.results.scan import RunRecord, Score
 from sodp3d.rollouts.evaluate import wilson_interval
+from sodp3d.settings import resources
 
 PRETRAINED, DIRECT_BC = "pre-trained", "direct BC"
 REGULARIZED = {
@@ -21,12 +22,8 @@ REGULARIZED = {
     "pl": "fine-tuned with PL (DLPO)",
 }
 METHODS = (PRETRAINED, *REGULARIZED.values(), DIRECT_BC)
-# Of no effect on the result, or told in other ways.
-_IGNORED = {
-    *("seed", "device", "threads", "workers", "run_dir", "mode", "planner", "data", "env.name", "obs.name", "reg.name"),
-    *("evaluation.videos", "evaluation.environments", "obs.backend", "obs.device", "render"),
-    *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "finetune.checkpoint_every"),
-}
+# Told in other ways, or of no effect on the result.
+_IGNORED = {"seed", "mode", "planner", "data", "env.name", "obs.name", "reg.name"} | resources()
 
 
 @dataclass(frozen=True)

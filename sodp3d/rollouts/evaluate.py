@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 
 from sodp3d.core.files import write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
-from sodp3d.models.planner import ChainOptions, Planner
+from sodp3d.models.planner import Planner
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,11 @@ class Evaluation:
         """Share of successful episodes by the task's headline metric, 0..1."""
         return self.successes(self.config.success_metric) / len(self.episodes)
 
-    def metrics(self) -> dict[str, float]:
-        """Numbers to log: all three success rates and the mean return."""
-        rates = {f"evaluation/success_{m}": self.successes(m) / len(self.episodes) for m in SUCCESS_METRICS}
+    def metrics(self, kind: str = "evaluation") -> dict[str, float]:
+        """Numbers to log: all three success rates and the mean return; kind: evaluation | validation."""
+        rates = {f"{kind}/success_{m}": self.successes(m) / len(self.episodes) for m in SUCCESS_METRICS}
         mean_return = float(np.mean([episode.episode_return for episode in self.episodes]))
-        return {**rates, "evaluation/return": mean_return}
+        return {**rates, f"{kind}/return": mean_return}
 
     def summary(self) -> dict[str, Any]:
         """Everything a reported number must name: metric, interval, seeds, episodes."""
@@ -71,15 +72,13 @@ class Evaluation:
         )
 
 
-def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, settings: dict[str, Any]) -> Evaluation:
-    """Roll out `settings['episodes']` episodes on seeds from `settings['first_seed']` on.
+def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int]) -> Evaluation:
+    """Roll out one episode on each of `seeds`, by the planner's own sampler.
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
     planner.eval()
-    seeds = list(range(settings["first_seed"], settings["first_seed"] + settings["episodes"]))
-    options = ChainOptions(eta=settings["eta"], sigma_floor=settings["sigma_floor"])
-    result = Evaluation(config, rollouts.run(planner, seeds, options))
+    result = Evaluation(config, rollouts.run(planner, list(seeds), planner.sampler))
     planner.train()
     return result
 

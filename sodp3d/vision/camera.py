@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.core.values import check_keys, number, numbers
+
+MOST_PIXELS = 4096  # of an image's side
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,20 @@ class CameraConfig:
     fovy: float
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fovy < 180:
+            raise InputError(f"env.camera.fovy: expected a number of degrees between 0 and 180, got {self.fovy}.")
+        for key in ("height", "width"):
+            if not 1 <= getattr(self, key) <= MOST_PIXELS:
+                got = getattr(self, key)
+                raise InputError(f"env.camera.{key}: expected a whole number from 1 to {MOST_PIXELS}, got {got}.")
+        if self.position is not None and not np.isfinite(self.position).all():
+            raise InputError(f"env.camera.position: expected three finite numbers, got {self.position}.")
+        if self.quaternion is not None and not (np.isfinite(self.quaternion).all() and any(self.quaternion)):
+            raise InputError(
+                f"env.camera.quaternion: expected four numbers, not all 0 and all finite, got {self.quaternion}."
+            )
 
     @classmethod
     def from_config(cls, mapping: Mapping[str, Any]) -> "CameraConfig":

@@ -134,10 +134,6 @@ class Replay:
         state, action, reward, discount, following = self._rows.index_select(0, chosen).split(self.sizes, dim=1)
         return Batch(state, action, reward[:, 0], discount[:, 0], following, chosen < self.demos)
 
-    def demo_states(self) -> np.ndarray:
-        """States of the demonstrations, (rows, Ds)."""
-        return self._rows[: self.demos, : self.sizes[0]].numpy()
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on exactly: tensors and JSON-able numbers."""
         return {"rows": self._rows[: len(self)].clone()}, {"demos": self.demos, "added": self.added}

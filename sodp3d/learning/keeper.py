@@ -1,0 +1,53 @@
+"""The best planner so far, by validations, and the way back to it after a collapse."""
+
+import logging
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sodp3d.core import checkpoint
+from sodp3d.models.planner import Planner
+
+log = logging.getLogger(__name__)
+Verdict = Literal["best", "collapsed", "neither"]
+
+
+class Keeper:
+    """Scores of all validations, the best of them, and how often learning was slowed after a collapse.
+
+    collapse: share of the best below which a validation counts as one.
+    """
+
+    def __init__(self, collapse: float) -> None:
+        self.collapse = collapse
+        self.scores: list[float] = []
+        self.best = -1.0
+        self.slowed = 1.0  # factor of the learning rate, halved at every collapse
+
+    def judge(self, success_rate: float) -> Verdict:
+        """Note a validation's score, 0..1, and say what it means. Of equals the later is best: it learned longer."""
+        self.scores.append(success_rate)
+        if success_rate >= self.best:
+            self.best = success_rate
+            return "best"
+        if success_rate >= self.collapse * self.best:
+            return "neither"
+        self.slowed /= 2
+        log.warning(
+            "collapsed: validation fell to %.0f %% from %.0f %%; back to the best planner, learning rate times %g",
+            100 * success_rate, 100 * self.best, self.slowed,
+        )  # fmt: skip
+        return "collapsed"
+
+
+def keep(folder: Path, step: int, planner: Planner, described: dict[str, Any]) -> None:
+    """Publish the best planner. Two stay: a kill before the next checkpoint goes back to the one before this."""
+    checkpoint.save(folder, step, checkpoint.with_prefix("planner", planner.state_dict()), described)
+
+
+def kept(folder: Path) -> dict[str, Tensor]:
+    """The best planner's weights."""
+    found = checkpoint.load_latest(folder)
+    assert found is not None, "a validation is the best before another can collapse"
+    return checkpoint.without_prefix("planner", found[1])

@@ -1,0 +1,28 @@
+"""What can be set: each section of the configuration, with types, units and bounds, and what of it decides a run."""
+
+from sodp3d.settings.collection import CollectSettings, DemonstrationSettings, RecordSettings, Stage1Settings
+from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.evaluation import EvaluationSettings
+from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings, SamplerSettings
+from sodp3d.settings.identity import differences, identity, resources
+from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
+from sodp3d.settings.train import ObservationSettings, TrainSettings
+
+__all__ = [
+    "CollectSettings",
+    "CommonSettings",
+    "DemonstrationSettings",
+    "EvaluationSettings",
+    "FinetuneSettings",
+    "ModelSettings",
+    "ObservationSettings",
+    "PretrainSettings",
+    "RecordSettings",
+    "RegularizerSettings",
+    "SamplerSettings",
+    "Stage1Settings",
+    "TrainSettings",
+    "differences",
+    "identity",
+    "resources",
+]

@@ -1,0 +1,75 @@
+"""How agents collect: section `collect`, and the options of record and pretrain-encoder."""
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.sections import Count, Fraction, Natural, NotNegative, Share, Text, resource, section
+from sodp3d.settings.evaluation import require_held_out
+from sodp3d.settings.pretraining import Quality
+
+
+@section("collect")
+class CollectSettings:
+    """Agent (control) steps to make, and what to do on the way.
+
+    All are resources: an agent's collection goes on to another number of steps. What makes it that collection is the
+    agent, the seed and the demonstrations.
+    """
+
+    agent_steps: Count = resource(300_000)  # an agent's whole training
+    fraction: Share = resource(0.3)  # its part that quality=suboptimal runs and keeps
+    quality: Quality = resource("suboptimal")
+    environments: Count = resource(4)  # stepped at once
+    checkpoint_every: Count = resource(5000)  # agent steps
+    evaluate_every: Natural = resource(10_000)  # agent steps; 0: never
+    evaluation_episodes: Natural = resource(20)
+    evaluation_seed: Natural = resource(100_000)  # of `evaluation_episodes` consecutive ones
+
+    def __post_init__(self) -> None:
+        first = self.evaluation_seed
+        require_held_out("collect.evaluation_seed", range(first, first + self.evaluation_episodes))
+        if self.evaluate_every and not self.evaluation_episodes:
+            raise InputError(
+                f"collect.evaluation_episodes: expected a whole number of at least 1 with "
+                f"collect.evaluate_every={self.evaluate_every}, got 0; collect.evaluate_every=0 leaves evaluations out."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Agent steps to run.
+
+        Sub-optimal data is the first `fraction` of an agent's training, and only that is run. For the rest the agent
+        must run to its end, and then every step is kept: pretrain.quality chooses from it.
+        """
+        return max(1, round(self.agent_steps * self.fraction)) if self.quality == "suboptimal" else self.agent_steps
+
+
+@section("")
+class DemonstrationSettings:
+    """What an agent is shown before it collects; at the top of configs/collect.yaml."""
+
+    demos: Text | None = None  # Minari dataset id or folder; null: the ones shipped for the env
+    demo_episodes: Count | None = 25  # null: all
+
+
+@section("")
+class RecordSettings:
+    """Successful roll-outs to record as demonstrations; at the top of configs/record.yaml."""
+
+    run: Text | None = None  # the agent's run directory
+    output: Text | None = None  # folder of the new dataset
+    episodes: Count = 25  # successful ones
+    attempts: Count = 200  # at most
+    environments: Count = 4  # stepped at once
+
+
+@section("stage1")
+class Stage1Settings:
+    """VRL3's stage 1: an image encoder learns to classify."""
+
+    epochs: Count = 90
+    batch_size: Count = 256  # images
+    learning_rate: NotNegative = 0.1
+    decay_every: Count = 30  # epochs
+    momentum: Fraction = 0.9
+    weight_decay: NotNegative = 1e-4
+    log_every: Count = resource(100)  # batches
+    checkpoint_every: Count = resource(2000)  # batches

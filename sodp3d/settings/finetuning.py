@@ -1,0 +1,98 @@
+"""Fine-tuning on a task's reward: sections `finetune`, `finetune.sampler` and `reg`."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.sections import (
+    Count,
+    Expected,
+    Flag,
+    Fraction,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    Text,
+    resource,
+    section,
+)
+
+KlBound = Annotated[Positive | None, Expected("a number above 0, or null for no bound")]
+
+
+@section("finetune.sampler")
+class SamplerSettings:
+    """The sampler of training roll-outs, and so their likelihood; as `ChainOptions` explains."""
+
+    eta: NotNegative = 1.0
+    sigma_floor: NotNegative = 0.1  # normalized action units
+    floor_steps: Literal["all", "last", "all_but_last"] = "all_but_last"
+    noise_clip: Positive | None = None  # standard deviations
+    reduction: Literal["mean", "sum"] = "mean"
+    rows: Literal["executed", "all"] = "executed"
+
+
+@section("reg", open_ended=True)
+class RegularizerSettings:
+    """What each regularizer has; options beyond these are its own."""
+
+    name: Text = "bc"
+    weight: NotNegative = 1.0  # lambda
+
+
+@section("finetune")
+class FinetuneSettings:
+    """Roll-outs, what is remembered of them, and the gradient steps on them (paper, Algorithm 1)."""
+
+    episodes: Count = 120  # online episodes in all
+    episodes_per_iteration: Count = 8
+    updates_per_episode: Count = 10  # gradient steps
+    batch_size: Count = 256  # plans
+    learning_rate: NotNegative = 1e-4
+    final_learning_rate: Share = 0.1  # of the first
+    importance_weight: NotNegative = 0.1
+    clip: NotNegative = 0.01  # of the ratio
+    target_kl: KlBound = 0.002  # ends an iteration's updates
+    credit: Literal["chunk", "return_to_go", "gae"] = "chunk"
+    baseline: Literal["none", "mean", "time", "value"] = "time"
+    discount: Share = 1.0  # per chunk
+    gae_lambda: Fraction = 0.95
+    scale_reward: Flag = True
+    normalize_credit: Flag = False
+    gradient_norm: Positive = 1.0  # bound
+    value_learning_rate: NotNegative = 1e-3
+    value_updates: Natural = 50  # gradient steps of the value head, per iteration
+    sampler: SamplerSettings = field(default_factory=SamplerSettings)
+    initial_proficient: Count = 10  # episodes, N_init
+    initial_attempts: Count = 50  # episodes
+    replay_episodes: Count = 64
+    target_episodes: Count = 200
+    best_returns: Count = 10  # episodes
+    encoder: Literal["frozen", "tuned"] = "frozen"
+    from_scratch: Flag = False
+    offline: Text | None = None  # run directory
+    collapse: Fraction = 0.5  # of the best validation; 0: never goes back
+    evaluate_every: Natural = 24  # episodes; 0: never
+    checkpoint_every: Count = resource(8)  # episodes
+
+    def __post_init__(self) -> None:
+        if self.credit == "gae" and self.baseline == "value":
+            raise InputError(
+                "finetune.baseline: finetune.credit=gae subtracts the value already, got value; "
+                "use finetune.baseline=none, mean or time."
+            )
+        if self.from_scratch and (self.encoder == "frozen" or self.target_kl is not None):
+            raise InputError(
+                "finetune.from_scratch: a planner from scratch must learn its encoder, and its first roll-outs are "
+                "another planner's, beyond any bound on KL; use start=scratch, or finetune.encoder=tuned "
+                "finetune.target_kl=null."
+            )
+
+    def check_regularizer(self, regularizer: RegularizerSettings) -> None:
+        """Raise InputError where neither term of the loss is left."""
+        if self.importance_weight == 0 and (regularizer.weight == 0 or regularizer.name == "none"):
+            raise InputError(
+                f"finetune.importance_weight: 0 with reg={regularizer.name} leaves nothing to learn from; "
+                "use reg=bc for direct BC, or a weight above 0."
+            )

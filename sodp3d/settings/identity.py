@@ -1,0 +1,77 @@
+"""What makes a run that run: all of its configuration but the resources, which the sections declare.
+
+A run continues with other resources, on another machine too; anything else begins a new one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+from sodp3d.core.mappings import flat
+from sodp3d.core.run import Difference
+from sodp3d.core.sections import resource_names
+from sodp3d.settings.collection import CollectSettings, Stage1Settings
+from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.train import SECTIONS
+
+_SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
+# What an env recommends has its effect in the options that take it; plug-ins have theirs in what is chosen of them.
+_ADVICE = ("env.recommended.", "plugins")
+_ALONE = {"seed": 0, "method": "sodp", "planner": None, "data": None}  # keys outside sections, with their defaults
+
+
+@cache
+def resources() -> frozenset[str]:
+    """Dotted names of the options that do not decide which run it is."""
+    inside = {name for section, kind in _SECTIONS.items() for name in resource_names(kind, f"{section}.")}
+    return frozenset(inside | set(resource_names(CommonSettings)))
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name to value of what decides which run a composed, or recorded, configuration is of.
+
+    A key that the record of an earlier release does not have yet is there with its default.
+    """
+    complete = {**_ALONE, **config}
+    for name, kind in _SECTIONS.items():
+        if isinstance(complete.get(name), Mapping):
+            complete[name] = _over(asdict(kind()), complete[name])
+    complete["planner"] = _below_root(complete["planner"])
+    return {
+        name: value
+        for name, value in flat(complete).items()
+        if name not in resources() and not name.startswith(_ADVICE)
+    }
+
+
+def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
+    """(dotted name, value there, value here) of all that makes `config` another run than the recorded one.
+
+    Groups without declared defaults (env, agent) may have got keys since the run was recorded: those make none.
+    """
+    there, here = identity(recorded), identity(config)
+    missing = object()
+    found = []
+    for name in sorted(there.keys() | here.keys()):
+        if name not in there and "." in name and name.partition(".")[0] in recorded:
+            continue
+        if there.get(name, missing) != here.get(name, missing):
+            found.append((name, there.get(name), here.get(name)))
+    return found
+
+
+def _over(defaults: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values`, and where they lack one the default; section by section."""
+    inside = {
+        key: _over(defaults[key], value)
+        for key, value in values.items()
+        if isinstance(value, Mapping) and isinstance(defaults.get(key), dict)
+    }
+    return {**defaults, **values, **inside}
+
+
+def _below_root(planner: str | None) -> str | None:
+    """A planner's path from `outputs/` on: the root above it is a resource."""
+    _, outputs, below = (planner or "").rpartition("/outputs/")
+    return below if outputs else planner

@@ -1,0 +1,49 @@
+"""The planner's network and its pre-training: sections `model` and `pretrain`."""
+
+from typing import Annotated, Literal
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.sections import Count, Expected, Flag, Natural, NotNegative, Share, Text, Whole, resource, section
+
+Quality = Literal["suboptimal", "nearoptimal", "all"]
+
+
+@section("model")
+class ModelSettings:
+    """What a new planner is made of, and in how many steps any planner samples."""
+
+    prediction: Literal["epsilon", "sample"] = "epsilon"
+    denoising_steps: Count = 100  # K, of a new planner
+    sampling_steps: Annotated[Whole | None, Expected("a whole number, or null")] = None  # K'; null: the planner's own
+    unet: Text = "simple_dp3"
+    encoder: Text | None = None  # an entry of registry.ENCODERS; null: the sensor's own
+
+    def check_sampling(self, denoising_steps: int | None = None) -> None:
+        """Raise InputError unless sampling skips evenly through K steps: a given planner's, or else a new one's."""
+        steps, of = self.sampling_steps, denoising_steps or self.denoising_steps
+        if steps is not None and (steps < 1 or of % steps):
+            raise InputError(
+                f"model.sampling_steps: expected a divisor of model.denoising_steps={of}, or null, got {steps!r}."
+            )
+
+
+@section("pretrain")
+class PretrainSettings:
+    """Gradient steps on windows of the stores' episodes."""
+
+    steps: Count = 3000  # gradient steps
+    batch_size: Count = 256  # windows
+    learning_rate: NotNegative = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    warmup_steps: Natural = 50  # gradient steps
+    log_every: Count = resource(20)  # gradient steps
+    checkpoint_every: Count = resource(500)  # gradient steps
+    evaluate_every: Natural = resource(
+        1000
+    )  # gradient steps; 0: only at the end. Only looked at: nothing is chosen by it
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compile: Flag = False
+    quality: Quality = "suboptimal"
+    fraction: Share = 1.0  # of a store's steps
+    max_episodes: Count | None = None  # of each store
+    successful_only: Flag = False

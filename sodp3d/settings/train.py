@@ -1,0 +1,61 @@
+"""The whole configuration of `train.py`, section by section: configs/train.yaml."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sodp3d.core.sections import Text, read_keys, read_section, resource, section
+from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.evaluation import EvaluationSettings
+from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings
+from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
+
+
+@section("obs", open_ended=True)
+class ObservationSettings:
+    """What is seen, and who makes it; options beyond these are the sensor's own."""
+
+    name: Text = "pointcloud"
+    backend: Text = resource("open3d")  # open3d | torch: who samples points in roll-outs
+    device: Text = resource("cpu")  # where torch does
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All sections that the learning stages share. The env is `EnvConfig`'s; the agent checks its own."""
+
+    common: CommonSettings
+    obs: ObservationSettings
+    reg: RegularizerSettings
+    model: ModelSettings
+    pretrain: PretrainSettings
+    finetune: FinetuneSettings
+    evaluation: EvaluationSettings
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "TrainSettings":
+        """Out of a composed configuration, checked. Raises InputError naming the key."""
+        sections = {name: read_section(kind, config.get(name, {})) for name, kind in SECTIONS.items()}
+        settings = cls(read_keys(CommonSettings, config), **sections)
+        settings.finetune.check_regularizer(settings.reg)
+        return settings
+
+    @property
+    def sampler(self) -> dict[str, Any]:
+        """What is set of a planner's sampler, over its own; None where nothing is."""
+        evaluation = self.evaluation
+        return {
+            "sampling_steps": self.model.sampling_steps,
+            "eta": evaluation.eta,
+            "sigma_floor": evaluation.sigma_floor,
+        }
+
+
+SECTIONS: dict[str, Any] = {
+    "obs": ObservationSettings,
+    "reg": RegularizerSettings,
+    "model": ModelSettings,
+    "pretrain": PretrainSettings,
+    "finetune": FinetuneSettings,
+    "evaluation": EvaluationSettings,
+}
