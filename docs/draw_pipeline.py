@@ -2,7 +2,8 @@
 
     python docs/draw_pipeline.py data/adroit_door <pre-training run> <fine-tuning run> [output, docs/pipeline.png]
 
-The store is a converted one of an Adroit task; the runs are of planners that see its point clouds.
+The store is a converted one of an Adroit task, the planner one that sees its point clouds. Of the fine-tuning run only
+`result.json` is read, so that a run's record will do.
 """
 
 import sys
@@ -33,6 +34,7 @@ PIXELS = 384  # of a rendered picture's side
 MOMENT = 0.05  # of an episode: the hand is on its way
 PARTS = (0, 0.5, 0.7, 1)  # of the denoising chain: after which its latent is shown
 NOISE_SEED = 2
+EDGE = 0.08  # of a rendered picture, cut from each side of the hand's poses
 FIRST_COLOUR, LAST_COLOUR = "0.65", "tab:green"  # before, after
 CAPTIONS = (
     ("1  collect", "An RL agent learns the task.\nEvery step it takes is kept,\ngood or bad."),
@@ -43,7 +45,7 @@ CAPTIONS = (
     ),
     (
         "4  pre-train",
-        "The planner learns to turn noise\ninto plans. Here: the hand poses that\none plan asks for, while denoised.",
+        "The planner learns to turn noise\ninto plans. Here: where one plan puts\nthe hand, as its noise is removed.",
     ),
     ("5  fine-tune", "The planner practises the task:\nreward (PPO) and copies of its own\nbest episodes (BC)."),
 )
@@ -95,10 +97,12 @@ def draw_cloud(figure: Figure, axis: Axes, seen: NDArray[np.float64], kept: NDAr
     """All points seen (M, 3) in grey and the kept ones (N, 3) by their height, from the side."""
     box = axis.get_position()
     axis.remove()
-    space = figure.add_axes((box.x0 - 0.02, box.y0 - 0.06, box.width + 0.04, box.height + 0.12), projection="3d")
-    space.scatter(*seen.T, color="0.75", s=2, depthshade=False)
-    space.scatter(*kept.T, c=kept[:, 2], s=11, cmap="viridis", depthshade=False)
-    space.set_box_aspect(np.ptp(seen, axis=0), zoom=1.22)
+    space = figure.add_axes(
+        (box.x0 - 0.02, box.y0 - 0.09, box.width + 0.04, box.height + 0.12), projection="3d", computed_zorder=False
+    )
+    space.scatter(*seen.T, color="0.8", s=2, zorder=1, depthshade=False)
+    space.scatter(*kept.T, c=kept[:, 2], s=14, cmap="viridis", zorder=2, depthshade=False)
+    space.set_box_aspect(np.ptp(seen, axis=0), zoom=1.3)
     space.view_init(38, -80)
     space.set_axis_off()
 
@@ -137,7 +141,8 @@ def commanded(env: RobotEnv, state: NDArray[np.float64], action: NDArray[np.floa
     low, high = model.actuator_ctrlrange.T
     data.qpos[model.jnt_qposadr[model.actuator_trnid[:, 0]]] = (low + high) / 2 + action * (high - low) / 2
     mujoco.mj_forward(model, data)
-    return env.render_rgb(PIXELS, PIXELS)
+    edge = round(EDGE * PIXELS)
+    return env.render_rgb(PIXELS, PIXELS)[edge:-edge, edge:-edge]
 
 
 def draw_gain(axis: Axes, result: dict[str, dict]) -> None:
