@@ -9,8 +9,9 @@ import torch
 from test_finetune import TASK, prepare, recorded_run, settings
 from toy_planner import STATE, make_planner
 
+from sodp3d.core.checkpoint import save
 from sodp3d.core.errors import InputError
-from sodp3d.learning.lookup import with_sampler
+from sodp3d.learning.lookup import as_planner_was_trained, with_sampler
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.models.loading import load_planner, load_planner_and_state
 from sodp3d.settings import ModelSettings
@@ -66,3 +67,12 @@ def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) ->
     assert other.diffusion.timesteps.tolist() == [99, 79, 59, 39, 19]
     for name, value in own.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_the_checkpoint_of_something_else_is_no_planner(tmp_path: Path) -> None:
+    config = {"render": "auto", "evaluation": {"eta": None, "sigma_floor": None}, "model": {"sampling_steps": None}}
+    save(tmp_path / "checkpoints", 1, {}, {"agent": {}})
+    with pytest.raises(InputError, match="not a planner checkpoint of format 1"):
+        as_planner_was_trained(config, tmp_path)
+    with pytest.raises(InputError, match="not a planner checkpoint of format 1"):
+        load_planner(tmp_path)

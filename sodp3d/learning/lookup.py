@@ -76,7 +76,8 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     That is the sampler of evaluations and the number of its steps, where the configuration leaves them open, and, if
     the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
     """
-    planner = planner_config(checkpoint.load_state(checkpoint_of(path)))
+    directory = checkpoint_of(path)
+    planner = planner_config(checkpoint.load_state(directory), directory)
     config = with_sampler(config, planner)
     seen = planner.renderer
     return config if seen is None else _with_renderer(config, seen, f"what planner {path} learned from")

@@ -46,7 +46,7 @@ def recorded_episodes(path: Path, planner: Planner, settings: FinetuneSettings, 
         )
     theirs = checkpoint.without_prefix("planner", tensors)
     shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)
-    same = planner_config(state).same_network(planner.config) and all(
+    same = planner_config(state, path).same_network(planner.config) and all(
         torch.equal(theirs[name], value.cpu())
         for name, value in planner.state_dict().items()
         if name.startswith(shared)

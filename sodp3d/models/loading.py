@@ -56,11 +56,13 @@ def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planne
     return load_planner_and_state(Path(path), device)[0]
 
 
-def planner_config(state: Mapping[str, Any]) -> PlannerConfig:
-    """The configuration in a checkpoint's state.
+def planner_config(state: Mapping[str, Any], directory: Path) -> PlannerConfig:
+    """The configuration in the state of the checkpoint in `directory`. Raises InputError where it is no planner's.
 
     Until planners had their sampler in their configuration, it stood beside it.
     """
+    if state.get("format") != FORMAT:
+        raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     return PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
 
 
@@ -73,10 +75,9 @@ def load_planner_and_state(
     """
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
-    if state.get("format") != FORMAT:
-        raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
+    config = planner_config(state, directory).sampled(**sampler)
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    planner = make_planner(planner_config(state).sampled(**sampler))
+    planner = make_planner(config)
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:
