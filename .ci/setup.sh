@@ -38,7 +38,7 @@ if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (
   exit 1
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-stamp=.venv/installed-$(cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
+stamp=.venv/installed-$(cat requirements.lock pyproject.toml setup.py | sha256sum | cut -c1-16)
 if [ ! -e "$stamp" ]; then
   echo "installing packages into .venv (about 3 GB, some minutes)"
   .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock

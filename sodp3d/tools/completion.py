@@ -8,7 +8,7 @@ import argparse
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,7 @@ def candidates(line: str, verbs: Mapping[str, tuple[str, str]]) -> list[str]:
     if verb not in verbs:
         return []
     config_name = "train" if verb == "eval" else verb.replace("-", "_")
+    found: Iterable[str]
     if (CONFIGS / f"{config_name}.yaml").is_file():
         found = list(_hydra_candidates(config_name, given, last))
     elif last.startswith("-"):
