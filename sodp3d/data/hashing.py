@@ -6,13 +6,14 @@ value of a key that was learned from, of a reward, a seed or an episode's end gi
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.data.schema import METADATA
-from sodp3d.data.store import EpisodeStore
+from sodp3d.data.store import CorruptEpisode, EpisodeStore
 
 VERSION = "v2-"  # before every hash of today, as those of earlier releases covered less
 _ALWAYS = ("action", "reward")
@@ -58,6 +59,19 @@ def data_hash(store: EpisodeStore, keys: Sequence[str] | None = None) -> str:
         digest.update(f"{name} {len(values)}\n".encode())
         digest.update(_bytes(values))
     return VERSION + digest.hexdigest()
+
+
+def learned_hashes(store: EpisodeStore) -> dict[str, str]:
+    """What a planner may see of the store (`state`, clouds, images), each with the hash that its checkpoints note.
+
+    A damaged key is left out: nothing can be learned from it.
+    """
+    found = {}
+    for key in ("state", *store.conversions):
+        if key in store.keys and "agent_pos" in store.keys and store.readable(key):
+            with suppress(CorruptEpisode):
+                found[key] = data_hash(store, ["agent_pos", key])
+    return found
 
 
 def earlier_data_hash(store: EpisodeStore) -> str:

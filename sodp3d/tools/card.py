@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sodp3d.core.cli import exit_status
 from sodp3d.core.files import replace_file
 from sodp3d.core.mappings import flat
-from sodp3d.data.hashing import data_hash
+from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
 
 _BINS, _BAR = 10, 30
@@ -55,14 +55,8 @@ def _summary(store: EpisodeStore) -> str:
         f"Written by sodp3d; Zarr format 2 in the layout of diffusion_policy and DP3 (`data/*`, `meta/episode_ends`). "
         f"Observations, depth and simulator state of a step are from before its action; reward and success follow "
         f"it. Data hash of what was collected, without depth and simulator states: `{data_hash(store)}`."
-        + "".join(f" Planners that learn from `{key}` note `{name}`." for key, name in _learned_from(store).items())
+        + "".join(f" Planners that learn from `{key}` note `{name}`." for key, name in learned_hashes(store).items())
     )
-
-
-def _learned_from(store: EpisodeStore) -> dict[str, str]:
-    """What a planner may see of the store, each with the data hash that its checkpoints and tables show."""
-    keys = [key for key in ("state", *store.conversions) if key in store.keys and store.readable(key)]
-    return {key: data_hash(store, ["agent_pos", key]) for key in keys if "agent_pos" in store.keys}
 
 
 def _provenance(store: EpisodeStore) -> Iterator[str]:
