@@ -1,6 +1,6 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
-# make results      tables and plots in docs/results again, from outputs/ and data/
+# make results      tables and figures in results/ again, from its records, outputs/ and data/
 SHELL := /bin/bash
 PYTHON := .venv/bin/python
 QUICK := env=adroit_door preset=quick

@@ -22,7 +22,8 @@ _COLOURS = {
 _STYLES: Sequence[Any] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 # Settings that tell lines of one method apart, the most telling first; a legend has room for few.
 _TELLING = ("finetune.episodes", "finetune.updates_per_episode", "finetune.learning_rate", "finetune.batch_size")
-_MOST_TOLD = 2
+_MOST_TOLD = 3
+_LONG_NAME = 70  # letters, with which two columns do not fit
 
 
 def draw_finetuning(groups: Sequence[Group]) -> bytes:
@@ -34,7 +35,10 @@ def draw_finetuning(groups: Sequence[Group]) -> bytes:
     figure = Figure(figsize=(11, 4.0 + 0.19 * rows), layout="constrained")
     held_out, training = figure.subplots(1, 2, sharey=True)
     styles: dict[str, int] = {}
-    for group, name in zip(groups, _names(groups), strict=True):
+    variants = {group.variant for group in groups}
+    shared = variants.pop() if len(variants) == 1 else ""  # told once, in the title
+    names = _names(groups, shared)
+    for group, name in zip(groups, names, strict=True):
         style = _STYLES[styles.setdefault(group.method, 0) % len(_STYLES)]
         styles[group.method] += 1
         look: dict[str, Any] = {"color": _COLOURS.get(group.method, drawing.SKY), "linestyle": style, "linewidth": 1.8}
@@ -45,10 +49,11 @@ def draw_finetuning(groups: Sequence[Group]) -> bytes:
     held_out.scatter([], [], s=60, facecolors="none", edgecolors="black", label="circles: test, before and after")
     held_out.fill_between([], [], [], color=drawing.GREY, label="bands: lowest to highest seed")
     _dress(groups[0], held_out, training)
-    legend = {"loc": "outside lower center", "ncols": 2, "fontsize": 8, "frameon": False, "handlelength": 3.5}
+    columns = 1 if max(len(name) for name in names) > _LONG_NAME else 2
+    legend = {"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False, "handlelength": 3.5}
     figure.legend(*held_out.get_legend_handles_labels(), **legend)
     seen = drawing.SEEN_AS.get(groups[0].observation, groups[0].observation)
-    figure.suptitle(f"Fine-tuning {groups[0].task}, seen as {seen}", fontsize=12)
+    figure.suptitle(f"Fine-tuning {groups[0].task}, seen as {seen}{f' ({shared})' if shared else ''}", fontsize=12)
     return drawing.png(figure)
 
 
@@ -86,17 +91,32 @@ def _rollouts(run: RunRecord) -> list[tuple[float, float]]:
     return [(record["step"], record[name]) for record in run.metrics if record.get(name) is not None]
 
 
-def _names(groups: Sequence[Group]) -> list[str]:
+def _names(groups: Sequence[Group], shared: str) -> list[str]:
     """Method, variant and number of seeds; where several lines share a method, the settings that tell them apart."""
     names = []
     for group in groups:
         alike = [other for other in groups if other.label == group.label]
-        telling = [setting for setting in _TELLING if len({_comparable(other, setting) for other in alike}) > 1]
-        told = [f"{setting.rpartition('.')[2]} {group.settings.get(setting, '-')}" for setting in telling[:_MOST_TOLD]]
+        told = [f"{setting.rpartition('.')[2]} {group.settings.get(setting, '-')}" for setting in _telling(alike)]
         seeds = f"{len(group.runs)} seed{'s' if len(group.runs) > 1 else ''}"
-        names.append(", ".join([group.label, *told, seeds]))
+        variant = [group.variant] if group.variant not in ("", shared) else []
+        names.append(", ".join([group.method, *variant, *told, seeds]))
     return names
 
 
-def _comparable(group: Group, setting: str) -> str:
-    return canonical(group.settings.get(setting, "-"))
+def _telling(alike: Sequence[Group]) -> list[str]:
+    """The fewest settings, in the order of how much they tell, by which groups of one label are told apart."""
+    names = sorted({name for group in alike for name in group.settings if not _is_of_evaluation(name)})
+    told: list[str] = []
+    for name in [*_TELLING, *(name for name in names if name not in _TELLING)]:
+        if len(told) < _MOST_TOLD and _apart(alike, [*told, name]) > _apart(alike, told):
+            told.append(name)
+    return told
+
+
+def _is_of_evaluation(name: str) -> bool:
+    return name.startswith("evaluation.") or name.endswith("evaluate_every")
+
+
+def _apart(alike: Sequence[Group], names: Sequence[str]) -> int:
+    """How many different groups there are by these settings."""
+    return len({tuple(canonical(group.settings.get(name, "-")) for name in names) for group in alike})

@@ -49,7 +49,7 @@ def _bars(axes: Any, row: Record, offset: float, colour: str, name: str) -> None
         axes.bar(place, height, 0.9 * _WIDTH, color=colour, label=name if position == 0 else None)
         low, high = _bounds(estimate)
         axes.vlines(place, low, high, color="black", linewidth=1)
-        axes.text(place, max(height, high) + 1, f"{height:.0f}", ha="center", va="bottom", fontsize=8)
+        axes.text(place, max(height, high) + 1, f"{round(height, 1):g}", ha="center", va="bottom", fontsize=8)
 
 
 def _bounds(estimate: Estimate) -> tuple[float, float]:

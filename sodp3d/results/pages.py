@@ -1,4 +1,7 @@
-"""The pages that people read (tables.md, settings.md) and the CSV files beside them. Equal inputs give equal bytes."""
+"""The pages that people read and the CSV files beside them. Equal inputs give equal bytes.
+
+headline.md holds four lines for other pages to show, tables.md success rates and figures, settings.md what was run.
+"""
 
 import csv
 import io
@@ -11,6 +14,7 @@ from sodp3d.results.differences import kinds, usual_settings
 from sodp3d.results.drawing import SEEN_AS
 from sodp3d.results.estimates import Estimate
 from sodp3d.results.groups import Group
+from sodp3d.results.naming import PRETRAINED, REGULARIZED
 from sodp3d.results.output import MARK
 from sodp3d.results.paper import TASKS
 from sodp3d.results.tables import TOP5, Record, place
@@ -64,10 +68,24 @@ _MINUTES, _PLAIN = ("wall time",), ("eta", "sigma_floor")
 
 def make_pages(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group], figures: Figures) -> dict[str, bytes]:
     """File name to content of every page and CSV file."""
-    pages = {"tables.md": tables_page(tables, figures), "settings.md": settings_page(tables, groups)}
+    pages = {
+        "headline.md": headline_page(tables["table9"]),
+        "tables.md": tables_page(tables, figures),
+        "settings.md": settings_page(tables, groups),
+    }
     names = [name for name in ("settings", "evaluations", "collection", "runs") if tables[name]]
     pages |= {f"{name}.csv": comma_separated(tables[name]) for name in names}
     return {name: text.encode() for name, text in pages.items()}
+
+
+def headline_page(rows: Sequence[Record]) -> str:
+    """Success before and after fine-tuning, ours and the paper's: four lines of `table9`."""
+    shown = []
+    for who in ("ours", "paper"):
+        for method in (REGULARIZED["bc"], PRETRAINED):
+            found = [row for row in rows if (row["who"], row["method"]) == (who, method)]
+            shown += [row for row in found if who == "paper" or row["measure"] != TOP5]
+    return "\n".join([MARK, "", *_table(shown, ["who", "method", *TASKS, "average"])]).rstrip() + "\n"
 
 
 def tables_page(tables: Mapping[str, Sequence[Record]], figures: Figures) -> str:
@@ -101,9 +119,9 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
         task, observation, stage = kind
         seen = SEEN_AS.get(observation, observation)
         page += [f"## {escape.cell(task)} seen as {escape.cell(seen)}: {_STAGES[stage]}", "", *_usual(alike)]
-        chosen = [_as_shown(row) for row, group in zip(rows, groups, strict=True) if group in alike]
-        chosen.sort(key=lambda row: (place(observation, row["method"].split(",")[0], row["method"]), row["differs by"]))
-        page += _table(chosen, columns)
+        pairs = [(row, group) for row, group in zip(rows, groups, strict=True) if group in alike]
+        pairs.sort(key=lambda pair: (place(observation, pair[1].method, pair[1].label), pair[0]["differs by"] or ""))
+        page += _table([_as_shown(row) for row, _ in pairs], columns)
     columns = ["task", "obs", "method", "differs by", "seed", "eta", "sigma_floor", "sampling_steps", "episodes"]
     page += ["## Evaluations", "", *_words(_EVALUATIONS)]
     page += _table(tables["evaluations"], [*columns, "final", "count", "any"])
