@@ -101,6 +101,6 @@ def _blocks(store: EpisodeStore, key: str, episodes: int) -> Iterator[NDArray[An
         first = last
 
 
-def _bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """The same on every machine: contiguous, lowest byte first."""
-    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+def _bytes(values: NDArray[Any]) -> bytes:
+    """The same on every machine: in C order, lowest byte first."""
+    return np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()

@@ -38,7 +38,7 @@ def usual_settings(alike: Sequence[Group]) -> dict[str, str]:
 
 def distinguishing(groups: Sequence[Group]) -> list[str]:
     """For each group, in what it differs from the usual group of its kind; empty for that one."""
-    told = {}
+    told: dict[int, str] = {}
     for alike in kinds(groups).values():
         usual, varying = usual_group(alike), _varying(alike)
         told |= {id(group): _departures(group, usual, varying) for group in alike}

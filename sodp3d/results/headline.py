@@ -41,12 +41,13 @@ def draw_headline(rows: Sequence[Record]) -> bytes:
 
 
 def _bars(axes: Any, row: Record, offset: float, colour: str, name: str) -> None:
+    axes.bar([], [], color=colour, label=name)
     for position, task in enumerate(TASKS):
         estimate: Estimate | None = row[task]
         if estimate is None:
             continue
         place, height = position + offset, 100 * estimate.rate
-        axes.bar(place, height, 0.9 * _WIDTH, color=colour, label=name if position == 0 else None)
+        axes.bar(place, height, 0.9 * _WIDTH, color=colour)
         low, high = _bounds(estimate)
         axes.vlines(place, low, high, color="black", linewidth=1)
         axes.text(place, max(height, high) + 1, f"{round(height, 1):g}", ha="center", va="bottom", fontsize=8)

@@ -60,7 +60,7 @@ def _paper(rows: Mapping[str, Row]) -> list[Record]:
             "average": round(AVERAGES[row] / 100, 3),
             "measured on": None,
         }
-        for method, row in reversed(rows.items())
+        for method, row in reversed(list(rows.items()))
     ]
 
 
@@ -153,7 +153,7 @@ def _joined(values: Iterable[Any]) -> str | None:
 
 def described(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
     """Name of a run to its method and what differs in it, older runs of a seed included."""
-    found = {}
+    found: dict[str, tuple[str, str]] = {}
     for group, differing in zip(groups, distinguishing(groups), strict=True):
         found |= {run.name: (group.label, differing) for run in (*group.repeated, *group.runs)}
     return found
