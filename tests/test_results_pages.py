@@ -196,7 +196,7 @@ def test_names_from_runs_and_stores_are_shown_as_they_are(tmp_path: Path) -> Non
     assert "&lt;img src=x" in pages and "\\[x\\](javascript" in pages
     assert "<img" not in pages and "[x](" not in pages and "<b>" not in pages
     assert (tmp_path / "made/figures/collection__toy_a_b_b_.png").exists()
-    (store,) = csv.DictReader((tmp_path / "made/collection.csv").open())
+    (store,) = csv.DictReader((tmp_path / "made/collection.csv").read_text().splitlines())
     assert store["store"] == "data/=toy (a)[b] <b>"
     widths = {
         line.replace("\\|", "").count("|") for line in pages.split("## Collection")[1].splitlines() if "data/" in line

@@ -12,8 +12,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import replace_file
 
 SUFFIX = ".tar.xz"
-_MOST_BYTES = 500_000_000  # unpacked: a small file can claim to hold a disk full
-_MOST_FILES = 200_000
+_MOST_BYTES = 500_000_000  # unpacked: a small file can hold a disk full of zeros
 
 
 def pack(folder: Path, archive: Path) -> None:
@@ -34,19 +33,28 @@ def unpack(archive: Path, folder: Path) -> None:
     """Write the archive's files into `folder`.
 
     Raises InputError where it cannot be read, or where a member is not a plain file inside `folder`: an absolute path,
-    `..`, a link or a device. Nothing is written then that lies outside.
+    `..`, a link or a device. Nothing is written then.
     """
     try:
-        with tarfile.open(archive, mode="r:xz") as tar:
-            total = 0
-            for number, member in enumerate(tar, start=1):
-                total += member.size
+        with tarfile.open(fileobj=io.BytesIO(_decompressed(archive)), mode="r:") as tar:
+            members = tar.getmembers()
+            for member in members:
                 _check_member(archive, member)
-                if total > _MOST_BYTES or number > _MOST_FILES:
-                    raise InputError(f"{archive}: holds more than {_MOST_BYTES / 1e6:.0f} MB or {_MOST_FILES} files.")
+            for member in members:
                 tar.extract(member, folder, filter="data")
-    except (tarfile.TarError, lzma.LZMAError, EOFError) as error:
+    except (tarfile.TarError, lzma.LZMAError) as error:
         raise InputError(f"{archive}: not a readable {SUFFIX} file ({error}); restore it from a copy.") from error
+
+
+def _decompressed(archive: Path) -> bytes:
+    """The whole of it, but never more than fits in memory. Raises LZMAError."""
+    decompressor = lzma.LZMADecompressor()
+    content = decompressor.decompress(archive.read_bytes(), max_length=_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise InputError(f"{archive}: holds more than {_MOST_BYTES / 1e6:g} MB, which no records need.")
+    if not decompressor.eof:
+        raise lzma.LZMAError("it ends too early")
+    return content
 
 
 @contextmanager
@@ -67,5 +75,5 @@ def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name:
         raise InputError(f"{archive}: {member.name!r} points outside the archive; take the file from another source.")
-    if not (member.isreg() or member.isdir()):
+    if not (member.isreg() or member.isdir()) or member.issparse():
         raise InputError(f"{archive}: {member.name!r} is a link or a device; records hold plain files alone.")
