@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from sodp3d.results import drawing
 from sodp3d.results.estimates import Estimate
@@ -28,7 +29,7 @@ def draw_headline(rows: Sequence[Record]) -> bytes:
         found = [row for row in rows if (row["who"], row["method"]) == (who, method)]
         row = next((row for row in found if who == "paper" or row["measure"] != TOP5), None)
         if row is not None:
-            _bars(axes, row, (index - 1.5) * _WIDTH, colour, f"{who}, {method}")
+            _bars(axes, row, (index - 1.5) * _WIDTH, colour)
     axes.set_xticks(range(len(TASKS)), [task.removeprefix("adroit_") for task in TASKS])
     axes.set_ylim(0, 112)
     axes.set_yticks(range(0, 101, 20))
@@ -36,12 +37,12 @@ def draw_headline(rows: Sequence[Record]) -> bytes:
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
     axes.set_title("Adroit from point clouds; lines: 95 % interval (ours), deviation of seeds (paper)", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    handles = [Patch(color=colour, label=f"{who}, {method}") for who, method, colour in _BARS]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
     return drawing.png(figure)
 
 
-def _bars(axes: Any, row: Record, offset: float, colour: str, name: str) -> None:
-    axes.bar([], [], color=colour, label=name)
+def _bars(axes: Any, row: Record, offset: float, colour: str) -> None:
     for position, task in enumerate(TASKS):
         estimate: Estimate | None = row[task]
         if estimate is None:
