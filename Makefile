@@ -1,7 +1,7 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
 # make test         lint, types and tests, on a fresh machine
 # make coverage     the tests once more, with how much of sodp3d/ they run
-# make results      tables and plots in docs/results again, from outputs/ and data/
+# make results      tables and figures in results/ again, from its records, outputs/ and data/
 # make docs         the documentation as a site, in site/
 SHELL := /bin/bash
 PYTHON := .venv/bin/python

@@ -1,6 +1,6 @@
 """The point encoder: dense backward against the winners-only backward, forward + backward of 2 x 256 clouds.
 
-python benchmarks/encoder.py [--clouds 512] [--points 512] [--rounds 5] -> docs/results/benchmarks/encoder.json
+python benchmarks/encoder.py [--clouds 512] [--points 512] [--rounds 5] -> results/benchmarks/encoder.json
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Beside that, a few of the episodes one after another in one process: what stepping many at once saves.
 
 python benchmarks/evaluation.py [--planner <run>] [--single 3] [--rounds 3] [options of train.py: env=adroit_hammer ...]
--> docs/results/benchmarks/evaluation.json
+-> results/benchmarks/evaluation.json
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 The CPU's figures beside them are of the same machine, with its own, faster, layers (benchmarks/training.py).
 
-python benchmarks/on_cuda.py [--batch 256] [--rounds 5] [--threads 8] -> docs/results/benchmarks/on_cuda.json
+python benchmarks/on_cuda.py [--batch 256] [--rounds 5] [--threads 8] -> results/benchmarks/on_cuda.json
 """
 
 import argparse

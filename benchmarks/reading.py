@@ -3,7 +3,7 @@
 Pre-trains as mode=pretrain does, but for evaluations, on a store of made-up clouds of surfaces (or on data=<store>).
 
 python benchmarks/reading.py [--transitions 90000] [--steps 40] [options of train.py: pretrain.batch_size=256 ...]
--> docs/results/benchmarks/reading.json
+-> results/benchmarks/reading.json
 """
 
 import argparse

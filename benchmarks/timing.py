@@ -12,7 +12,7 @@ import torch
 
 from sodp3d.core.run import git_commit
 
-RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results" / "benchmarks"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 
 
 def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -64,7 +64,7 @@ def processor() -> str:
 
 
 def write(name: str, result: dict[str, Any]) -> None:
-    """Write docs/results/benchmarks/<name>.json with the machine, versions and commit, and print it."""
+    """Write results/benchmarks/<name>.json with the machine, versions and commit, and print it."""
     machine = {
         "processor": processor(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

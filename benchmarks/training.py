@@ -4,7 +4,7 @@ The same networks, losses and numbers either way, which is checked first. torch'
 gradient through every point, its own convolutions, channels first or last, and films made anew at every denoising step.
 `ratio` is to channels first, as DP3 has it.
 
-python benchmarks/training.py [--batch 256] [--rounds 5] -> docs/results/benchmarks/training.json
+python benchmarks/training.py [--batch 256] [--rounds 5] -> results/benchmarks/training.json
 """
 
 import argparse

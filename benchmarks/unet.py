@@ -3,7 +3,7 @@
 The references are the same network with torch's convolutions, channels first and channels last (reference.py); that
 their outputs and gradients are equal is checked first. `ratio` is to channels first, as DP3 has it.
 
-python benchmarks/unet.py [--batch 256] [--rounds 5] -> docs/results/benchmarks/unet.json
+python benchmarks/unet.py [--batch 256] [--rounds 5] -> results/benchmarks/unet.json
 """
 
 import argparse

@@ -3,8 +3,8 @@
 Beside them the time that an update's matrix products alone would take at the rate of one large product: no program that
 computes them in float32 can be faster.
 
-python benchmarks/update.py [--threads 2] [--rounds 5] -> docs/results/benchmarks/update.json
-with --device cuda -> docs/results/benchmarks/update_cuda.json
+python benchmarks/update.py [--threads 2] [--rounds 5] -> results/benchmarks/update.json
+with --device cuda -> results/benchmarks/update_cuda.json
 """
 
 import argparse

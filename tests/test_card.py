@@ -8,7 +8,7 @@ from test_conversion import CONFIG
 from toy_store import make_store
 
 from sodp3d.data.conversion import convert_store
-from sodp3d.data.dataset import data_hash
+from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
 from sodp3d.tools.card import main, write_card
 

@@ -10,7 +10,7 @@ from scipy import stats
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
 from sodp3d.core.errors import InputError
-from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
+from sodp3d.data.dataset import WindowDataset, select_episodes
 from sodp3d.data.store import EpisodeStore
 
 
@@ -141,11 +141,3 @@ def test_wrong_input_is_named(tmp_path: Path) -> None:
         different.append({**episode(0, 2), "state": np.zeros((2, 6), np.float32)}, metadata(0))
         with pytest.raises(InputError, match=r"data/state: \(5,\) per step in .* but \(6,\)"):
             WindowDataset([store, different], ["state"], 4, 2, 3)
-
-
-def test_data_hash_names_the_data(tmp_path: Path) -> None:
-    store = make_store(tmp_path / "a.zarr", range(3))
-    assert data_hash(store) == data_hash(make_store(tmp_path / "same.zarr", range(3)))
-    assert data_hash(store) != data_hash(make_store(tmp_path / "order.zarr", [0, 2, 1]))
-    assert data_hash(store) != data_hash(make_store(tmp_path / "more.zarr", range(4)))
-    assert len(data_hash(make_store(tmp_path / "empty.zarr", []))) == 64

@@ -19,7 +19,8 @@ from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_sto
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import plain
 from sodp3d.data import arrays
-from sodp3d.data.dataset import data_hash, select_episodes
+from sodp3d.data.dataset import select_episodes
+from sodp3d.data.hashing import data_hash
 from sodp3d.data.merge import merge
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.tools.extract import extract

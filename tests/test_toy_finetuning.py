@@ -126,7 +126,7 @@ def test_with_the_bc_term_it_reaches_the_best_return_and_with_no_other() -> None
         tuned = finetune(pretrained, regularizer, generator, rounds=12, updates=10)
         after[regularizer] = mean_return(roll_out(tuned, 200, ChainOptions(), generator))
     assert after.pop("bc") > 0.9
-    assert max(after.values()) < 0.5, f"so docs/results/log.md tells it: none 29, kl 17, pl 31 %, but now {after}"
+    assert max(after.values()) < 0.5, f"so results/log.md tells it: none 29, kl 17, pl 31 %, but now {after}"
     assert time.process_time() - began < 60
 
 

@@ -58,7 +58,7 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
     """Roll-outs with exploration noise, on seeds of their own, until enough have succeeded.
 
     The noise makes the demonstrations cover what lies beside the path: an agent cloned from deterministic ones fails as
-    soon as it explores (docs/results/log.md).
+    soon as it explores (results/log.md).
 
     Raises InputError when there is no trained agent, or too few attempts succeed.
     """

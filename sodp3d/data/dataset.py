@@ -5,7 +5,6 @@ of a plan starts at index To-1 (DP3). Where a window reaches past its episode th
 never reaches into another episode. Every step of every episode is the current step of exactly one window.
 """
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,14 +56,6 @@ def select_episodes(
             f"max_episodes={max_episodes}; collect more or select less strictly."
         )
     return chosen.astype(np.int64)
-
-
-def data_hash(store: EpisodeStore) -> str:
-    """sha256 over the committed episode ends, actions and seeds: names the data a result was made from."""
-    digest = hashlib.sha256(np.ascontiguousarray(store.episode_ends, "<i8").tobytes())
-    digest.update(np.ascontiguousarray(store.read("action"), "<f4").tobytes())
-    digest.update(np.ascontiguousarray(store.metadata["seed"], "<i8").tobytes())
-    return digest.hexdigest()
 
 
 class WindowDataset:

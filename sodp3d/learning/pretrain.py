@@ -13,7 +13,8 @@ from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.core.sections import read_section
-from sodp3d.data.dataset import WindowDataset, data_hash, select_episodes
+from sodp3d.data.dataset import WindowDataset, select_episodes
+from sodp3d.data.hashing import Identity, identify
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
@@ -70,16 +71,21 @@ class Pretraining:
         }
         checkpoint.save(run.checkpoints, self.step, tensors, {**state, "batches": self.batches.bit_generator.state})
 
-    def load(self, run: Run, data_hash: str) -> None:
-        """Continue from the newest checkpoint, if there is one. Raises InputError where the data has changed since."""
+    def load(self, run: Run, data: Identity) -> str:
+        """Continue from the newest checkpoint, if there is one; the hash under which the data is noted.
+
+        A run keeps the hash that it began with, also one of an earlier release. Raises InputError where the data has
+        changed since.
+        """
         found = checkpoint.load_latest(run.checkpoints)
         if found is None:
-            return
+            return data.current
         self.step, tensors, state = found
-        if state["data_hash"] != data_hash:
+        agreeing = data.agreeing_with(state["data_hash"])
+        if agreeing is None:
             raise InputError(
-                f"data: {run.directory} began with data {state['data_hash']}, but now there is {data_hash}; give the "
-                "data that it began with (data=), or begin anew with run_dir=<a new folder>."
+                f"data: {run.directory} began with data {state['data_hash']}, but now there is {data.current}; give "
+                "the data that it began with (data=), or begin anew with run_dir=<a new folder>."
             )
         self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
         self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
@@ -88,6 +94,7 @@ class Pretraining:
         self.noise.set_state(tensors["noise"])
         self.batches.bit_generator.state = state["batches"]
         log.info("resumed at step %d", self.step)
+        return agreeing
 
 
 def check_acceleration(settings: PretrainSettings, device: torch.device) -> None:
@@ -110,12 +117,12 @@ def pretrain(
     """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
     whole = TrainSettings.from_config(config)
     settings, test_seeds = whole.pretrain, whole.evaluation.test_seeds
-    dataset, digest = load_data(config, tasks)
+    dataset, data = load_data(config, tasks)
     planner = new_planner(config, tasks[0], dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
     training = Pretraining(planner, settings, whole.common.seed)
-    training.load(run, digest)
+    digest = training.load(run, data)
     run.rewind(training.step)
     state = planner_state(planner, tasks, digest)
     recent: list[float] = []
@@ -142,8 +149,8 @@ def pretrain(
     run.finish(result)
 
 
-def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, str]:
-    """Windows over the stores named by the configuration, with only what `obs=` sees, and the data's hash.
+def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, Identity]:
+    """Windows over the stores named by the configuration, with only what `obs=` sees, and what names that data.
 
     No reward is read; `pretrain.successful_only` (near-optimal data, C.2; demonstrations, DP3) reads the success flags.
     """
@@ -154,7 +161,7 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     episodes = [select_episodes(store, *chosen) for store in stores]
     keys = ["agent_pos", sensor(config["obs"]["name"]).key]
     dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
-    return dataset, "+".join(data_hash(store)[:16] for store in stores)
+    return dataset, identify(stores, keys)
 
 
 def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset) -> Planner:

@@ -1,8 +1,9 @@
-"""All tables and figures again, from run directories and stores:
+"""All tables and figures again, from run directories, stores and records:
 
-python -m sodp3d.results [folders ...] --output docs/results
+sodp3d results [folders or archives ...] --output results
 
-With --keep <folder>, small records of them are written there too; the tables can be made from those alone.
+Without folders it reads `outputs/` and `data/`, and the published records of a checkout. With --keep <file>, small
+records of all that was read are written there too; the tables can be made from those alone.
 """
 
 import argparse
@@ -12,10 +13,13 @@ from pathlib import Path
 
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
-from sodp3d.core.paths import data_root, outputs_root, root
-from sodp3d.results.figures import draw_figures
+from sodp3d.core.paths import CHECKOUT, data_root, outputs_root, root
+from sodp3d.results.archive import unpacked
+from sodp3d.results.figures import plan_figures
 from sodp3d.results.groups import Group, group_runs
 from sodp3d.results.keep import keep_records
+from sodp3d.results.output import write_all
+from sodp3d.results.pages import make_pages
 from sodp3d.results.scan import Scan, scan, shown
 from sodp3d.results.stores import StoreRecord
 from sodp3d.results.tables import (
@@ -27,54 +31,64 @@ from sodp3d.results.tables import (
     table8,
     table9,
 )
-from sodp3d.results.write import write_all
+
+RECORDS = Path("results") / "records.tar.xz"  # in a checkout
 
 
-def make_results(folders: Sequence[Path], output: Path, keep: Path | None = None) -> list[Path]:
-    """Write tables.md, CSV and JSON into `output`, figures into `output`/figures and records into `keep`; their paths.
+def make_results(sources: Sequence[Path], output: Path, keep: Path | None = None) -> list[Path]:
+    """Write pages, CSV and figures into `output` and records into the archive `keep`; the paths written.
 
-    Raises InputError where a folder is missing or nothing can be written.
+    sources: folders that hold runs or stores, and archives of records. Raises InputError where one is missing, where a
+    file is in the way that was not made by this command, or nothing can be written.
     """
-    found = scan(folders)
-    tables, groups, stores = make_tables(found)
     try:
-        figures = draw_figures(output / "figures", groups, stores)
-        paths = write_all(output, tables, figures) + [output / file for _, file in figures]
-        return paths + (keep_records(keep, found.runs, stores) if keep else [])
+        with unpacked(sources) as folders:
+            found = scan(folders)
+            tables, groups, stores = make_tables(found)
+            figures = plan_figures(tables["table9"], groups, stores)
+            pages = make_pages(tables, groups, [(figure.title, figure.file) for figure in figures])
+            paths = write_all(output, pages | {figure.file: figure.draw() for figure in figures})
+            return paths + ([keep_records(keep, found.runs, stores)] if keep else [])
     except OSError as error:
         raise InputError(f"{error.filename or output}: cannot write there ({error.strerror or error}).") from error
 
 
 def make_tables(found: Scan) -> tuple[dict[str, list[Record]], list[Group], list[StoreRecord]]:
-    """Every table by its key, and the groups and stores they tell of; S1 ... number groups, R1 ... runs."""
+    """Every table by its key, and the groups and stores that they report."""
     groups = group_runs(found.runs)
     stores, unreadable = _read_stores(found)
-    names = {str(run.path): f"R{number}" for number, run in enumerate(found.runs, start=1)}
     tables = {
-        "table8": table8(groups),
         "table9": table9(groups),
-        "settings": settings_table(groups, names),
-        "evaluations": evaluation_table(found.runs, names),
+        "table8": table8(groups),
+        "settings": settings_table(groups),
+        "evaluations": evaluation_table(found.runs, groups),
         "collection": collection_table(stores),
-        "runs": run_table(found.runs, names),
+        "runs": run_table(found.runs, groups),
         "unfinished": _left_out(found, unreadable),
     }
     return tables, groups, stores
 
 
 def _read_stores(found: Scan) -> tuple[list[StoreRecord], list[tuple[str, str]]]:
-    stores: dict[tuple[str, str], StoreRecord] = {}
+    """Every store once, the original rather than its record; and what cannot be read."""
+    stores: list[StoreRecord] = []
     unreadable = []
     for folder in found.stores:
         try:
             record = StoreRecord.read(folder)
         except InputError as error:
             unreadable.append((shown(folder), str(error).replace(str(folder), "...")))
-        else:
-            known = stores.get((record.name, record.data_hash))
-            if known is None or record.is_original:
-                stores[record.name, record.data_hash] = record
-    return list(stores.values()), unreadable
+            continue
+        same = [index for index, other in enumerate(stores) if _is_copy(record, other)]
+        if not same:
+            stores.append(record)
+        elif record.is_original:
+            stores[same[0]] = record
+    return stores, unreadable
+
+
+def _is_copy(record: StoreRecord, other: StoreRecord) -> bool:
+    return record.name == other.name and record.is_of_the_same_data(other)
 
 
 def _left_out(found: Scan, unreadable: Sequence[tuple[str, str]]) -> list[Record]:
@@ -84,19 +98,30 @@ def _left_out(found: Scan, unreadable: Sequence[tuple[str, str]]) -> list[Record
     return [{"directory": name, "why": why} for name, why in sorted([*steps, *found.broken, *unreadable])]
 
 
+def default_sources() -> list[Path]:
+    """`outputs/` and `data/` where they are there, and the published records of a checkout. Raises InputError."""
+    folders = [folder for folder in (outputs_root(), data_root()) if folder.is_dir()]
+    published = [CHECKOUT / RECORDS] if CHECKOUT and (CHECKOUT / RECORDS).is_file() else []
+    if not folders + published:
+        raise InputError(f"{root()}: holds neither outputs/ nor data/; name folders with runs or stores.")
+    return folders + published
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="sodp3d results", description="Make all tables and figures again.")
-    default = [outputs_root(), data_root()]
-    parser.add_argument("folders", type=Path, nargs="*", help="where runs and stores are (default: outputs and data)")
-    parser.add_argument("--output", type=Path, default=root() / "docs" / "results", help="default: docs/results")
-    parser.add_argument("--keep", type=Path, help="also write small records there, to make the tables from later")
+    parser.add_argument(
+        "sources",
+        type=Path,
+        nargs="*",
+        help="folders with runs and stores, archives of records (default: outputs/, data/, the published records)",
+    )
+    parser.add_argument("--output", type=Path, default=root() / "results", help="default: results/")
+    parser.add_argument("--keep", type=Path, help="also write small records into this .tar.xz file, or refresh it")
     given = parser.parse_args(arguments)
 
     def job() -> None:
-        paths = make_results(
-            given.folders or [folder for folder in default if folder.is_dir()], given.output, given.keep
-        )
+        paths = make_results(given.sources or default_sources(), given.output, given.keep)
         sys.stdout.write("".join(f"{path}\n" for path in paths))
 
     return exit_status(job)

@@ -1,13 +1,14 @@
 """Small records of runs and stores, from which all tables can be made when weights and data are gone.
 
 A record is what `scan` finds in a run directory, in the same files, without weights, TensorBoard and videos; a store's
-has its card too.
+has its card too. All records are in one compressed file.
 """
 
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import yaml
 
@@ -15,31 +16,49 @@ from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json, write_json, write_text
 from sodp3d.core.run import WALL_TIME
+from sodp3d.results.archive import SUFFIX, pack, unpack
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
 
 CARD = "card.md"
 
 
-def keep_records(folder: Path, runs: Sequence[RunRecord], stores: Sequence[StoreRecord]) -> list[Path]:
-    """Write or refresh the record of every run and store in `folder`; others there stay.
+def keep_records(archive: Path, runs: Sequence[RunRecord], stores: Sequence[StoreRecord]) -> Path:
+    """Write or refresh the record of every run and store in `archive`; others there stay. The archive's path.
 
-    Raises InputError, before any record is written, where two stores or a store and a record there share a name but
-    not their data; OSError.
+    Raises InputError, before anything is written, where the name is not one of an archive, or two stores or a store
+    and a record there share a name but not their data; OSError.
     """
-    kept: dict[str, str] = {}
-    for store in stores:
-        path = folder / store.name / STORE_RECORD
-        known = kept.setdefault(store.name, read_json(path)["data_hash"] if path.exists() else store.data_hash)
-        if known != store.data_hash:
-            raise InputError(
-                f"--keep: {path.parent} is for the record of data {known}, not of {store.data_hash} in {store.folder}; "
-                "rename the folder of one to keep both."
-            )
-    return [_keep_run(folder / run.name, run) for run in runs] + [_keep_store(folder / s.name, s) for s in stores]
+    if not archive.name.endswith(SUFFIX):
+        raise InputError(f"--keep: expected a file name that ends with {SUFFIX}, got {archive}.")
+    with TemporaryDirectory(prefix="sodp3d-records-") as temporary:
+        folder = Path(temporary)
+        if archive.exists():
+            unpack(archive, folder)
+        kept = {store.name: StoreRecord.read(folder / store.name) for store in stores if _is_kept(folder, store)}
+        for store in stores:
+            _check_same(archive, kept.setdefault(store.name, store), store)
+        for run in runs:
+            _keep_run(folder / run.name, run)
+        for store in stores:
+            _keep_store(folder / store.name, store)
+        pack(folder, archive)
+    return archive
 
 
-def _keep_run(folder: Path, run: RunRecord) -> Path:
+def _is_kept(folder: Path, store: StoreRecord) -> bool:
+    return (folder / store.name / STORE_RECORD).exists()
+
+
+def _check_same(archive: Path, kept: StoreRecord, store: StoreRecord) -> None:
+    if not kept.is_of_the_same_data(store):
+        raise InputError(
+            f"--keep: {archive} is for the record of data {kept.data_hash} as {store.name}, not of {store.data_hash} "
+            f"in {store.folder}; rename the folder of one to keep both."
+        )
+
+
+def _keep_run(folder: Path, run: RunRecord) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "config.yaml", yaml.safe_dump(without_machine(run.config), sort_keys=False))
     write_json(folder / "result.json", without_machine(run.result))
@@ -48,16 +67,14 @@ def _keep_run(folder: Path, run: RunRecord) -> Path:
         state.mkdir(parents=True, exist_ok=True)
         write_json(state / checkpoint.STATE, {"data_hash": run.data_hash})
     _keep_log(folder, run.path)
-    return folder
 
 
-def _keep_store(folder: Path, store: StoreRecord) -> Path:
+def _keep_store(folder: Path, store: StoreRecord) -> None:
     (folder / "agent").mkdir(parents=True, exist_ok=True)
     write_text(folder / STORE_RECORD, json.dumps(store.facts, sort_keys=True) + "\n")
     if store.is_original and (store.folder / "README.md").exists():
         write_text(folder / CARD, _portable_card((store.folder / "README.md").read_text()))
     _keep_log(folder / "agent", store.folder / "agent")
-    return folder
 
 
 def _portable_card(text: str) -> str:

@@ -148,11 +148,6 @@ class RunRecord:
         """Whether a planner can be loaded from it; a kept record holds none."""
         return any(self.path.glob(f"*/*/{checkpoint.TENSORS}"))
 
-    @property
-    def videos(self) -> list[str]:
-        """File names of its videos."""
-        return sorted(path.name for path in (self.path / "videos").glob("*.mp4"))
-
     def check(self) -> None:
         """Read everything a table needs, so that what is missing shows here. Raises as reading a dict does."""
         _ = self.task, self.observation, self.seed, self.config["env"]["success_metric"], self.scores, self.task_scores
@@ -206,7 +201,9 @@ def _without_copies(runs: list[RunRecord]) -> list[RunRecord]:
 def _candidates(folders: Iterable[Path]) -> Iterator[Path]:
     for folder in folders:
         if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; name folders that hold run directories or stores.")
+            raise InputError(
+                f"{folder}: no such folder or .tar.xz file; name what holds run directories, stores or records."
+            )
         for directory, inside, _ in os.walk(folder.resolve()):
             inside[:] = sorted(name for name in inside if name not in _INSIDE_RUNS and not name.endswith(".zarr"))
             yield Path(directory)

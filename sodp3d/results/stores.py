@@ -1,6 +1,6 @@
 """What a collected data set and its agent's run directory record."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.core.run import read_metrics
-from sodp3d.data.dataset import data_hash
+from sodp3d.data.hashing import VERSION, data_hash, earlier_data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.results.scan import STORE_RECORD, portable, provenance, seconds, shown
@@ -26,13 +26,15 @@ class StoreRecord:
     agent: str  # its name, `unknown` where not recorded
     seed: int | None  # the agent's; None where not recorded
     headline: str  # the task's headline metric
-    data_hash: str  # shortened, as checkpoints note it
+    data_hash: str  # of what was collected; of records of earlier releases their hash, without `v2-`
     transitions: int  # steps of all episodes
     bytes: int  # of all files of the store, conversions included
     command: str  # that collected it
     commit: str
     agent_step: list[int]  # at the end of each episode
     success: dict[str, list[int]]  # of each episode, 0 or 1, by metric
+    earlier_hash: str | None = None  # as releases before `v2-` had it
+    learned_hashes: dict[str, str] = field(default_factory=dict)  # by key, as checkpoints of planners note them
 
     @classmethod
     def read(cls, folder: Path) -> "StoreRecord":
@@ -46,7 +48,13 @@ class StoreRecord:
     @property
     def facts(self) -> dict[str, Any]:
         """What `STORE_RECORD` holds."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "folder"}
+
+    def is_of_the_same_data(self, other: "StoreRecord") -> bool:
+        """Whether both record the same data; by the earlier hash where one has no other."""
+        if self.data_hash.startswith(VERSION) and other.data_hash.startswith(VERSION):
+            return self.data_hash == other.data_hash
+        return (self.earlier_hash or self.data_hash) == (other.earlier_hash or other.data_hash)
 
     @property
     def name(self) -> str:
@@ -104,7 +112,9 @@ def _facts(folder: Path, store: EpisodeStore) -> dict[str, Any]:
         "agent": str(settings.get("name", "unknown")) if isinstance(settings, dict) else "unknown",
         "seed": attributes.get("seed"),
         "headline": attributes["env_config"].get("success_metric", "any"),
-        "data_hash": data_hash(store)[:16],
+        "data_hash": data_hash(store),
+        "earlier_hash": earlier_data_hash(store)[:16],
+        "learned_hashes": learned_hashes(store),
         "transitions": store.steps,
         "bytes": sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
         "command": command,

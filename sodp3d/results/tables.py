@@ -1,49 +1,53 @@
-"""The tables, as rows of plain values: every writer (Markdown, CSV, JSON) starts from these."""
+"""The tables, as rows of plain values: Markdown and CSV start from these."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sodp3d.envs.config import SUCCESS_METRICS
-from sodp3d.results.groups import (
-    DIRECT_BC,
-    METHODS,
-    PRETRAINED,
-    REGULARIZED,
-    Estimate,
-    Group,
-    distinguishing,
-    estimate,
-    estimate_top5,
-    of_one_length,
-    representative,
-    sharing_a_planner,
-)
+from sodp3d.results.choose import of_one_length, representative, sharing_a_planner
+from sodp3d.results.differences import distinguishing
+from sodp3d.results.estimates import Estimate, estimate, estimate_top5
+from sodp3d.results.groups import Group
+from sodp3d.results.naming import DIRECT_BC, METHODS, PRETRAINED, REGULARIZED
 from sodp3d.results.paper import AVERAGES, TABLE8, TABLE9, TASKS, Row
-from sodp3d.results.scan import RunRecord, provenance, seconds
+from sodp3d.results.scan import RunRecord, Score, provenance, seconds
 from sodp3d.results.stores import StoreRecord
 
 Record = dict[str, Any]  # column to value; None is a cell that was not measured
-_MAIN = (("pretrain", PRETRAINED), ("finetune", REGULARIZED["none"]), ("finetune", REGULARIZED["bc"]))  # always shown
+TOP5 = "top 5"
+_HEADLINE = (REGULARIZED["bc"], DIRECT_BC, REGULARIZED["pl"], REGULARIZED["kl"], REGULARIZED["none"], PRETRAINED)
+_ALWAYS_SHOWN = (REGULARIZED["bc"], REGULARIZED["none"], PRETRAINED)
 
 
 def table8(groups: Sequence[Group]) -> list[Record]:
-    """Every method and observation we have, one row each, below the paper's rows."""
-    wanted = {("pointcloud", *row): (False, "pointcloud", METHODS.index(row[1]), row[1], "") for row in _MAIN}
+    """Every method and observation we have, one row each, the plain methods first; then the paper's rows."""
+    wanted = {("pointcloud", _stage(label), label): place("pointcloud", label, label) for label in _ALWAYS_SHOWN}
     for group in groups:
         if group.task in TASKS:
             key = group.observation, group.stage, group.label
-            wanted[key] = group.observation != "pointcloud", group.observation, *group.rank
-    return _paper(TABLE8) + [row for key in sorted(wanted, key=lambda key: wanted[key]) for row in _ours(groups, *key)]
+            wanted[key] = place(group.observation, group.method, group.label)
+    rows = [row for key in sorted(wanted, key=lambda key: wanted[key]) for row in _ours(groups, *key)]
+    return rows + _paper(TABLE8)
 
 
 def table9(groups: Sequence[Group]) -> list[Record]:
-    """One pre-trained model of each task from point clouds and what each regularizer makes of it, below the paper's.
+    """What each regularizer makes of one pre-trained planner of each task from point clouds; then the paper's rows.
 
     All of a task's rows had as many episodes to learn from.
     """
-    wanted = [("pretrain", PRETRAINED), *(("finetune", label) for label in (*REGULARIZED.values(), DIRECT_BC))]
     among = [group for task in TASKS for group in of_one_length(sharing_a_planner(groups, task, "pointcloud"))]
-    return _paper(TABLE9) + [row for key in wanted for row in _ours(groups, "pointcloud", *key, among)]
+    rows = [row for label in _HEADLINE for row in _ours(among, "pointcloud", _stage(label), label)]
+    return rows + _paper(TABLE9)
+
+
+def _stage(label: str) -> str:
+    return "pretrain" if label == PRETRAINED else "finetune"
+
+
+def place(observation: str, method: str, label: str) -> tuple[Any, ...]:
+    """Sorts point clouds before other observations, plain methods before variants, then as the headline does."""
+    rank = _HEADLINE.index(method) if method in _HEADLINE else len(METHODS)
+    return observation != "pointcloud", observation, label != method, rank, label
 
 
 def _paper(rows: Mapping[str, Row]) -> list[Record]:
@@ -51,13 +55,12 @@ def _paper(rows: Mapping[str, Row]) -> list[Record]:
         {
             "who": "paper",
             "method": method,
-            "measure": "top 5",
+            "measure": TOP5,
             **{task: _printed(*cell) for task, cell in zip(TASKS, row, strict=True)},
             "average": round(AVERAGES[row] / 100, 3),
             "measured on": None,
-            "settings": None,
         }
-        for method, row in rows.items()
+        for method, row in reversed(list(rows.items()))
     ]
 
 
@@ -65,30 +68,41 @@ def _printed(mean: int, deviation: int) -> Estimate:
     return Estimate(mean / 100, None, None, deviation / 100, 3, ())
 
 
-def _ours(
-    groups: Sequence[Group], observation: str, stage: str, label: str, among: Sequence[Group] | None = None
-) -> list[Record]:
+def _ours(groups: Sequence[Group], observation: str, stage: str, label: str) -> list[Record]:
     """One row by the reported planner's test episodes, and for fine-tuning one by the paper's measure.
 
-    among: the groups to choose from, where that is not all of `groups`, by whose order they are named.
+    A pre-trained planner is reported by the test with which its fine-tuning began, where that had more episodes.
     """
-    among = groups if among is None else among
     chosen = {}
     for task in TASKS:
-        alike = [g for g in among if (g.task, g.observation, g.stage, g.label) == (task, observation, stage, label)]
+        alike = [g for g in groups if (g.task, g.observation, g.stage, g.label) == (task, observation, stage, label)]
         chosen[task] = representative(alike)
     method = label if observation == "pointcloud" else f"{label} (obs={observation})"
-    numbers = [groups.index(group) + 1 for group in chosen.values() if group]
-    tested = {task: estimate(group.reported[1]) if group else None for task, group in chosen.items()}
+    scores = {task: list(group.reported[1]) if group else [] for task, group in chosen.items()}
+    if stage == "pretrain":
+        scores = {task: _larger(scores[task], _starts(groups, chosen[task])) for task in TASKS}
     used = sorted({group.reported[0] for group in chosen.values() if group})
-    rows = [_row(method, "/".join(used) or None, tested, numbers)]
+    rows = [_row(method, "/".join(used) or None, {task: estimate(found) for task, found in scores.items()})]
     highest = {task: estimate_top5(group) if group else None for task, group in chosen.items()}
     if stage == "finetune" and any(highest.values()):
-        rows.append(_row(method, "top 5", highest, numbers))
+        rows.append(_row(method, TOP5, highest))
     return rows
 
 
-def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None], numbers: list[int]) -> Record:
+def _starts(groups: Sequence[Group], planner: Group | None) -> list[Score]:
+    """The largest test with which a fine-tuning of the planner's newest run began; [] without one."""
+    if planner is None or len(planner.runs) != 1:
+        return []
+    tuned = [run for group in groups for run in group.runs if run.planner == planner.runs[0].name]
+    found = [run.scores["before"] for run in tuned if "before" in run.scores]
+    return [max(found, key=lambda score: score.episodes)] if found else []
+
+
+def _larger(one: list[Score], other: list[Score]) -> list[Score]:
+    return max(one, other, key=lambda scores: sum(score.episodes for score in scores))
+
+
+def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None]) -> Record:
     present = [cell for cell in cells.values() if cell]
     complete = len(present) == len(cells)
     return {
@@ -98,22 +112,21 @@ def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None],
         **cells,
         "average": sum(cell.rate for cell in present) / len(present) if complete else None,
         "measured on": ", ".join(dict.fromkeys(cell.basis for cell in present)) or None,
-        "settings": ", ".join(f"S{number}" for number in numbers) or None,
     }
 
 
-def settings_table(groups: Sequence[Group], names: Mapping[str, str]) -> list[Record]:
-    """One row for each configuration; `names`: path of a run to its number in the list of runs."""
+def settings_table(groups: Sequence[Group]) -> list[Record]:
+    """One row for each configuration."""
     rows = []
-    for number, (group, differing) in enumerate(zip(groups, distinguishing(groups), strict=True), start=1):
+    for group, differing in zip(groups, distinguishing(groups), strict=True):
         scores = {f"{which} {metric}": estimate(group.scores(which), metric) for which, metric in _columns()}
         times = [spent for run in group.runs if (spent := seconds(run.path)) is not None]
         steps = [run.metrics[-1]["step"] for run in group.runs if run.metrics]
         rows.append(
             {
-                "settings": f"S{number}",
                 "task": group.task,
                 "obs": group.observation,
+                "stage": group.stage,
                 "method": group.label,
                 "differs by": differing or None,
                 "seeds": ", ".join(str(run.seed) for run in group.runs),
@@ -121,10 +134,10 @@ def settings_table(groups: Sequence[Group], names: Mapping[str, str]) -> list[Re
                 "metric": _joined(score.headline for run in group.runs for score in run.scores.values()),
                 "before": estimate(group.scores("before")),
                 **scores,
-                "top 5": estimate_top5(group),
+                TOP5: estimate_top5(group),
                 "steps": _joined(steps),
                 "wall time": sum(times) / len(times) if len(times) == len(group.runs) else None,
-                "runs": ", ".join(names[str(run.path)] for run in group.runs),
+                "runs": " ".join(run.name for run in group.runs),
             }
         )
     return rows
@@ -138,20 +151,33 @@ def _joined(values: Iterable[Any]) -> str | None:
     return "/".join(str(value) for value in sorted(set(values))) or None
 
 
-def evaluation_table(runs: Sequence[RunRecord], names: Mapping[str, str]) -> list[Record]:
-    """One row for each task of each mode=eval run: the sampler and all three metrics."""
+def described(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
+    """Name of a run to its method and what differs in it, older runs of a seed included."""
+    found: dict[str, tuple[str, str]] = {}
+    for group, differing in zip(groups, distinguishing(groups), strict=True):
+        found |= {run.name: (group.label, differing) for run in (*group.repeated, *group.runs)}
+    return found
+
+
+def evaluation_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record]:
+    """One row for each task of each mode=eval run: the planner, the sampler and all three metrics."""
+    known, seeds = described(groups), {run.name: run.seed for run in runs}
     return [
         {
             "task": task,
             "obs": run.observation,
-            "planner": run.planner,
+            "method": known.get(run.planner or "", (None, None))[0],
+            "differs by": known.get(run.planner or "", (None, None))[1] or None,
+            "seed": seeds.get(run.planner or ""),
             "eta": run.config["evaluation"].get("eta"),
             "sigma_floor": run.config["evaluation"].get("sigma_floor"),
+            "sampling_steps": run.config.get("model", {}).get("sampling_steps"),
             "episodes": score.episodes,
-            "episode seeds": f"{score.seeds[0]}-{score.seeds[1]}",
+            "episode seeds": f"{score.seeds[0]} to {score.seeds[1]}",
             "metric": score.headline,
             **{metric: estimate([score], metric) for metric in SUCCESS_METRICS},
-            "runs": names[str(run.path)],
+            "planner": run.planner,
+            "directory": run.name,
         }
         for run in runs
         if run.stage == "eval"
@@ -180,6 +206,7 @@ def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:
                 "frames/s": record.frames_per_second,
                 "megabytes": record.bytes / 1e6,
                 "data_hash": record.data_hash,
+                "learned_hashes": " ".join(f"{key}={name}" for key, name in sorted(record.learned_hashes.items())),
                 "commit": record.commit,
                 "command": record.command,
             }
@@ -187,28 +214,29 @@ def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:
     return rows
 
 
-def run_table(runs: Sequence[RunRecord], names: Mapping[str, str]) -> list[Record]:
+def run_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record]:
     """Where each number came from and how to make it again."""
-    hashes, rows = {run.name: run.data_hash for run in runs}, []
+    hashes, known, rows = {run.name: run.data_hash for run in runs}, described(groups), []
     for run in runs:
         command, commit = provenance(run.path)
+        method, differing = known.get(run.name) or known.get(run.planner or "") or (None, None)
         rates = {f"{which} {metric}": _rate(run, which, metric) for which, metric in _columns()}
         rows.append(
             {
-                "run": names[str(run.path)],
                 "directory": run.name,
                 "task": run.task,
                 "obs": run.observation,
                 "stage": run.stage,
+                "method": method,
+                "differs by": differing or None,
                 "seed": run.seed,
                 **rates,
-                "top 5": run.top5 if run.stage == "finetune" else None,
+                TOP5: run.top5 if run.stage == "finetune" else None,
                 "wall time": seconds(run.path),
                 "data_hash": run.data_hash or hashes.get(run.planner or ""),
                 "planner": run.planner,
                 "commit": commit,
                 "command": command,
-                "videos": ", ".join(run.videos) or None,
             }
         )
     return rows

@@ -4,7 +4,7 @@ from sodp3d.settings.collection import CollectSettings, DemonstrationSettings, R
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings, SamplerSettings
-from sodp3d.settings.identity import differences, identity, resources
+from sodp3d.settings.identity import decides, differences, identity, resources
 from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
 
@@ -22,6 +22,7 @@ __all__ = [
     "SamplerSettings",
     "Stage1Settings",
     "TrainSettings",
+    "decides",
     "differences",
     "identity",
     "resources",

@@ -28,6 +28,11 @@ def resources() -> frozenset[str]:
     return frozenset(inside | set(resource_names(CommonSettings)))
 
 
+def decides(name: str) -> bool:
+    """Whether an option, by its dotted name, decides which run it is."""
+    return name not in resources() and not name.startswith(_ADVICE)
+
+
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted name to value of what decides which run a composed, or recorded, configuration is of.
 
@@ -38,11 +43,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(complete.get(name), Mapping):
             complete[name] = _over(asdict(kind()), complete[name])
     complete["planner"] = _below_root(complete["planner"])
-    return {
-        name: value
-        for name, value in flat(complete).items()
-        if name not in resources() and not name.startswith(_ADVICE)
-    }
+    return {name: value for name, value in flat(complete).items() if decides(name)}
 
 
 def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:

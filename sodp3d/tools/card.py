@@ -18,7 +18,7 @@ from sodp3d.core.cli import exit_status
 from sodp3d.core.files import replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
-from sodp3d.data.dataset import data_hash
+from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
 
 _BINS, _BAR = 10, 30
@@ -55,7 +55,8 @@ def _summary(store: EpisodeStore) -> str:
     return (
         f"Written by sodp3d; Zarr format 2 in the layout of diffusion_policy and DP3 (`data/*`, `meta/episode_ends`). "
         f"Observations, depth and simulator state of a step are from before its action; reward and success follow "
-        f"it. Data hash (episode ends, actions, seeds): `{data_hash(store)}`."
+        f"it. Data hash of what was collected, without depth and simulator states: `{data_hash(store)}`."
+        + "".join(f" Planners that learn from `{key}` note `{name}`." for key, name in learned_hashes(store).items())
     )
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
-from sodp3d.data.dataset import data_hash, select_episodes
+from sodp3d.data.dataset import select_episodes
+from sodp3d.data.hashing import data_hash
 from sodp3d.data.merge import copy_episodes, ordered_sources
 from sodp3d.data.schema import QUALITIES
 from sodp3d.data.store import EpisodeStore
