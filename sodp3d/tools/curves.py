@@ -16,9 +16,9 @@ def data_curves(parts: Iterable[TrainingPart]) -> list[Curve]:
     parts = list(parts)
     middles = [(part.first + part.last) / 2 for part in parts]
     names = {
-        "any": "goal reached at any time",
-        "count": "goal held for the task's number of frames",
-        "final": "goal held at the end",
+        "any": "goal at any time",
+        "count": "goal held long enough",
+        "final": "goal at the end",
     }
     lines = [_line(words, middles, [100 * part.rates[name] for part in parts]) for name, words in names.items()]
     return (
@@ -37,7 +37,7 @@ def run_curves(runs: dict[str, Path]) -> list[Curve]:
         records = read_metrics(runs["finetune"])
         metric = next((name for record in records for name in record if name.startswith("rollout/success_")), "")
         success = {
-            metric: "roll-outs it learns from (with exploration)",
+            metric: "training roll-outs",
             metric.replace("rollout", "validation"): "validation seeds",
             metric.replace("rollout", "evaluation"): "test seeds",
         }

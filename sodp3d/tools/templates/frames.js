@@ -2,8 +2,11 @@
 // Frames of a store in plots with the ids image, depth and cloud; sliders, play button and keys choose among them.
 const byId = name => document.getElementById(name);
 const settings = {responsive: true, displaylogo: false};
-const margin = {l: 58, r: 14, t: 36, b: 44};
+const margin = {l: 58, r: 14, t: 36, b: 50};
 const small = {size: 12};
+// Names of lines stand at the bottom of a plot, below the axis' title, on two lines where it is narrow.
+const legend = {orientation: "h", yref: "container", y: 0.01, yanchor: "bottom", x: 0, font: {size: 11}};
+const withLegend = {margin: {...margin, b: 96}, legend, showlegend: true};
 
 // Plotly reads some HTML in texts; names that come from data are shown as they are.
 function plain(text) {

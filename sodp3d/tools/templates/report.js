@@ -7,8 +7,8 @@ function drawCurve(curve) {
   const traces = curve.lines.map(line => ({
     x: line.x, y: line.y, name: plain(line.name), mode: line.x.length < 50 ? "lines+markers" : "lines",
     line: {width: 1.8}, marker: {size: 6}}));
-  const layout = {title: {text: plain(curve.title)}, margin, dragmode: false, showlegend: traces.length > 1,
-                  legend: {orientation: "h", y: -0.22, font: {size: 11}}, xaxis: axis(plain(curve.x)),
+  const layout = {title: {text: plain(curve.title)}, ...(traces.length > 1 ? withLegend : {margin}), dragmode: false,
+                  xaxis: axis(plain(curve.x)),
                   yaxis: {...axis(plain(curve.y)), rangemode: "tozero", ...(curve.percent ? {range: [-3, 103]} : {})}};
   return Plotly.newPlot(place, traces, layout, settings);
 }

@@ -11,17 +11,16 @@ function drawActions(episode, step) {
   const flat = unpack(episode.actions, Float32Array);
   const traces = shownActions().map(index => ({
     y: column(flat, names.length, index), name: plain(names[index]), mode: "lines", line: {width: 1.5}}));
-  const layout = {title: {text: "Actions"}, margin, shapes: marker(step), dragmode: false, showlegend: true,
-                  legend: {orientation: "h", y: -0.2, font: {size: 11}}, xaxis: axis("control step"),
-                  yaxis: axis("action (share of its range, -1 to 1)")};
+  const layout = {title: {text: "Actions"}, ...withLegend, shapes: marker(step), dragmode: false,
+                  xaxis: axis("control step"), yaxis: axis("action (share of its range, -1 to 1)")};
   return Plotly.react("actions", traces, layout, settings);
 }
 function drawRewards(episode, step) {
   const traces = [
     {y: Array.from(unpack(episode.rewards, Float32Array)), name: "reward", mode: "lines"},
     {y: Array.from(unpack(episode.success, Uint8Array)), name: "frames at goal", mode: "lines", yaxis: "y2"}];
-  const layout = {title: {text: "Reward and success"}, margin: {...margin, r: 52}, shapes: marker(step),
-                  dragmode: false, legend: {orientation: "h", y: -0.2, font: {size: 11}}, xaxis: axis("control step"),
+  const layout = {title: {text: "Reward and success"}, ...withLegend, shapes: marker(step), dragmode: false,
+                  xaxis: axis("control step"),
                   yaxis: axis("reward (per control step)"),
                   yaxis2: {...axis("raw frames at the goal"), overlaying: "y", side: "right", rangemode: "tozero",
                            tickmode: "auto", nticks: 4, tickformat: "d", showgrid: false}};
