@@ -112,7 +112,7 @@ def test_shows_data_curves_success_and_one_seed_before_and_after(
     assert "<strong>25 %</strong>" in text and "<strong>75 %</strong>" in text
     assert "95 % interval 30 to 95 %, 4 episodes" in text
     # 100000 succeeds twice, 100001 fails twice: 100002 is the first that fine-tuning gained.
-    assert "Seed 100002" in text and "2 went from failure to success, 0 from success to failure" in text
+    assert "Seed 100002" in text and "Of 4 episodes, 2 went from failure to success and 0 from" in text
     tags = Tags(text).found
     videos = [attributes["src"] for tag, attributes in tags if tag == "video"]
     assert len(videos) == 2 and all(source and source.startswith("data:video/mp4;base64,") for source in videos)

@@ -32,8 +32,8 @@ def choose_pair(before: Path, after: Path) -> Pair | None:
     seed = (gained or [seed for seed in shared if later[seed]] or shared)[0]
     kind = " that failed before and succeeded after" if gained else " that succeeded after" if later[seed] else ""
     words = (
-        f"The first of {len(shared)} episodes{kind}. {len(gained)} went from failure to success, "
-        f"{len(lost)} from success to failure."
+        f"Of {len(shared)} episodes, {len(gained)} went from failure to success and {len(lost)} from success to "
+        f"failure. This is the first{kind}."
     )
     return Pair(seed, earlier[seed], later[seed], words)
 

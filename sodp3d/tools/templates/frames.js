@@ -31,7 +31,7 @@ function percentile(sorted, share) {
   return sorted.length ? sorted[Math.round(share * (sorted.length - 1))] : 0;
 }
 function pixelAxes(background) {
-  return {plot_bgcolor: background, margin, dragmode: false,
+  return {plot_bgcolor: background, margin: {...margin, b: 58}, dragmode: false,
           xaxis: {...axis("column (px)"), constrain: "domain", showgrid: false, zeroline: false},
           yaxis: {...axis("row (px)"), autorange: "reversed", scaleanchor: "x", constrain: "domain", showgrid: false,
                   zeroline: false}};

@@ -19,8 +19,8 @@ function drawRewards(episode, step) {
   const traces = [
     {y: Array.from(unpack(episode.rewards, Float32Array)), name: "reward", mode: "lines"},
     {y: Array.from(unpack(episode.success, Uint8Array)), name: "frames at goal", mode: "lines", yaxis: "y2"}];
-  const layout = {title: {text: "Reward and success"}, ...withLegend, shapes: marker(step), dragmode: false,
-                  xaxis: axis("control step"),
+  const layout = {title: {text: "Reward and success"}, ...withLegend, margin: {...withLegend.margin, r: 54},
+                  shapes: marker(step), dragmode: false, xaxis: axis("control step"),
                   yaxis: axis("reward (per control step)"),
                   yaxis2: {...axis("raw frames at the goal"), overlaying: "y", side: "right", rangemode: "tozero",
                            tickmode: "auto", nticks: 4, tickformat: "d", showgrid: false}};
