@@ -22,7 +22,7 @@ from sodp3d.tools.video import write_video
 from sodp3d.tools.view import write_view
 
 ENV = "adroit_door"
-PAYLOAD = "@DATA@<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+PAYLOAD = "@DATA@{0}{{ 7 * 7 }}<img src=x onerror=alert(1)></script><script>alert(2)</script>"
 BEFORE, AFTER = (True, False, False, False), (True, False, True, True)  # success on seeds 100000, 100001, ...
 
 
@@ -183,7 +183,7 @@ def test_what_a_store_calls_itself_is_only_text(malicious: Path, tmp_path: Path,
         path = report.write_report(PAYLOAD, malicious, tmp_path / "outputs", tmp_path / "report.html")
     text = own_text(path.read_text())
     assert "<img" not in text and "alert(2)</script>" not in text
-    assert "&lt;img src=x" in text and "\\u003cimg src=x" in text
+    assert "{{ 7 * 7 }}&lt;img src=x" in text and "\\u003cimg src=x" in text
     tags = Tags(text).found
     assert not [tag for tag, attributes in tags if tag == "img" or "onerror" in attributes]
     assert sum(tag == "script" for tag, _ in tags) == 2, "the data and the page's own script"

@@ -108,7 +108,6 @@ def _missing(
     store: EpisodeStore | None, frames: dict[str, Any] | None, runs: dict[str, Path], options: list[str]
 ) -> dict[str, Missing]:
     """What to say in place of each part that is not there."""
-    train = command_line("train", "mode=<pretrain>", *options).replace("<pretrain>", "{mode}")
     found = {}
     if store is None or frames is None:
         found["data"] = Missing("No episodes yet.", command_line("collect", *options))
@@ -116,7 +115,7 @@ def _missing(
         found["clouds"] = Missing("No point clouds yet.", command_line("convert", *options))
     for mode, words in (("pretrain", "No pre-trained planner yet."), ("finetune", "Not fine-tuned yet.")):
         if mode not in runs:
-            found[mode] = Missing(words, train.format(mode=mode))
+            found[mode] = Missing(words, command_line("train", f"mode={mode}", *options))
     return found
 
 
