@@ -38,6 +38,10 @@ function drive(moves, drawn) {
   } else setTimeout(() => drive(moves, drawn), 100);
 }
 for (const [name, value] of @MOVES@) {
+  if (name === "key") {
+    document.body.dispatchEvent(new KeyboardEvent("keydown", {key: value, bubbles: true}));
+    continue;
+  }
   document.getElementById(name).value = value;
   document.getElementById(name).dispatchEvent(new Event("input"));
 }
@@ -115,7 +119,7 @@ def test_command_line_and_odd_stores(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert data["env"] == "</script><b>toy" and data["episodes"][0]["frames"][0]["cloud"] is None
 
 
-def browse(page: Path, address: str, moves: list[tuple[str, int]], drawn: str, profile: Path) -> str:
+def browse(page: Path, address: str, moves: list[tuple[str, int | str]], drawn: str, profile: Path) -> str:
     """The document after a headless browser opened the page at an address and moved the sliders."""
     driver = DRIVER.replace("@MOVES@", json.dumps(moves)).replace("@DRAWN@", drawn)
     driven = page.with_name("driven.html")
@@ -135,10 +139,14 @@ def picture(uri: str) -> np.ndarray:
 @needs_browser
 @pytest.mark.parametrize(
     ("address", "moves", "index", "step"),
-    [("episode=1&frame=3", [], 1, 3), ("", [("episode", 2), ("frame", 5)], 2, 5)],
+    [
+        ("episode=1&frame=3", [], 1, 3),
+        ("", [("episode", 2), ("frame", 5)], 2, 5),
+        ("frame=3", [("key", "ArrowUp"), ("key", "ArrowRight"), ("key", "ArrowRight"), ("key", "ArrowLeft")], 1, 4),
+    ],
 )
 def test_browser_draws_the_chosen_frame(
-    folder: Path, tmp_path: Path, address: str, moves: list[tuple[str, int]], index: int, step: int
+    folder: Path, tmp_path: Path, address: str, moves: list[tuple[str, int | str]], index: int, step: int
 ) -> None:
     text = browse(write_view(folder), address, moves, f"{index}/{step}", tmp_path / "profile")
     assert f'data-drawn="{index}/{step}"' in text
