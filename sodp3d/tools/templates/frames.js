@@ -2,7 +2,7 @@
 // Frames of a store in plots with the ids image, depth and cloud; sliders, play button and keys choose among them.
 const byId = name => document.getElementById(name);
 const settings = {responsive: true, displaylogo: false};
-const margin = {l: 58, r: 14, t: 36, b: 50};
+const margin = {l: 58, r: 14, t: 36, b: 58};
 const small = {size: 12};
 // Names of lines stand at the bottom of a plot, below the axis' title, on two lines where it is narrow.
 const legend = {orientation: "h", yref: "container", y: 0.01, yanchor: "bottom", x: 0, font: {size: 11}};
@@ -31,7 +31,7 @@ function percentile(sorted, share) {
   return sorted.length ? sorted[Math.round(share * (sorted.length - 1))] : 0;
 }
 function pixelAxes(background) {
-  return {plot_bgcolor: background, margin: {...margin, b: 58}, dragmode: false,
+  return {plot_bgcolor: background, margin, dragmode: false,
           xaxis: {...axis("column (px)"), constrain: "domain", showgrid: false, zeroline: false},
           yaxis: {...axis("row (px)"), autorange: "reversed", scaleanchor: "x", constrain: "domain", showgrid: false,
                   zeroline: false}};
