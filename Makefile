@@ -1,4 +1,4 @@
-# make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes
+# make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes; its last line is the report's path
 # make test         lint, types and tests, on a fresh machine
 # make coverage     the tests once more, with how much of sodp3d/ they run
 # make results      tables and figures in results/ again, from its records, outputs/ and data/
@@ -12,14 +12,13 @@ DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pypro
 .PHONY: quickstart test lint coverage results docs setup
 
 quickstart: setup
-	$(PYTHON) -m sodp3d.tools.doctor
+	.venv/bin/sodp3d doctor
 	$(PYTHON) data_collection/collect.py $(QUICK)
 	$(PYTHON) data_collection/convert.py $(QUICK)
 	$(PYTHON) train.py mode=pretrain obs=pointcloud $(QUICK)
 	$(PYTHON) train.py mode=finetune obs=pointcloud $(QUICK)
-	$(PYTHON) train.py mode=eval obs=pointcloud $(QUICK)
-	$(PYTHON) replay.py data=data/adroit_door count=2
-	$(PYTHON) -m sodp3d.tools.summary adroit_door
+	.venv/bin/sodp3d summary adroit_door
+	.venv/bin/sodp3d report adroit_door
 
 test: setup lint
 	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup

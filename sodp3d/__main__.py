@@ -13,6 +13,7 @@ VERBS = {  # verb: (module with `main`, what it does); in the order in which the
     "replay": ("sodp3d.tools.replay", "videos of a run's roll-outs, or of collected episodes"),
     "card": ("sodp3d.tools.card", "what is in a data set, as Markdown"),
     "view": ("sodp3d.tools.view", "look at a data set: one HTML page"),
+    "report": ("sodp3d.tools.report", "data, curves, success and videos before and after, as one HTML page"),
     "extract": ("sodp3d.tools.extract", "some episodes of a store as a store of their own"),
     "merge": ("sodp3d.tools.merge", "stores that were collected apart, as one"),
     "results": ("sodp3d.results.__main__", "tables and figures from run directories and stores"),

@@ -1,16 +1,18 @@
 """Dataset cards: the figures in them are the store's, twice the same, and damage does not stop them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_conversion import CONFIG
-from toy_store import make_store
+from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
-from sodp3d.tools.card import main, write_card
+from sodp3d.tools.card import MARK, main, write_card
 
 
 @pytest.fixture
@@ -22,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 def test_says_what_is_in_the_store(folder: Path) -> None:
     store = EpisodeStore.open(folder / "episodes.zarr")
     text = write_card(folder).read_text()
-    assert text.startswith(f"# toy: 12 episodes, {store.steps} steps")
+    assert text.startswith(f"{MARK}\n\n# toy: 12 episodes, {store.steps} steps")
     assert data_hash(store) in text and "0" * 40 in text
     for words in ("raycast", "| agent name | toy |", "0 to 11, 12 distinct", "action_repeat 2", "12 x 12 px"):
         assert words in text, words
@@ -71,4 +73,32 @@ def test_empty_and_damaged_stores_have_cards_too(folder: Path, tmp_path: Path) -
     make_store(tmp_path / "empty" / "episodes.zarr", [])
     assert "No episodes yet" in write_card(tmp_path / "empty").read_text()
     (folder / "episodes.zarr" / "data" / "depth" / "0.0.0").unlink()
-    assert write_card(folder).read_text().startswith("# toy: 12")
+    assert "\n# toy: 12 episodes" in write_card(folder).read_text()
+
+
+def test_a_readme_of_somebody_else_is_left_alone(folder: Path) -> None:
+    assert write_card(folder).name == "README.md"
+    assert write_card(folder).name == "README.md", "our own card is written again"
+    earlier = (folder / "README.md").read_text().removeprefix(f"{MARK}\n\n")
+    (folder / "README.md").write_text(earlier)
+    assert write_card(folder).name == "README.md", "a card of an earlier release is ours too"
+    (folder / "README.md").write_text("# My door\n\nNotes.\n")
+    assert write_card(folder) == folder / "CARD.md"
+    assert (folder / "README.md").read_text() == "# My door\n\nNotes.\n"
+    (folder / "CARD.md").write_text("mine\n")
+    with pytest.raises(InputError, match=r"README\.md and CARD\.md were not made by sodp3d"):
+        write_card(folder)
+    assert (folder / "CARD.md").read_text() == "mine\n"
+
+
+def test_what_comes_from_the_store_is_only_shown(tmp_path: Path) -> None:
+    bad = "<img src=x onerror=alert(1)>|[here](https://example.com)\n\n# www.example.com `code` *"
+    attributes = {**ATTRIBUTES, "env": bad, "renderer": bad, "git_commit": bad, "agent": {bad: bad}, "seed": [bad]}
+    with EpisodeStore.create(tmp_path / "episodes.zarr", attributes, SPECIFICATION) as store:
+        store.append(episode(0), metadata(0))
+    text = write_card(tmp_path).read_text().removeprefix(MARK)
+    assert "<" not in text and "https://" not in text and "www." not in text
+    assert "](https" not in text and "\n# www" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| renderer")]
+    assert len(re.findall(r"(?<!\\)\|", row)) == 3, "one cell each for name and value"
+    assert "\\`code\\` \\*" in row and r"\[here\](https&#58;//example.com)" in row

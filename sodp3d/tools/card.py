@@ -2,12 +2,16 @@
 
     sodp3d card data/<env>
 
-writes README.md and card/*.png into the folder and prints the text. The same store gives the same card.
+writes README.md and card/*.png into the folder and prints the text. The same store gives the same card. A README.md
+that somebody else wrote is left alone: the card is CARD.md then. What comes from the store is escaped.
 """
 
 import argparse
+import logging
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +19,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.cli import exit_status
+from sodp3d.core.errors import InputError
 from sodp3d.core.files import replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
 from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
 
+log = logging.getLogger(__name__)
+MARK = "<!-- Made by sodp3d -->"  # the first line of each card
+_EARLIER_MARK = "Written by sodp3d;"  # how the text below the title began before there was a mark
 _BINS, _BAR = 10, 30
 
 
+class Markdown(str):
+    """Text that is Markdown of ours; all other text in a table's cells is escaped."""
+
+
+@dataclass(frozen=True)
+class TrainingPart:
+    """The episodes of a tenth of the agent's training. first, last: agent steps; rates: 0..1 by success metric."""
+
+    first: float
+    last: float
+    episodes: int
+    mean_return: float
+    rates: dict[str, float]
+
+
 def write_card(folder: str | Path) -> Path:
-    """Write the card of `folder`/episodes.zarr; the path of its README.md. Raises InputError without a store."""
+    """Write the card of `folder`/episodes.zarr; its path, README.md, or CARD.md beside a README.md of somebody else.
+
+    Raises InputError without a store, or where both names are taken by files that sodp3d did not make.
+    """
     from sodp3d.tools.card_figures import draw_figures
 
     folder = Path(folder)
     store = EpisodeStore.open(folder / "episodes.zarr")
+    path = _free_path(folder)
     figures = draw_figures(store, folder / "card") if len(store) else []
-    path = folder / "README.md"
     replace_file(path, card_text(store, figures).encode())
     return path
 
 
+def _free_path(folder: Path) -> Path:
+    for name in ("README.md", "CARD.md"):
+        path = folder / name
+        if not path.exists() or _is_card(path):
+            return path
+        log.warning("%s was not made by sodp3d and is left alone.", path)
+    raise InputError(
+        f"{folder}: README.md and CARD.md were not made by sodp3d; move one away, for the card to be written."
+    )
+
+
+def _is_card(path: Path) -> bool:
+    lines = path.read_text(errors="replace").splitlines()[:3]
+    return lines[:1] == [MARK] or (len(lines) == 3 and lines[2].startswith(_EARLIER_MARK))
+
+
 def card_text(store: EpisodeStore, figures: list[str]) -> str:
     """The card in Markdown; `figures` are image paths relative to it."""
+    title = f"# {escape(store.attributes['env'])}: {len(store)} episodes, {store.steps} steps"
     sections = [
-        [f"# {store.attributes['env']}: {len(store)} episodes, {store.steps} steps", "", _summary(store)],
+        [MARK, "", title, "", _summary(store)],
         ["## Provenance", "", *_provenance(store)],
         ["## Contents", "", *_contents(store)],
         ["## Returns and success over agent time", "", *_over_time(store)],
@@ -49,6 +92,37 @@ def card_text(store: EpisodeStore, figures: list[str]) -> str:
         ["## Samples", "", *[f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in figures]],
     ]
     return "\n\n".join("\n".join(lines).rstrip() for lines in sections) + "\n"
+
+
+def escape(text: Any) -> str:
+    """Text of somebody else's as one line of Markdown that shows it as it is: no HTML, links, code or table cells."""
+    line = re.sub(r"\s+", " ", str(text))
+    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = line.replace("://", "&#58;//").replace("www.", "www&#46;")  # which would become links by themselves
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
+
+
+def training_parts(store: EpisodeStore) -> list[TrainingPart]:
+    """Ten equal parts of the agent's steps, those without an episode left out."""
+    if not len(store):
+        return []
+    metadata = store.metadata
+    steps = metadata["agent_step"]
+    edges = np.linspace(steps.min(), steps.max() + 1, _BINS + 1)
+    part = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, _BINS - 1)
+    return [
+        _training_part(metadata, part == index, edges[index], edges[index + 1] - 1)
+        for index in range(_BINS)
+        if (part == index).any()
+    ]
+
+
+def _training_part(
+    metadata: dict[str, NDArray[Any]], rows: NDArray[np.bool_], first: float, last: float
+) -> TrainingPart:
+    rates = {name: float(metadata[f"success_{name}"][rows].mean()) for name in ("final", "count", "any")}
+    mean_return = float(metadata["episode_return"][rows].mean())
+    return TrainingPart(float(first), float(last), int(rows.sum()), mean_return, rates)
 
 
 def _summary(store: EpisodeStore) -> str:
@@ -103,33 +177,23 @@ def _contents(store: EpisodeStore) -> Iterator[str]:
 
 
 def _over_time(store: EpisodeStore) -> Iterator[str]:
-    """Ten equal parts of the agent's steps: mean return, rates of the three success metrics."""
+    """A row for each part of the agent's training: mean return, rates of the three success metrics."""
     if not len(store):
         yield "No episodes yet."
         return
-    metadata = store.metadata
-    steps = metadata["agent_step"]
-    edges = np.linspace(steps.min(), steps.max() + 1, _BINS + 1)
-    part = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, _BINS - 1)
-    yield from _header("agent steps", "episodes", "mean return", "final", "count", "any", "`any`, as a bar")
-    for index in range(_BINS):
-        rows = part == index
-        if rows.any():
-            rates = [float(metadata[f"success_{name}"][rows].mean()) for name in ("final", "count", "any")]
-            yield _row(
-                f"{edges[index]:.0f} to {edges[index + 1] - 1:.0f}",
-                int(rows.sum()),
-                f"{metadata['episode_return'][rows].mean():.3g}",
-                *(f"{100 * rate:.0f} %" for rate in rates),
-                f"`{_bar(rates[-1])}`",
-            )
-    rates = [float(metadata[f"success_{name}"].mean()) for name in ("final", "count", "any")]
-    overall = f"{metadata['episode_return'].mean():.3g}"
-    yield _row("all", len(store), overall, *(f"{100 * rate:.1f} %" for rate in rates), f"`{_bar(rates[-1])}`")
+    yield from _header("agent steps", "episodes", "mean return", "final", "count", "any", "any, as a bar")
+    for part in training_parts(store):
+        yield _rates(f"{part.first:.0f} to {part.last:.0f}", part, 0)
+    yield _rates("all", _training_part(store.metadata, np.ones(len(store), bool), 0, 0), 1)
     yield (
         "\nSuccess by `final` (goal held in the last control step), `count` (raw frames with the goal held, against "
         "the task's threshold), `any` (goal held at any time)."
     )
+
+
+def _rates(name: str, part: TrainingPart, digits: int) -> str:
+    rates = [f"{100 * rate:.{digits}f} %" for rate in part.rates.values()]
+    return _row(name, part.episodes, f"{part.mean_return:.3g}", *rates, _bar(part.rates["any"]))
 
 
 def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
@@ -139,19 +203,20 @@ def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
     counts, edges = np.histogram(values, bins=_BINS)
     yield from _header(name, "number", "")
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        yield _row(f"{low:.4g} to {high:.4g}", int(count), f"`{_bar(count / counts.max())}`")
+        yield _row(f"{low:.4g} to {high:.4g}", int(count), _bar(count / counts.max()))
 
 
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
     clouds = {output: state for output, state in store.conversions.items() if "points" in state["parameters"]}
     if not clouds:
-        yield f"None yet: `{command_line('convert', *store.choice.split())}`."
+        yield f"None yet: {_command(store)}."
     for output, state in clouds.items():
         parameters = state["parameters"]
+        low, high = (escape(_numbers([parameters.get(key)])) for key in ("low", "high"))
         yield (
-            f"`data/{output}`: {state['episodes']} of {len(store)} episodes, {parameters.get('points')} points by "
-            f"farthest-point sampling ({parameters.get('backend')}), crop {_numbers([parameters.get('low')])} to "
-            f"{_numbers([parameters.get('high')])} (world frame, metres).\n"
+            f"data/{escape(output)}: {state['episodes']} of {len(store)} episodes, {escape(parameters.get('points'))} "
+            f"points by farthest-point sampling ({escape(parameters.get('backend'))}), crop {low} to {high} (world "
+            f"frame, metres).\n"
         )
         done = store.readable(f"{output}_kept")
         if done:
@@ -159,7 +224,7 @@ def _point_clouds(store: EpisodeStore) -> Iterator[str]:
             short = float((kept < parameters["points"]).mean())
             yield (
                 f"Points inside the crop before sampling: {kept.min()} to {kept.max()}, {kept.mean():.1f} on average; "
-                f"{100 * short:.2f} % of the frames have fewer than {parameters['points']} and repeat some.\n"
+                f"{100 * short:.2f} % of the frames have fewer than {escape(parameters['points'])} and repeat some.\n"
             )
             yield from _histogram(kept, "points inside the crop")
             yield ""
@@ -169,15 +234,20 @@ def _images(store: EpisodeStore) -> Iterator[str]:
     """One line for each set of images; without any, how to make them."""
     found = {output: state for output, state in store.conversions.items() if "points" not in state["parameters"]}
     if not found:
-        yield f"None: `{command_line('convert', *store.choice.split(), 'again=image')}` for obs=image."
+        yield f"None: {_command(store, 'again=image')} for obs=image."
     for output, state in found.items():
         size = "{height} x {width} px, by {renderer}".format_map(state["parameters"])
-        yield f"`data/{output}`: RGB of {state['episodes']} of {len(store)} episodes, {size}.\n"
+        yield f"data/{escape(output)}: RGB of {state['episodes']} of {len(store)} episodes, {escape(size)}.\n"
 
 
-def _bar(share: float) -> str:
+def _command(store: EpisodeStore, *options: str) -> str:
+    """The command that converts the store, as code. A backtick in its name would end the code."""
+    return f"`{command_line('convert', *store.choice.split(), *options)}`" if "`" not in store.choice else "convert it"
+
+
+def _bar(share: float) -> Markdown:
     filled = round(float(share) * _BAR)
-    return "█" * filled + "·" * (_BAR - filled)
+    return Markdown("`" + "█" * filled + "·" * (_BAR - filled) + "`")
 
 
 def _header(*names: str) -> Iterator[str]:
@@ -186,7 +256,7 @@ def _header(*names: str) -> Iterator[str]:
 
 
 def _row(*cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(cell if isinstance(cell, Markdown) else escape(cell) for cell in cells) + " |"
 
 
 def _pairs(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:

@@ -1,0 +1,125 @@
+"""What the pages show of a store: some episodes, with evenly spaced frames of depth, cloud and RGB, packed for JSON."""
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.paths import command_line
+from sodp3d.data.store import CorruptEpisode, EpisodeStore
+from sodp3d.envs.config import EnvConfig
+
+
+def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int) -> dict[str, Any]:
+    """Up to `episodes` episodes spread over the store, with as many frames each as fit in `size` bytes.
+
+    A frame has a step, depth (H * W uint16 millimetres, base64), and where the store has them a cloud (N * 3 int16
+    millimetres, base64) and an image (PNG, base64). Damaged episodes are left out, and the note says so. Raises
+    InputError where none can be shown.
+    """
+    chosen = sorted({round(index) for index in np.linspace(0, len(store) - 1, episodes)}) if len(store) else []
+    frames = _frames_per_episode(store, len(chosen), size, most_frames)
+    shown, skipped = [], []
+    for index in chosen:
+        try:
+            shown.append(_episode(store, index, frames))
+        except CorruptEpisode:
+            skipped.append(index)
+    if not shown:
+        raise InputError(f"{store.path}: none of {len(store)} episodes can be shown; collect some first.")
+    note = f"{len(shown)} of {len(store)} episodes, up to {frames} evenly spaced frames of each."
+    if skipped:
+        note += f" Left out because their files are damaged: episodes {', '.join(map(str, skipped))}."
+    return {
+        "env": store.attributes["env"],
+        "note": note,
+        "width": store.field("depth").shape[1],
+        "actionNames": action_names(store),
+        "cloudCommand": command_line("convert", *store.choice.split()),
+        "episodes": shown,
+    }
+
+
+def action_names(store: EpisodeStore) -> list[str]:
+    """A name for each number of an action.
+
+    The attribute `action_names`, where a store has it; else those of the actuators, where the environment can be made
+    and has one for each number; else "action 0", "action 1", ...
+    """
+    size = store.field("action").shape[0]
+    names = store.attributes.get("action_names") or _actuators(store)
+    known = isinstance(names, list) and len(names) == size
+    return [str(name) for name in names] if known else [f"action {index}" for index in range(size)]
+
+
+def _actuators(store: EpisodeStore) -> list[str]:
+    from sodp3d.envs import make_env
+
+    try:
+        env = make_env(EnvConfig.from_config(store.attributes["env_config"]))
+    except (InputError, ImportError):  # recorded elsewhere, or by a package that is not installed
+        return []
+    names = [env.model.actuator(index).name for index in range(env.model.nu)]
+    env.close()
+    return [name.removeprefix("A_") for name in names]
+
+
+def _frames_per_episode(store: EpisodeStore, episodes: int, size: int, most: int) -> int:
+    numbers = {"depth": 2, "point_cloud": 2, "image": 0.5}  # bytes of each; PNG halves images
+    frame = sum(
+        width * int(np.prod(store.field(key).shape)) * 4 / 3  # base64
+        for key, width in numbers.items()
+        if key in store.keys
+    )
+    return int(np.clip(size / (max(episodes, 1) * frame), 1, most))
+
+
+def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
+    values = store.episode(index, ("action", "reward", "success", "depth"))
+    metadata = {name: column[index].item() for name, column in store.metadata.items()}
+    extra = {
+        key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
+        for key in ("point_cloud", "image")
+    }
+    clouds, images = extra["point_cloud"], extra["image"]
+    length = len(values["action"])
+    steps = sorted({round(step) for step in np.linspace(0, length - 1, frames)})
+    return {
+        "index": index,
+        "length": length,
+        "seed": metadata["seed"],
+        "return": metadata["episode_return"],
+        "successes": [name for name in ("final", "count", "any") if metadata[f"success_{name}"]],
+        "actions": _pack(values["action"], "<f4"),
+        "rewards": _pack(values["reward"], "<f4"),
+        "success": _pack(values["success"], "u1"),
+        "frames": [
+            {
+                "step": step,
+                "depth": _pack(values["depth"][step], "<u2"),
+                "cloud": None if clouds is None else _pack_millimetres(clouds[step]),
+                "image": None if images is None else _png(images[step]),
+            }
+            for step in steps
+        ],
+    }
+
+
+def _pack(values: NDArray[Any], kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, kind).tobytes()).decode()
+
+
+def _pack_millimetres(points: NDArray[np.float32]) -> str:
+    return _pack(np.clip(np.rint(1000 * points), -32768, 32767), "<i2")
+
+
+def _png(image: NDArray[np.uint8]) -> str:
+    """A (3, H, W) picture as PNG, base64."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()

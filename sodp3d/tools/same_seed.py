@@ -1,0 +1,64 @@
+"""One and the same episode before and after fine-tuning: which seed to show, and its video."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sodp3d.core.run import read_config
+from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.tools.video import write_rollout_videos
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An episode that both planners were evaluated on. words: how it was chosen, and how the other episodes went."""
+
+    seed: int
+    before: bool
+    after: bool
+    words: str
+
+
+def choose_pair(before: Path, after: Path) -> Pair | None:
+    """The first seed that failed in run `before` and succeeded in run `after`; without one, the first that succeeded
+    after, or else the first of all. None where the two runs have no evaluated seed in common."""
+    earlier, later = outcomes(before), outcomes(after)
+    shared = sorted(earlier.keys() & later.keys())
+    if not shared:
+        return None
+    gained = [seed for seed in shared if later[seed] and not earlier[seed]]
+    lost = [seed for seed in shared if earlier[seed] and not later[seed]]
+    seed = (gained or [seed for seed in shared if later[seed]] or shared)[0]
+    kind = " that failed before and succeeded after" if gained else " that succeeded after" if later[seed] else ""
+    words = (
+        f"Of {len(shared)} episodes, {len(gained)} went from failure to success and {len(lost)} from success to "
+        f"failure. This is the first{kind}."
+    )
+    return Pair(seed, earlier[seed], later[seed], words)
+
+
+def outcomes(run: Path) -> dict[int, bool]:
+    """Seed to success, by the task's own metric, of the roll-outs that ended `run`; {} where there are none."""
+    task = _task(run)
+    path = _rollouts(run, task) / "rollouts.npz"
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as data:
+        success = data["success"][:, SUCCESS_METRICS.index(task.success_metric)]
+        return dict(zip(data["seeds"].tolist(), success.tolist(), strict=True))
+
+
+def video(run: Path, seed: int, renderer: str) -> Path:
+    """The video of that evaluated episode under `run`/videos, made if it is not there yet."""
+    task = _task(run)
+    found = sorted((run / "videos").glob(f"{task.name}-seed{seed}-*.mp4"))
+    return (found or write_rollout_videos(_rollouts(run, task), task, renderer, 1, run / "videos", [seed]))[0]
+
+
+def _task(run: Path) -> EnvConfig:
+    return EnvConfig.from_config(read_config(run)["env"])
+
+
+def _rollouts(run: Path, task: EnvConfig) -> Path:
+    return run / "evaluation" / task.name

@@ -1,0 +1,189 @@
+"""The report: what it says of a tiny store and two tiny runs, what it says where they are missing, and its safety."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
+
+from sodp3d.core.cli import compose
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import EnvConfig
+from sodp3d.rollouts.evaluate import wilson_interval
+from sodp3d.tools import report, same_seed, summary
+from sodp3d.tools.runs import env_options, newest_runs
+from sodp3d.tools.video import write_video
+from sodp3d.tools.view import write_view
+
+ENV = "adroit_door"
+PAYLOAD = "@DATA@{0}{{ 7 * 7 }}<img src=x onerror=alert(1)></script><script>alert(2)</script>"
+BEFORE, AFTER = (True, False, False, False), (True, False, True, True)  # success on seeds 100000, 100001, ...
+
+
+def told(successes: int) -> dict[str, Any]:
+    low, high = wilson_interval(successes, 4)
+    rate = {"rate": successes / 4, "low95": low, "high95": high}
+    success = dict.fromkeys(("final", "count", "any"), rate)
+    return {
+        "env": ENV,
+        "headline_metric": "count",
+        "success": success,
+        "episodes": 4,
+        "seeds": [100000, 100003],
+        "return_mean": 0.0,
+    }
+
+
+def make_run(outputs: Path, mode: str, label: str, outcomes: Sequence[bool], result: dict[str, Any]) -> Path:
+    """A finished run directory, as far as the report reads it."""
+    run = outputs / mode / label / "20260101-000000-000-s0"
+    folder = run / "evaluation" / ENV
+    folder.mkdir(parents=True)
+    planner = f"/elsewhere/outputs/pretrain/{ENV}-pointcloud/{run.name}"
+    (run / "config.yaml").write_text(yaml.safe_dump({"env": compose("train", [])["env"], "planner": planner}))
+    (run / "result.json").write_text(json.dumps(result))
+    record = {"step": 1, "train/loss": 0.5, "rollout/success_count": 0.25, "rollout/return": 3.0}
+    (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    np.savez_compressed(
+        folder / "rollouts.npz",
+        seeds=100000 + np.arange(4),
+        ends=np.arange(1, 5),
+        actions=np.zeros((4, 28), np.float32),
+        success=np.repeat(np.array(outcomes)[:, None], 3, axis=1),
+    )
+    return run
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store and both runs; videos are four noisy frames."""
+
+    def film(
+        directory: Path, config: EnvConfig, renderer: str, count: int, output: Path, only: Sequence[int]
+    ) -> list[Path]:
+        frames = np.random.default_rng(0).integers(0, 255, (4, 16, 32, 3), np.uint8)
+        path = output / f"{config.name}-seed{only[0]}-success.mp4"
+        write_video(path, list(frames), 10)
+        return [path]
+
+    monkeypatch.setattr(same_seed, "write_rollout_videos", film)
+    monkeypatch.setenv("SODP3D_ROOT", str(tmp_path))
+    make_store(tmp_path / "data" / ENV / "episodes.zarr", range(3), length=5)
+    make_run(tmp_path / "outputs", "pretrain", f"{ENV}-pointcloud", BEFORE, {"evaluation": told(1)})
+    make_run(
+        tmp_path / "outputs", "finetune", f"{ENV}-pointcloud-bc", AFTER, {"before": told(1), "evaluation": told(3)}
+    )
+    return tmp_path
+
+
+def own_text(page: str) -> str:
+    """The page without plotly.js."""
+    start = page.index("<script>")
+    return page[:start] + page[page.index("</script>", start) :]
+
+
+class Tags(HTMLParser):
+    """Every element of a page, with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def test_shows_data_curves_success_and_one_seed_before_and_after(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main([ENV]) == 0
+    path = Path(capsys.readouterr().out.splitlines()[-1])
+    assert path == root / "outputs/report" / f"{ENV}.html"
+    page = path.read_text()
+    text = own_text(page)
+    assert len(page) < 15e6
+    assert "<strong>25 %</strong>" in text and "<strong>75 %</strong>" in text
+    assert "95 % interval 30 to 95 %, 4 episodes" in text
+    # 100000 succeeds twice, 100001 fails twice: 100002 is the first that fine-tuning gained.
+    assert "Seed 100002" in text and "Of 4 episodes, 2 went from failure to success and 0 from" in text
+    tags = Tags(text).found
+    videos = [attributes["src"] for tag, attributes in tags if tag == "video"]
+    assert len(videos) == 2 and all(source and source.startswith("data:video/mp4;base64,") for source in videos)
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    titles = [curve["title"] for curve in data["curves"]]
+    assert titles == ["The agent while collecting", "Pre-training", "Fine-tuning: success", "Fine-tuning: return"]
+    assert data["curves"][2]["lines"][0]["y"] == [25.0]
+    assert [shown["index"] for shown in data["frames"]["episodes"]] == [0, 1, 2]
+    assert "convert" in text and "No point clouds yet" in text
+    for tag, attributes in tags:
+        sources = [attributes.get(name) or "" for name in ("src", "href")]
+        assert not any(source.startswith(("http", "//")) for source in sources), f"{tag} asks the network"
+
+
+def test_the_same_runs_give_the_same_report(root: Path) -> None:
+    report.main([ENV])
+    first = (root / "outputs/report" / f"{ENV}.html").read_bytes()
+    report.main([ENV])
+    assert (root / "outputs/report" / f"{ENV}.html").read_bytes() == first
+
+
+def test_missing_parts_name_the_command_that_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SODP3D_ROOT", str(tmp_path))
+    assert report.main(["metaworld_reach-wall"]) == 0
+    text = own_text(Path(capsys.readouterr().out.strip()).read_text())
+    choice = "env=metaworld env.task=reach-wall"
+    for command in (f"collect.py {choice}", f"mode=pretrain {choice}", f"mode=finetune {choice}"):
+        assert command in text, command
+    assert summary.main(["metaworld_reach-wall"]) == 0
+    assert f"train.py mode=pretrain {choice}" in capsys.readouterr().out
+
+
+def test_summary_says_before_and_after(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert summary.main([ENV]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{ENV}: success"
+    assert lines[1].split("tuning")[1].strip() == "25 % [5, 70] of 4 episodes" and "before" in lines[1]
+    assert lines[2].split("tuning")[1].strip() == "75 % [30, 95] of 4 episodes" and "after" in lines[2]
+
+
+def test_runs_are_of_the_env_and_of_the_same_planner(root: Path) -> None:
+    outputs = root / "outputs"
+    newer = make_run(outputs, "pretrain", f"{ENV}-state", BEFORE, {"evaluation": told(1)})
+    newer.rename(newer.with_name("20270101-000000-000-s0"))
+    runs = newest_runs(outputs, ENV)
+    assert runs["pretrain"] == outputs / f"pretrain/{ENV}-pointcloud/20260101-000000-000-s0", "not the newer one"
+    assert newest_runs(outputs, "adroit") == {} and newest_runs(root / "nothing", ENV) == {}
+    assert env_options(ENV) == [f"env={ENV}"] and env_options("my_robot") == ["env=my_robot"]
+
+
+@pytest.fixture
+def malicious(tmp_path: Path) -> Iterator[Path]:
+    names = [PAYLOAD, "<a href='https://example.com'>b</a>", "c"]
+    agent = {"name": PAYLOAD}
+    attributes = {**ATTRIBUTES, "env": PAYLOAD, "renderer": PAYLOAD, "agent": agent, "action_names": names}
+    with EpisodeStore.create(tmp_path / "data" / ENV / "episodes.zarr", attributes, SPECIFICATION) as store:
+        store.append(episode(0), metadata(0))
+    yield tmp_path / "data" / ENV
+
+
+@pytest.mark.parametrize("kind", ["view", "report"])
+def test_what_a_store_calls_itself_is_only_text(malicious: Path, tmp_path: Path, kind: str) -> None:
+    if kind == "view":
+        path = write_view(malicious)
+    else:
+        path = report.write_report(PAYLOAD, malicious, tmp_path / "outputs", tmp_path / "report.html")
+    text = own_text(path.read_text())
+    assert "<img" not in text and "alert(2)</script>" not in text
+    assert "{{ 7 * 7 }}&lt;img src=x" in text and "\\u003cimg src=x" in text
+    tags = Tags(text).found
+    assert not [tag for tag, attributes in tags if tag == "img" or "onerror" in attributes]
+    assert sum(tag == "script" for tag, _ in tags) == 2, "the data and the page's own script"
