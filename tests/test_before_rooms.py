@@ -10,12 +10,13 @@ import torch
 from sodp3d import EpisodeStore, WindowDataset, load_planner
 from sodp3d.core.cli import compose
 from sodp3d.core.run import newest_finished, read_config, read_metrics
-from sodp3d.data.dataset import data_hash
+from sodp3d.data.hashing import earlier_data_hash, identify
 from sodp3d.data.views import require_same_view
 from sodp3d.envs.config import task_configs
 from sodp3d.learning.lookup import find_planner
 from sodp3d.models.loading import load_planner_and_state, require_same_task
-from sodp3d.tools.summary import lines, newest_runs
+from sodp3d.tools.runs import newest_runs
+from sodp3d.tools.summary import before_and_after
 from sodp3d.vision.sensors import sensor
 
 FIXTURE = Path(__file__).parent / "fixtures" / "before_rooms"
@@ -75,10 +76,12 @@ def test_the_old_runs_are_found_and_told(root: Path, store: EpisodeStore, stage:
     config = read_config(run)
     (task,) = task_configs(config)
     assert (config["mode"], task.name, task.camera.width) == (stage, "adroit_door", 32)
-    assert any("on 2 episodes" in line for line in lines(run))
+    said = before_and_after({stage: run}, "adroit_door")
+    assert any("of 2" in line or "2 episodes" in line for line in said), said
     planner, state = load_planner_and_state(run)
     require_same_task(state, planner, config, task)
-    assert data_hash(store).startswith(state["data_hash"])
+    assert earlier_data_hash(store).startswith(state["data_hash"])
+    assert identify([store], ["agent_pos", "point_cloud"]).agreeing_with(state["data_hash"]) == state["data_hash"]
 
 
 def test_the_next_stage_takes_the_old_planner(root: Path) -> None:
