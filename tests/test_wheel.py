@@ -132,4 +132,5 @@ def test_the_smallest_pipeline_from_an_empty_folder(installed: Installed) -> Non
     assert (folder / "data/whole/episodes.zarr").is_dir()
     installed("results", "outputs", "data", "--output", "made")
     assert list((folder / "made").iterdir())
-    assert str(folder / "outputs/eval") in installed("summary", "adroit_door")
+    said = installed("summary", "adroit_door")
+    assert str(folder / "outputs/finetune") in said and "on 2 episodes" in said
