@@ -124,12 +124,13 @@ def test_the_smallest_pipeline_from_an_empty_folder(installed: Installed) -> Non
     assert json.loads(evaluation.read_text())["tasks"]["adroit_door"]["episodes"] == 2
     installed("replay", "data=data/adroit_door", "count=1")
     assert list((folder / "data/adroit_door/videos").glob("*.mp4"))
-    assert "adroit_door: 4 episodes" in installed("card", "data/adroit_door")
+    assert "adroit_door: 2 episodes" in installed("card", "data/adroit_door")
     installed("view", "data/adroit_door", "--episodes", "1")
     assert (folder / "data/adroit_door/view.html").is_file()
-    assert "2 episodes" in installed("extract", "data/adroit_door", "data/part", "--max-episodes", "2")
+    assert "1 episodes, 9 steps" in installed("extract", "data/adroit_door", "data/part", "--max-episodes", "1")
     installed("merge", "data/whole", "data/adroit_door")
     assert (folder / "data/whole/episodes.zarr").is_dir()
     installed("results", "outputs", "data", "--output", "made")
     assert list((folder / "made").iterdir())
-    assert str(folder / "outputs/eval") in installed("summary", "adroit_door")
+    said = installed("summary", "adroit_door")
+    assert str(folder / "outputs/finetune") in said and "on 2 episodes" in said
