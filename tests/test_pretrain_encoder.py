@@ -133,4 +133,6 @@ def test_wrong_folders_and_outputs_are_refused(
     assert "train/one/a.png cannot be read" in said
     (tmp_path / "x").touch()
     assert "exists already and is never overwritten" in refused(f"images={images}", f"output={tmp_path}/x")
-    assert "epochs: expected at least 1" in refused(f"images={images}", f"output={tmp_path}/y", "stage1.epochs=0")
+    assert "stage1.epochs: expected a whole number of at least 1, got 0" in refused(
+        f"images={images}", f"output={tmp_path}/y", "stage1.epochs=0"
+    )
