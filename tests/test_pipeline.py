@@ -163,6 +163,7 @@ def test_wrong_planners_and_devices_are_refused(folder: Path) -> None:
     for option, told in (
         ("env.crop.low=[0,0,0]", r"env.crop.low[0]='-inf', but 0.0 came"),
         ("env.camera.fovy=60", "45.0"),
+        ("env.points=32", "env.points=64, but 32 came"),
     ):
         said = run("train.py", "mode=eval", option, f"planner={planner}", folder=folder, fails=True)
         assert told in said and "trained with" in said

@@ -41,6 +41,7 @@ RECORDED_PACKAGES = (
     "numpy",
     "sodp3d",
 )
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, ten times faster
 WALL_TIME = "wall_time.json"
 Difference = tuple[str, Any, Any]  # dotted name of an option, its value there, its value here
 TIME_EVERY = 30.0  # seconds between two notes of the time spent, so that a kill loses no more
@@ -216,7 +217,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The configuration a run was started with. Raises InputError where there is none, or a broken one."""
     path = directory / "config.yaml"
     try:
-        config = yaml.safe_load(path.read_text())
+        config = yaml.load(path.read_text(), _YAML)
     except FileNotFoundError:
         raise InputError(f"{directory}: not a run directory (config.yaml is missing).") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

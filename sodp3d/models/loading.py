@@ -34,7 +34,7 @@ def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> d
 
 
 def _view(planner: Planner, task: EnvConfig) -> dict[str, Any]:
-    """What shapes the sensor's data and does not show in its size."""
+    """What shapes the sensor's data."""
     return sensor(planner.config.observation).view_of(task)
 
 
@@ -97,5 +97,6 @@ def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mappin
             f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
         )
     view = _view(planner, task)
-    for name, learned, now in differences(state.get("view", view), view, "env"):
+    recorded = {part: value for part, value in state.get("view", view).items() if part in view}
+    for name, learned, now in differences(recorded, {part: view[part] for part in recorded}, "env"):
         raise InputError(f"planner: it was trained with {name}={learned!r}, but {now!r} came; give the same value.")

@@ -102,7 +102,8 @@ def check_machine() -> tuple[list[tuple[str, str]], list[str]]:
     """Rows (resource, amount), and what to fix."""
     import torch
 
-    disk = shutil.disk_usage(root()).free / 1e9
+    place = next(folder for folder in (root(), *root().parents) if folder.exists())
+    disk = shutil.disk_usage(place).free / 1e9
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (device=auto takes the CPU)"
     rows = [

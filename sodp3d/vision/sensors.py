@@ -4,7 +4,7 @@ Shape letters: n frames, N points, H W image, Ds state size. How a planner reads
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Sensor:
     shape: Callable[[Any], tuple[int, ...]]  # (environment) to the shape of one step
     dtype: type = np.float32
     converter: Callable[[Any, str, str], Convert] | None = None  # (environment, backend, device); None: as they are
-    view: tuple[str, ...] = ()  # parts of the env's configuration that shape values and do not show in their size
+    view: tuple[str, ...] = ()  # parts of the env's configuration that shape values
     parameters: Callable[[Any], dict[str, Any]] = lambda config: {}  # what its conversion depends on
     draws: bool = True  # whether roll-outs need a renderer
     one_renderer: bool = False  # renderers differ in what they show, so roll-outs take the one that drew the data
@@ -40,7 +40,8 @@ class Sensor:
 
     def view_of(self, config: Any) -> dict[str, Any]:
         """The parts of an env's configuration that a planner's checkpoint remembers, as plain values."""
-        return {part: plain(asdict(getattr(config, part))) for part in self.view}
+        parts = {part: getattr(config, part) for part in self.view}
+        return {part: plain(asdict(value) if is_dataclass(value) else value) for part, value in parts.items()}
 
 
 def sensor(name: str) -> Sensor:
@@ -61,7 +62,7 @@ POINT_CLOUD = Sensor(  # (N, 3) float32 metres, world frame
     frame=lambda environment, observation: environment.render_depth(),
     shape=lambda environment: (environment.config.points, 3),
     converter=_cloud_converter,
-    view=("camera", "crop"),
+    view=("camera", "crop", "points"),
     parameters=lambda config: {
         **{f"crop.{side}": value for side, value in plain(asdict(config.crop)).items()},
         "points": config.points,
