@@ -153,5 +153,5 @@ def test_anything_else_than_a_number_or_ray_is_refused(value: object) -> None:
 def test_ray_is_asked_for_but_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "sodp3d.parallel.ray", raising=False)
-    with pytest.raises(InputError, match=r"workers: ray:2 needs Ray.*pip install sodp3d\[scale\]"):
+    with pytest.raises(InputError, match=r"workers: ray:2 needs Ray.*pip install 'ray>=2\.60,<3'"):
         make_workers("ray:2", Counter, (0,), at_most=2)

@@ -50,7 +50,7 @@ def make_workers(
         if error.name != "ray":
             raise
         raise InputError(
-            f"workers: {workers} needs Ray, which is not installed: pip install sodp3d[scale], or give a number."
+            f"workers: {workers} needs Ray, which is not installed: pip install 'ray>=2.60,<3', or give a number."
         ) from None
     cpus = connect()
     return Workers(factory, [values] * min(count or cpus, at_most), threads, RayWorker)
