@@ -96,7 +96,7 @@ def test_data_and_outputs_lie_under_the_current_folder(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("sodp3d rep", ["replay"]),
+        ("sodp3d rep", ["replay", "report"]),
         ("sodp3d train env=adroit_d", ["env=adroit_door"]),
         ("sodp3d train env=metaworld env.ta", ["env.task=", "env.tasks="]),
         ("sodp3d train pretrain.st", ["pretrain.steps="]),

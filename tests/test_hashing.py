@@ -21,6 +21,7 @@ from sodp3d.data.conversion import convert_store
 from sodp3d.data.hashing import data_hash, earlier_data_hash, identify, short_hash
 from sodp3d.data.store import EpisodeStore
 from sodp3d.learning.pretrain import Pretraining
+from sodp3d.settings import PretrainSettings
 
 CLOUDS = ("agent_pos", "point_cloud")
 
@@ -109,7 +110,7 @@ def test_old_and_new_hashes_are_told_apart(clouds: EpisodeStore, tmp_path: Path)
 def test_pretraining_goes_on_under_the_hash_that_it_began_with(clouds: EpisodeStore, tmp_path: Path) -> None:
     data = identify([clouds], CLOUDS)
     for recorded in data:
-        training = Pretraining(make_planner(STATE), compose("train")["pretrain"], 0)
+        training = Pretraining(make_planner(STATE), PretrainSettings(**compose("train")["pretrain"]), 0)
         with Run(tmp_path / recorded, {}) as run:
             assert training.load(run, data) == data.current, "nothing to go on with"
             training.step = 3

@@ -143,8 +143,8 @@ def test_missing_parts_name_the_command_that_makes_them(
     choice = "env=metaworld env.task=reach-wall"
     for command in (f"collect.py {choice}", f"mode=pretrain {choice}", f"mode=finetune {choice}"):
         assert command in text, command
-    assert summary.main(["metaworld_reach-wall"]) == 0
-    assert f"train.py mode=pretrain {choice}" in capsys.readouterr().out
+    assert summary.main(["metaworld_reach-wall"]) == 2
+    assert f"begin with: python data_collection/collect.py {choice}" in capsys.readouterr().err
 
 
 def test_summary_says_before_and_after(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

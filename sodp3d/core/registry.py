@@ -14,7 +14,7 @@ It is found by an entry point of the group `sodp3d.plugins`, or named by `plugin
 import functools
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,3 @@ def config_folders() -> Iterator[Path]:
 def has_config(group: str, name: str) -> bool:
     """Whether `<group>=<name>` can be typed."""
     return any((folder / group / f"{name}.yaml").is_file() for folder in config_folders())
-
-
-def names_of(values: Mapping[str, Any]) -> list[str]:
-    """The plug-ins that a configuration's `plugins=` names."""
-    return [str(name) for name in values.get("plugins") or []]

@@ -54,9 +54,10 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one planner."""
     tasks, device = _begin(config)
-    config = with_sampler(as_data_was_seen(config, tasks))
+    config = with_sampler(config)
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
+    config = as_data_was_seen(config, tasks)
     single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
     evaluation = make_rollouts(config, tasks[0], settings.evaluation.environments) if single else nullcontext()
     with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:

@@ -24,3 +24,4 @@ class CommonSettings:
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
     root: Text | None = resource(None)  # holds data/ and outputs/
     run_dir: Text | None = resource(None)  # this run's directory
+    plugins: list[Text] | None = resource(None)  # modules that add choices; what is chosen of them decides

@@ -16,8 +16,7 @@ from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.train import SECTIONS
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
-# What an env recommends has its effect in the options that take it; plug-ins have theirs in what is chosen of them.
-_ADVICE = ("env.recommended.", "plugins")
+_ADVICE = "env.recommended."  # has its effect in the options that take it
 _ALONE = {"seed": 0, "method": "sodp", "planner": None, "data": None}  # keys outside sections, with their defaults
 
 

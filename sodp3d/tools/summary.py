@@ -36,7 +36,9 @@ def summary(env: str, config: dict[str, Any]) -> str:
     data, runs = data_root(config) / env, newest_runs(outputs_root(config), env)
     collected = [str(path) for path in (data / "README.md", *sorted((data / "videos").glob("*.mp4"))) if path.exists()]
     if not collected and not runs:
-        raise InputError(f"nothing of {env} under {root(config)}; begin with: {command_line('collect', f'env={env}')}")
+        raise InputError(
+            f"nothing of {env} under {root(config)}; begin with: {command_line('collect', *env_options(env))}"
+        )
     stages = {f"{env}: success": before_and_after(runs, env), "collect": collected}
     stages |= {mode: stage_lines(run) for mode, run in runs.items()}
     return "".join("\n  ".join([stage, *said]) + "\n" for stage, said in stages.items() if said)

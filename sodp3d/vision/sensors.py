@@ -3,6 +3,7 @@
 Shape letters: n frames, N points, H W image, Ds state size. How a planner reads it is `model.encoder=`.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
@@ -44,6 +45,7 @@ class Sensor:
         return {part: plain(asdict(value) if is_dataclass(value) else value) for part, value in parts.items()}
 
 
+@functools.cache
 def sensor(name: str) -> Sensor:
     """The sensor that `obs=name` names. Raises InputError for an unknown one."""
     found: Sensor = registry.choose(registry.SENSORS, name, "obs")
