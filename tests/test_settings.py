@@ -174,10 +174,12 @@ def test_settings_do_not_change() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"first_seed": 200_020}, "other seeds than the test's 200020 to 200069, got 200000 to 200039"),
-        ({"validation_seed": 99_961}, "other seeds than the test's 100000 to 100049, got 99961 to 100000"),
+        ({"first_seed": 299_999}, r"evaluation\.first_seed: seeds 200000 to 299999 are for validation"),
+        ({"first_seed": 199_951}, r"evaluation\.first_seed: seeds 200000 to 299999 are for validation"),
+        ({"validation_seed": 100_000}, r"evaluation\.validation_seed: expected all of 40 .* among 200000 to 299999"),
+        ({"validation_seed": 299_961}, r"evaluation\.validation_seed: .* got 299961"),
         ({"first_seed": FIRST_SEED - 49}, r"evaluation\.first_seed: seeds from 1048576 on are for collection"),
-        ({"validation_seed": FIRST_SEED - 1}, r"evaluation\.validation_seed: seeds from 1048576 on"),
+        ({"validation_seed": FIRST_SEED}, r"evaluation\.validation_seed: .* got 1048576"),
     ],
 )
 def test_test_and_validation_and_learning_have_seeds_of_their_own(changes: dict[str, int], told: str) -> None:
@@ -186,8 +188,9 @@ def test_test_and_validation_and_learning_have_seeds_of_their_own(changes: dict[
 
 
 def test_seeds_may_be_neighbours() -> None:
-    settings = EvaluationSettings(validation_seed=100_050, first_seed=100_000)
+    settings = EvaluationSettings(validation_seed=200_000, first_seed=199_950)
     assert settings.test_seeds[-1] + 1 == settings.validation_seeds[0]
+    assert EvaluationSettings(validation_seed=299_960, first_seed=300_000).validation_seeds[-1] == 299_999
     assert EvaluationSettings(first_seed=FIRST_SEED - 50).test_seeds[-1] == FIRST_SEED - 1
 
 

@@ -141,6 +141,10 @@ def _conclude(settings: TrainSettings, run: Run, tuning: Finetuning, task: EnvCo
         best = load_planner(run.directory / "best", tuning.planner.device)
         result["best"] = evaluate(best, rollouts, task, seeds).summary()
         result["validation_top5"] = float(np.mean(sorted(scores)[-5:]))
+    result["interactions"] = tuning.interactions(settings.evaluation.validation_episodes)
     run.log(tuning.environment_steps, final.metrics())
     run.finish(result)
     log.info("final: %s", sentence(result["evaluation"]))
+    counts = result["interactions"]
+    purposes = ", ".join(f"{count} {purpose}" for purpose, count in counts.items())
+    log.info("interactions: %d episodes (%s)", sum(counts.values()), purposes)

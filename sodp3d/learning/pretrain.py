@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
+from sodp3d.core.machine import Pace
 from sodp3d.core.run import Run
 from sodp3d.core.sections import read_section
 from sodp3d.data.dataset import WindowDataset, select_episodes
@@ -114,9 +115,9 @@ def learning_rate(settings: PretrainSettings, step: int) -> float:
 def pretrain(
     config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None
 ) -> None:
-    """Pre-train on the stores of `tasks`; evaluates on the first one where `pretrain.evaluate_every` is above 0."""
+    """Pre-train on the stores of `tasks`; with roll-outs, looks at validation seeds on the way and tests at the end."""
     whole = TrainSettings.from_config(config)
-    settings, test_seeds = whole.pretrain, whole.evaluation.test_seeds
+    settings = whole.pretrain
     dataset, data = load_data(config, tasks)
     planner = new_planner(config, tasks[0], dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
@@ -126,15 +127,19 @@ def pretrain(
     run.rewind(training.step)
     state = planner_state(planner, tasks, digest)
     recent: list[float] = []
+    pace = Pace("pretrain")
     while training.step < settings.steps and not run.stop_requested:
         batch = to_device(dataset.sample(settings.batch_size, training.batches), device)
+        pace.begin()
         recent.append(float(training.update(batch)))
+        pace.end()
         step, last = training.step, training.step == settings.steps
         if step % settings.log_every == 0 or last:
             run.log(step, {"train/loss": float(np.mean(recent))}, total=settings.steps)
             recent.clear()
         if rollouts and settings.evaluate_every and (step % settings.evaluate_every == 0 and not last):
-            run.log(step, evaluate(training.ema.planner, rollouts, tasks[0], test_seeds).metrics())
+            seen = evaluate(training.ema.planner, rollouts, tasks[0], whole.evaluation.validation_seeds)
+            run.log(step, seen.metrics("validation"))
         if step % settings.checkpoint_every == 0 or last:
             training.save(run, state)
     if training.step < settings.steps:
@@ -142,7 +147,7 @@ def pretrain(
         return
     result: dict[str, Any] = {"steps": training.step}
     if rollouts:
-        final = evaluate(training.ema.planner, rollouts, tasks[0], test_seeds)
+        final = evaluate(training.ema.planner, rollouts, tasks[0], whole.evaluation.test_seeds)
         run.log(training.step, final.metrics())
         final.save(run.directory / "evaluation" / tasks[0].name)
         result["evaluation"] = final.summary()

@@ -56,6 +56,18 @@ class Finetuning:
         self.memory.take(records)
         self.environment_steps += len(records) * task.episode_steps
 
+    def interactions(self, validation_episodes: int) -> dict[str, int]:
+        """Episodes by purpose that went into the planner: before the first update, learned from, and validation's.
+
+        validation_episodes: of each validation. Those of the test at both ends change nothing, and are left out.
+        """
+        initial = max(self.rolled_out - self.episodes, 0)  # 0 where another run's episodes are learned from
+        return {
+            "initial": initial,
+            "training": self.episodes,
+            "validation": validation_episodes * len(self.keeper.scores),
+        }
+
     def learn(self, updates: int) -> dict[str, float]:
         """Up to `updates` gradient steps on what is remembered; returns mean metrics."""
         settings, progress = self.settings, self.episodes / self.settings.episodes

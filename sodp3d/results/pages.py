@@ -31,7 +31,8 @@ and data, [evaluations.csv](evaluations.csv) and [collection.csv](collection.csv
 """
 _HEADLINE = """
 Each task's rows of ours come from one pre-trained planner and equally many episodes of fine-tuning. The paper's rows
-are means of its five highest evaluations during training; the next table has ours by that measure.
+are means of its five highest evaluations during training; the next table has ours by that measure. `interactions`
+are all episodes that went into a fine-tuned planner of a task: before the first update, of training, of validation.
 """
 _PAPER = """
 The mean of the five highest evaluations during training (of all, where fewer were made), as the paper and DP3 report
@@ -92,7 +93,7 @@ def tables_page(tables: Mapping[str, Sequence[Record]], figures: Figures) -> str
     """Success rates, the headline's first, and the figures."""
     headline, everything = tables["table9"], tables["table8"]
     page = [MARK, "# Tables", "", *_words(_TABLES)]
-    columns = ["who", "method", "measure", *TASKS, "average", "measured on"]
+    columns = ["who", "method", "measure", *TASKS, "average", "interactions", "measured on"]
     page += ["## Adroit from point clouds", "", *_words(_HEADLINE)]
     page += _table([row for row in headline if row["who"] == "paper" or row["measure"] != TOP5], columns)
     page += _images(figures, "headline")
@@ -114,7 +115,19 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
     """All settings that were run, and the evaluations with other samplers."""
     page = [MARK, "# Settings", "", *_words(_SETTINGS)]
     rows = tables["settings"]
-    columns = ["method", "differs by", "seeds", "episodes", "before", "last", "best", TOP5, "steps", "wall time"]
+    columns = [
+        "method",
+        "differs by",
+        "seeds",
+        "episodes",
+        "before",
+        "last",
+        "best",
+        TOP5,
+        "interactions",
+        "steps",
+        "wall time",
+    ]
     for kind, alike in kinds(groups).items():
         task, observation, stage = kind
         seen = SEEN_AS.get(observation, observation)

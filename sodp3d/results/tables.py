@@ -8,6 +8,7 @@ from sodp3d.results.choose import of_one_length, representative, sharing_a_plann
 from sodp3d.results.differences import distinguishing
 from sodp3d.results.estimates import Estimate, estimate, estimate_top5
 from sodp3d.results.groups import Group
+from sodp3d.results.interactions import interactions
 from sodp3d.results.naming import DIRECT_BC, METHODS, PRETRAINED, REGULARIZED
 from sodp3d.results.paper import AVERAGES, TABLE8, TABLE9, TASKS, Row
 from sodp3d.results.scan import RunRecord, Score, provenance, seconds
@@ -82,10 +83,11 @@ def _ours(groups: Sequence[Group], observation: str, stage: str, label: str) -> 
     if stage == "pretrain":
         scores = {task: _larger(scores[task], _starts(groups, chosen[task])) for task in TASKS}
     used = sorted({group.reported[0] for group in chosen.values() if group})
-    rows = [_row(method, "/".join(used) or None, {task: estimate(found) for task, found in scores.items()})]
+    taken = _range(count for group in chosen.values() if group for count in map(interactions, group.runs))
+    rows = [_row(method, "/".join(used) or None, {task: estimate(found) for task, found in scores.items()}, taken)]
     highest = {task: estimate_top5(group) if group else None for task, group in chosen.items()}
     if stage == "finetune" and any(highest.values()):
-        rows.append(_row(method, TOP5, highest))
+        rows.append(_row(method, TOP5, highest, taken))
     return rows
 
 
@@ -102,7 +104,7 @@ def _larger(one: list[Score], other: list[Score]) -> list[Score]:
     return max(one, other, key=lambda scores: sum(score.episodes for score in scores))
 
 
-def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None]) -> Record:
+def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None], taken: str | None) -> Record:
     present = [cell for cell in cells.values() if cell]
     complete = len(present) == len(cells)
     return {
@@ -111,6 +113,7 @@ def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None])
         "measure": measure,
         **cells,
         "average": sum(cell.rate for cell in present) / len(present) if complete else None,
+        "interactions": taken,
         "measured on": ", ".join(dict.fromkeys(cell.basis for cell in present)) or None,
     }
 
@@ -135,6 +138,7 @@ def settings_table(groups: Sequence[Group]) -> list[Record]:
                 "before": estimate(group.scores("before")),
                 **scores,
                 TOP5: estimate_top5(group),
+                "interactions": _range(map(interactions, group.runs)),
                 "steps": _joined(steps),
                 "wall time": sum(times) / len(times) if len(times) == len(group.runs) else None,
                 "runs": " ".join(run.name for run in group.runs),
@@ -149,6 +153,12 @@ def _columns() -> list[tuple[str, str]]:
 
 def _joined(values: Iterable[Any]) -> str | None:
     return "/".join(str(value) for value in sorted(set(values))) or None
+
+
+def _range(values: Iterable[int | None]) -> str | None:
+    found = [value for value in values if value is not None]
+    ends = (min(found), max(found)) if found else ()
+    return " to ".join(str(end) for end in dict.fromkeys(ends)) or None
 
 
 def described(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
@@ -232,6 +242,7 @@ def run_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record
                 "seed": run.seed,
                 **rates,
                 TOP5: run.top5 if run.stage == "finetune" else None,
+                "interactions": interactions(run),
                 "wall time": seconds(run.path),
                 "data_hash": run.data_hash or hashes.get(run.planner or ""),
                 "planner": run.planner,

@@ -1,6 +1,13 @@
 """What can be set: each section of the configuration, with types, units and bounds, and what of it decides a run."""
 
-from sodp3d.settings.collection import CollectSettings, DemonstrationSettings, RecordSettings, Stage1Settings
+from sodp3d.settings.collection import (
+    CollectSettings,
+    ConvertSettings,
+    DemonstrationSettings,
+    EncoderSettings,
+    RecordSettings,
+    Stage1Settings,
+)
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings, SamplerSettings
@@ -11,7 +18,9 @@ from sodp3d.settings.train import ObservationSettings, TrainSettings
 __all__ = [
     "CollectSettings",
     "CommonSettings",
+    "ConvertSettings",
     "DemonstrationSettings",
+    "EncoderSettings",
     "EvaluationSettings",
     "FinetuneSettings",
     "ModelSettings",

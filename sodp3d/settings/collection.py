@@ -1,8 +1,11 @@
 """How agents collect: section `collect`, and the options of record and pretrain-encoder."""
 
+from typing import Literal
+
 from sodp3d.core.errors import InputError
 from sodp3d.core.sections import Count, Fraction, Natural, NotNegative, Share, Text, resource, section
-from sodp3d.settings.evaluation import require_held_out
+from sodp3d.core.seeds import VALIDATION_SEEDS
+from sodp3d.settings.evaluation import require_validation
 from sodp3d.settings.pretraining import Quality
 
 
@@ -21,11 +24,11 @@ class CollectSettings:
     checkpoint_every: Count = resource(5000)  # agent steps
     evaluate_every: Natural = resource(10_000)  # agent steps; 0: never
     evaluation_episodes: Natural = resource(20)
-    evaluation_seed: Natural = resource(100_000)  # of `evaluation_episodes` consecutive ones
+    evaluation_seed: Natural = resource(VALIDATION_SEEDS.start)  # of `evaluation_episodes` consecutive ones
 
     def __post_init__(self) -> None:
         first = self.evaluation_seed
-        require_held_out("collect.evaluation_seed", range(first, first + self.evaluation_episodes))
+        require_validation("collect.evaluation_seed", range(first, first + self.evaluation_episodes))
         if self.evaluate_every and not self.evaluation_episodes:
             raise InputError(
                 f"collect.evaluation_episodes: expected a whole number of at least 1 with "
@@ -44,10 +47,26 @@ class CollectSettings:
 
 @section("")
 class DemonstrationSettings:
-    """What an agent is shown before it collects; at the top of configs/collect.yaml."""
+    """What an agent is shown before it collects, and where that goes; at the top of configs/collect.yaml."""
 
+    data: Text | None = resource(None)  # folder of the store and its agent; null: data/<env name>
     demos: Text | None = None  # Minari dataset id or folder; null: the ones shipped for the env
     demo_episodes: Count | None = 25  # null: all
+
+
+@section("")
+class ConvertSettings:
+    """What is made from a store's depth or simulator states; configs/convert.yaml."""
+
+    data: Text | None = None  # store folder; null: data/<env name>
+    backend: Literal["open3d", "torch"] = "open3d"  # who samples points
+    output: Text | None = None  # key of the new array; null: point_cloud or image
+    again: Literal["image", "depth"] | None = None  # draw from simulator states
+    output_data: Text | None = None  # again=depth: folder of the new store
+
+    def __post_init__(self) -> None:
+        if (self.again == "depth") != bool(self.output_data):
+            raise InputError("output_data: names the new store's folder for again=depth, and belongs to it alone.")
 
 
 @section("")
@@ -59,6 +78,19 @@ class RecordSettings:
     episodes: Count = 25  # successful ones
     attempts: Count = 200  # at most
     environments: Count = 4  # stepped at once
+
+
+@section("")
+class EncoderSettings:
+    """Images to learn from and where the encoder goes; at the top of configs/pretrain_encoder.yaml."""
+
+    images: Text | None = None  # folder with train/<class>/* and val/<class>/*
+    output: Text | None = None  # file of the encoder
+
+    def __post_init__(self) -> None:
+        for key in ("images", "output"):
+            if not getattr(self, key):
+                raise InputError(f"{key}: name it; for instance images=/data/imagenet output=resnet6.safetensors.")
 
 
 @section("stage1")

@@ -19,7 +19,7 @@ class CommonSettings:
 
     seed: Seed = 0
     device: Text = resource("auto")  # auto | cpu | cuda, as PyTorch names it
-    threads: Count | None = resource(None)  # CPU threads of the learner; null: all cores
+    threads: Count | None = resource(None)  # CPU threads of the learner; null: one for each idle core
     workers: Workers = resource(None)  # worker processes; null: one per core
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
     root: Text | None = resource(None)  # holds data/ and outputs/

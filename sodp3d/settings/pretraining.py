@@ -38,9 +38,7 @@ class PretrainSettings:
     warmup_steps: Natural = 50  # gradient steps
     log_every: Count = resource(20)  # gradient steps
     checkpoint_every: Count = resource(500)  # gradient steps
-    evaluate_every: Natural = resource(
-        1000
-    )  # gradient steps; 0: only at the end. Only looked at: nothing is chosen by it
+    evaluate_every: Natural = resource(1000)  # gradient steps between two looks at validation seeds; 0: none
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Flag = False
     quality: Quality = "suboptimal"

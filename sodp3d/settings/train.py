@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from sodp3d.core.sections import Text, read_keys, read_section, resource, section
+from sodp3d.core.sections import Expected, Text, read_keys, read_section, resource, section
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings
@@ -20,11 +20,22 @@ class ObservationSettings:
     device: Text = resource("cpu")  # where torch does
 
 
+@section("")
+class StageSettings:
+    """Which stage, and from what; at the top of configs/train.yaml."""
+
+    mode: Literal["pretrain", "finetune", "eval"] = "pretrain"
+    method: Text = "sodp"
+    planner: Text | None = None  # run directory or checkpoint; null: the newest finished run of the stage before
+    data: Annotated[Text | list[Text] | None, Expected("a folder, a list of folders, or null")] = None
+
+
 @dataclass(frozen=True)
 class TrainSettings:
     """All sections that the learning stages share. The env is `EnvConfig`'s; the agent checks its own."""
 
     common: CommonSettings
+    stage: StageSettings
     obs: ObservationSettings
     reg: RegularizerSettings
     model: ModelSettings
@@ -36,7 +47,7 @@ class TrainSettings:
     def from_config(cls, config: Mapping[str, Any]) -> "TrainSettings":
         """Out of a composed configuration, checked. Raises InputError naming the key."""
         sections = {name: read_section(kind, config.get(name, {})) for name, kind in SECTIONS.items()}
-        settings = cls(read_keys(CommonSettings, config), **sections)
+        settings = cls(read_keys(CommonSettings, config), read_keys(StageSettings, config), **sections)
         settings.finetune.check_regularizer(settings.reg)
         return settings
 
