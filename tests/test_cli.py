@@ -56,7 +56,7 @@ def test_every_agent_builds_from_its_configuration(agent: str) -> None:
     config = compose("collect", [f"env={env}", f"agent={agent}"])
     task = EnvConfig.from_config(config["env"])
     sizes = (39, 28) if agent == "vrl3" else (39, 4)
-    built = agents.build(config["agent"], task, *sizes, seed=0)
+    built = agents.build(config["agent"], agents.Surroundings(task, *sizes, 24, seed=0))
     assert built.updates_per_step >= 0
 
 

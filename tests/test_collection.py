@@ -13,6 +13,8 @@ import pytest
 import torch
 from toy_collection import ATTRIBUTES, SPECIFICATION, STEPS, ToyWorkers, demonstrations
 
+from sodp3d.collection import agents
+from sodp3d.collection.agents.scripted import Scripted
 from sodp3d.collection.agents.vrl3 import VRL3
 from sodp3d.collection.agents.vrl3_config import VRL3Config
 from sodp3d.collection.loop import Collection
@@ -29,7 +31,7 @@ torch.set_num_threads(1)
 AGENT = VRL3Config(hidden=8, features=4, batch_size=16, conservative_actions=2, offline_updates=250, online_std=0.3)
 SETTINGS = CollectSettings(
     agent_steps=STEPS * 20, fraction=1.0, environments=4, checkpoint_every=STEPS * 8, evaluate_every=STEPS * 8,
-    evaluation_episodes=5, evaluation_seed=0,
+    evaluation_episodes=5,
 )  # fmt: skip
 
 
@@ -45,11 +47,15 @@ def open_store(folder: Path) -> EpisodeStore:
 
 
 def collect(
-    folder: Path, workers: ToyWorkers, settings: CollectSettings = SETTINGS, stop_after: int | None = None
+    folder: Path,
+    workers: ToyWorkers,
+    settings: CollectSettings = SETTINGS,
+    stop_after: int | None = None,
+    agent: agents.Agent | None = None,
 ) -> Collection:
     """What the command does; `stop_after`: ask to stop, as SIGTERM does, once so many episodes are committed."""
     run = Run(folder / "agent", {"agent": "toy"})
-    agent = make_agent()
+    agent = agent or make_agent()
     if not checkpoint.steps(run.checkpoints):
         agent.demonstrate(demonstrations())
     with open_store(folder) as store, run:
@@ -91,7 +97,7 @@ def test_every_finished_episode_is_committed_with_what_is_known_of_it(tmp_path: 
 def test_collection_never_uses_evaluation_seeds() -> None:
     drawn = [episode_seed(0, stream, index) for stream in (0, 1) for index in range(500)]
     assert len(set(drawn)) == 1000 and min(drawn) >= FIRST_SEED and max(drawn) < 2**31
-    with pytest.raises(InputError, match="seeds from 1048576 on are for collection"):
+    with pytest.raises(InputError, match=r"collect\.evaluation_seed: .* among 200000 to 299999"):
         replace(SETTINGS, evaluation_seed=FIRST_SEED)
 
 
@@ -126,6 +132,18 @@ def test_a_kill_loses_at_most_the_wave_in_flight(tmp_path: Path, fail_at: int) -
     assert steps == sorted(steps)
 
 
+def test_what_is_explored_after_a_kill_is_new(tmp_path: Path) -> None:
+    """The stream of random actions goes neither back to the checkpoint nor on from it."""
+    with pytest.raises(KeyboardInterrupt):
+        collect(tmp_path / "killed", ToyWorkers(fail_at=30), agent=Scripted(None, 2, 0.0, seed=0))
+    for name in ("killed", "whole"):
+        collect(tmp_path / name, ToyWorkers(), agent=Scripted(None, 2, 0.0, seed=0))
+    killed, whole = contents(tmp_path / "killed")[0], contents(tmp_path / "whole")[0]
+    np.testing.assert_array_equal(killed["action"], whole["action"])
+    episodes = np.split(killed["action"], killed["ends"][:-1])
+    assert len({episode.tobytes() for episode in episodes}) == len(episodes)
+
+
 def test_asking_for_more_continues_and_asking_again_does_nothing(tmp_path: Path) -> None:
     collect(tmp_path, ToyWorkers())
     workers = ToyWorkers()
@@ -145,8 +163,8 @@ def test_a_store_that_lost_episodes_is_refused(tmp_path: Path) -> None:
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match=r"collect\.environments: expected a whole number of at least 1, got 0"):
         replace(SETTINGS, environments=0)
-    with pytest.raises(InputError, match=r"collect\.evaluation_seed: seeds from 1048576 on .* got 20 seeds"):
-        CollectSettings(evaluation_seed=FIRST_SEED - 19)
+    with pytest.raises(InputError, match=r"collect\.evaluation_seed: expected all of 20 .* got 100000 as the first"):
+        CollectSettings(evaluation_seed=100_000)  # the test's
     with pytest.raises(InputError, match=r"collect\.evaluation_episodes: .* with collect\.evaluate_every=10000, got 0"):
         CollectSettings(evaluation_episodes=0)
 

@@ -255,7 +255,7 @@ def test_same_seed_same_agent_another_seed_another() -> None:
 
 def build(**options: Any) -> VRL3:
     settings = {"name": "vrl3", "encoder": "pixels", "hidden": 16, "features": 8, **options}
-    agent = agents.build(settings, None, 39, 2, 0, proprioception_size=5)  # type: ignore[arg-type]
+    agent = agents.build(settings, agents.Surroundings(None, 39, 2, 5, 0))  # type: ignore[arg-type]
     assert isinstance(agent, VRL3)
     return agent
 

@@ -23,6 +23,10 @@ SETTINGS = yaml.safe_load((CHECKOUT / "configs/env/metaworld.yaml").read_text())
 REACH = envs.EnvConfig.from_config(SETTINGS | {"episode_steps": 60})
 
 
+def surroundings(seed: int = 0) -> agents.Surroundings:
+    return agents.Surroundings(REACH, 39, 4, 4, seed)
+
+
 def episode(steps: int, seed: int = 0, terminated: bool = False) -> Trajectory:
     random = np.random.default_rng(seed)
     states = random.normal(size=(steps + 1, 2)).astype(np.float32)
@@ -31,6 +35,7 @@ def episode(steps: int, seed: int = 0, terminated: bool = False) -> Trajectory:
 
 def play(agent: SAC, rounds: int) -> None:
     for index in range(rounds):
+        agent.seed_exploration(index)
         actions = agent.act(np.full((8, 2), 0.5, np.float32), explore=True)
         states = np.cumsum(np.ones((9, 2), np.float32), axis=0)
         agent.observe(Trajectory(states, actions, np.ones(8), terminated=bool(index % 2)))
@@ -122,9 +127,9 @@ def test_solves_the_point() -> None:
 
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="unknown key 'hiden'; valid keys are hidden, layers"):
-        SACConfig.from_config({"hiden": 3})
-    with pytest.raises(InputError, match=r"agent\.batch_size: expected a positive number, got 0"):
-        SACConfig.from_config({"batch_size": 0})
+        SACConfig(hiden=3)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match=r"agent\.batch_size: expected a whole number of at least 1, got 0"):
+        SACConfig(batch_size=0)
     with pytest.raises(InputError, match="'policy' does not fit this agent's settings"):
         SAC(replace(SMALL, hidden=8), 2, 2, 0).load_state(*SAC(SMALL, 2, 2, 0).state())
 
@@ -133,7 +138,7 @@ def test_settings_are_checked() -> None:
 
 
 def test_scripted_expert_solves_reach() -> None:
-    agent = agents.build({"name": "scripted", "policy": "expert", "noise": 0.05}, REACH, 39, 4, seed=0)
+    agent = agents.build({"name": "scripted", "policy": "expert", "noise": 0.05}, surroundings(0))
     environment = envs.make_env(REACH, renderer="raycast")
     observation, _ = environment.reset(seed=3)
     over, info = False, {}
@@ -144,20 +149,31 @@ def test_scripted_expert_solves_reach() -> None:
     assert info["success_any"]
 
 
-def test_random_agent_resumes_and_is_uniform() -> None:
-    agent = agents.build({"name": "scripted", "policy": "random"}, REACH, 39, 4, seed=0)
+def test_a_random_agent_is_uniform_and_a_waves_seed_decides_its_actions() -> None:
+    agent, other = (agents.build({"name": "scripted", "policy": "random"}, surroundings(seed)) for seed in (0, 1))
     states = np.zeros((500, 39), np.float32)
     agent.act(states, explore=True)
-    kept = agent.state()
+    for made in (agent, other):
+        made.seed_exploration(7)
     actions = agent.act(states, explore=True)
-    other = agents.build({"name": "scripted", "policy": "random"}, REACH, 39, 4, seed=1)
-    other.load_state(*kept)
     np.testing.assert_array_equal(actions, other.act(states, explore=True))
     assert np.abs(actions).max() <= 1 and np.abs(actions).mean() == pytest.approx(0.5, abs=0.02)
 
 
+def test_the_seed_of_a_wave_decides_what_sac_explores() -> None:
+    """In the uniform part, and by its policy; updates in between draw from another stream."""
+    agent, states = SAC(SMALL, 2, 2, seed=0), np.zeros((8, 2), np.float32)
+    for rounds in (0, 3):
+        play(agent, rounds)
+        agent.seed_exploration(7)
+        actions = agent.act(states, explore=True)
+        assert not np.array_equal(actions, agent.act(states, explore=True))
+        agent.seed_exploration(7)
+        np.testing.assert_array_equal(actions, agent.act(states, explore=True))
+
+
 def test_scripted_settings_are_checked() -> None:
     with pytest.raises(InputError, match=r"agent\.policy: expected expert or random, got 'clever'"):
-        agents.build({"name": "scripted", "policy": "clever"}, REACH, 39, 4, 0)
+        agents.build({"name": "scripted", "policy": "clever"}, surroundings(0))
     with pytest.raises(InputError, match="no scripted expert for task 'door'; did you mean"):
-        agents.build({"name": "scripted"}, replace(REACH, task="door"), 39, 4, 0)
+        agents.build({"name": "scripted"}, replace(surroundings(), env=replace(REACH, task="door")))

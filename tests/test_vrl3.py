@@ -202,6 +202,7 @@ def test_same_seed_same_networks_another_seed_others() -> None:
 def test_resuming_equals_never_having_stopped(tmp_path: Path, offline: bool) -> None:
     def play(agent: VRL3) -> None:
         agent.update(4, offline)
+        agent.seed_exploration(1)
         states = np.full((3, 2), 0.5, np.float32)
         actions = np.stack([agent.act(states, explore=True) for _ in range(4)], axis=1)
         agent.observe(Trajectory(np.zeros((5, 2)), actions[0], np.ones(4)))
@@ -270,24 +271,36 @@ def test_offline_then_online_learning_solves_the_point(precision: str) -> None:
     assert untrained < -6 and trained > -3, (untrained, trained)
 
 
+def test_the_seed_of_a_wave_decides_what_is_explored() -> None:
+    agent, states = make_agent(), np.zeros((4, 2), np.float32)
+    agent.seed_exploration(7)
+    actions = agent.act(states, explore=True)
+    agent.update(2, offline=True)
+    assert not np.array_equal(actions, agent.act(states, explore=True))
+    other = VRL3(SMALL, 2, 2, seed=0)
+    other.load_state(*make_agent().state())
+    other.seed_exploration(7)
+    np.testing.assert_array_equal(actions, other.act(states, explore=True))
+
+
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_settings_are_checked() -> None:
     with pytest.raises(InputError, match="unknown key 'hiden'; valid keys are encoder, stage1"):
-        VRL3Config.from_config({"hiden": 3})
+        VRL3Config(hiden=3)  # type: ignore[call-arg]
     with pytest.raises(InputError, match=r"agent\.encoder: expected state or pixels, got 'pixel'"):
-        VRL3Config.from_config({"encoder": "pixel"})
+        VRL3Config(encoder="pixel")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"agent\.stage1: a\.safetensors is for agent\.encoder=pixels"):
-        VRL3Config.from_config({"stage1": "a.safetensors"})
+        VRL3Config(stage1="a.safetensors")
     with pytest.raises(InputError, match=r"agent\.online_std: expected a number from 0 on, or linear"):
-        VRL3Config.from_config({"online_std": "linear(1.0,0.1)"})
+        VRL3Config(online_std="linear(1.0,0.1)")
     with pytest.raises(InputError, match=r"agent\.precision: expected float32 or bfloat16, got 'half'"):
-        VRL3Config.from_config({"precision": "half"})
-    with pytest.raises(InputError, match=r"agent\.demo_fraction: expected a share from 0 to 1, got 1\.5"):
-        VRL3Config.from_config({"demo_fraction": 1.5})
+        VRL3Config(precision="half")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"agent\.demo_fraction: expected a number from 0 to 1, got 1\.5"):
+        VRL3Config(demo_fraction=1.5)
     with pytest.raises(InputError, match=r"agent\.name: expected one of .*vrl3.*, got 'vlr3'"):
-        agents.build({"name": "vlr3"}, None, 2, 2, 0)  # type: ignore[arg-type]
+        agents.build({"name": "vlr3"}, agents.Surroundings(None, 2, 2, 2, 0))  # type: ignore[arg-type]
 
 
 @settings(max_examples=20)

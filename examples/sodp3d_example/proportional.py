@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sodp3d.collection.agents import Trajectory
+from sodp3d.collection.agents import Surroundings, Trajectory
 from sodp3d.core.errors import InputError
 
 
@@ -30,6 +30,10 @@ class Proportional:
     def demonstrate(self, trajectories: list[Trajectory]) -> None:
         """Nothing to learn."""
 
+    def seed_exploration(self, seed: int) -> None:
+        """Draw all further noise from `seed`."""
+        self._random = np.random.default_rng(seed)
+
     def act(self, observations: NDArray[np.float32], explore: bool) -> NDArray[np.float32]:
         """States (E, 4) -> actions (E, 2) in [-1, 1]."""
         actions = self.gain * (observations[:, 2:] - observations[:, :2])
@@ -45,16 +49,15 @@ class Proportional:
         return {}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that `load_state` needs."""
-        return {"none": torch.zeros(1)}, {"random": self._random.bit_generator.state}
+        """All that `load_state` needs: nothing, as the noise is seeded before each wave."""
+        return {"none": torch.zeros(1)}, {}
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Inverse of `state`."""
-        self._random.bit_generator.state = state["random"]
 
 
-def build(settings: Mapping[str, Any], env: Any, state_size: int, action_size: int, seed: int, *_: Any) -> Proportional:
+def build(settings: Mapping[str, Any], where: Surroundings) -> Proportional:
     """From configs/agent/proportional.yaml. Raises InputError for an environment that tells no target."""
-    if (state_size, action_size) != (4, 2):
-        raise InputError(f"agent: proportional needs a state of puck and target, which env={env.name} has not.")
-    return Proportional(float(settings["gain"]), float(settings["noise"]), seed)
+    if (where.state_size, where.action_size) != (4, 2):
+        raise InputError(f"agent: proportional needs a state of puck and target, which env={where.env.name} has not.")
+    return Proportional(float(settings["gain"]), float(settings["noise"]), where.seed)

@@ -82,8 +82,8 @@ def build_agent(
     settings: Mapping[str, Any], env: EnvConfig, facts: Mapping[str, Any], seed: int, device: Any, fresh: bool
 ) -> agents.Agent:
     """The agent for an environment of which workers told `facts`. Raises InputError if it could not see there."""
-    sizes = facts["state_size"], facts["action_size"]
-    agent = agents.build(settings, env, *sizes, seed, device, facts["proprioception_size"], fresh)
+    sizes = facts["state_size"], facts["action_size"], facts["proprioception_size"]
+    agent = agents.build(settings, agents.Surroundings(env, *sizes, seed, device, fresh))
     if agent.image_size is not None and facts["renderer"] == "raycast":
         raise InputError(
             "agent.encoder=pixels needs colour images, and ray casting has none. Use render=egl or render=osmesa "

@@ -9,7 +9,6 @@ another camera in a new store. Run again, each does only what has been collected
 """
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
+from sodp3d.core.machine import core_count
 from sodp3d.core.paths import command_line, data_root
 from sodp3d.core.sections import read_keys
 from sodp3d.envs.config import EnvConfig, expand
-from sodp3d.settings import CommonSettings
+from sodp3d.settings import CommonSettings, ConvertSettings
 
 log = logging.getLogger(__name__)
 _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
@@ -30,10 +30,7 @@ _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
 def main(config: dict[str, Any]) -> None:
     """Convert every task that `env=` names, and write each store's card."""
     read_keys(CommonSettings, config)
-    if config["again"] not in (None, "image", "depth"):
-        raise InputError(f"again: expected image, depth or null, got {config['again']!r}.")
-    if (config["again"] == "depth") != bool(config["output_data"]):
-        raise InputError("output_data: names the new store's folder for again=depth, and belongs to it alone.")
+    read_keys(ConvertSettings, config)
     tasks = expand(EnvConfig.from_config(config["env"]))
     for key in ("data", "output_data"):
         if config[key] and len(tasks) > 1:
@@ -57,7 +54,7 @@ def convert(config: dict[str, Any], task: EnvConfig) -> None:
     else:
         from sodp3d.data.redraw import render_depth, render_images
 
-        workers = config["workers"] or min(os.cpu_count() or 1, _DRAWING_WORKERS)
+        workers = config["workers"] or min(core_count(), _DRAWING_WORKERS)
         if config["again"] == "image":
             render_images(path, task, config["render"], workers, config["output"] or "image", progress)
         else:
@@ -71,7 +68,7 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
     from sodp3d.data.conversion import convert_store
 
     device = "cpu" if config["device"] == "auto" else config["device"]
-    workers = 0 if config["backend"] == "torch" and device != "cpu" else config["workers"] or os.cpu_count() or 1
+    workers = 0 if config["backend"] == "torch" and device != "cpu" else config["workers"] or core_count()
     output = config["output"] or "point_cloud"
     statistics = convert_store(path, task, config["backend"], device, workers, output, progress)
     log.info("%s: points inside the crop %s", task.name, statistics)

@@ -16,9 +16,10 @@ import numpy as np
 
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
+from sodp3d.core.machine import core_count
 from sodp3d.core.paths import root
 from sodp3d.core.sections import read_keys, read_section
-from sodp3d.settings import CommonSettings, Stage1Settings, differences
+from sodp3d.settings import CommonSettings, EncoderSettings, Stage1Settings, differences
 
 if TYPE_CHECKING:
     import torch
@@ -38,10 +39,8 @@ def main(config: dict[str, Any]) -> None:
     from sodp3d.core.device import prepare_torch
     from sodp3d.core.run import open_run
 
-    for key in ("images", "output"):
-        if not config[key]:
-            raise InputError(f"{key}: name it; for instance images=/data/imagenet output=resnet6.safetensors.")
-    images, output = Path(config["images"]).expanduser().resolve(), Path(config["output"]).expanduser().resolve()
+    named = read_keys(EncoderSettings, config)
+    images, output = (Path(path or "").expanduser().resolve() for path in (named.images, named.output))
     if output.exists():
         raise InputError(f"output: {output} exists already and is never overwritten; name another.")
     settings, common = read_section(Stage1Settings, config["stage1"]), read_keys(CommonSettings, config)
@@ -54,7 +53,7 @@ def main(config: dict[str, Any]) -> None:
     kept |= {"images": str(images), "image_count": len(paths), "output": str(output)}
     directory = Path(common.run_dir).expanduser() if common.run_dir else None
     device = prepare_torch(config)
-    workers = (os.cpu_count() or 1) if common.workers is None else common.workers
+    workers = core_count() if common.workers is None else common.workers
     with open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences) as run:
         stage = Stage1(settings, common.seed, len(classes), device, workers)
         stage.load(run)

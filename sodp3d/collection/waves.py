@@ -34,8 +34,12 @@ class Waves:
     ) -> list[Finished]:
         """One episode per seed, in that order. `meanwhile(n)` is called while the workers make each n steps.
 
+        What is explored follows from the first seed.
+
         Raises WorkerError when a call fails, and when one worker and those put in its place die `ATTEMPTS` times.
         """
+        if explore:
+            agent.seed_exploration(seeds[0])
         shares = [share.tolist() for share in np.array_split(np.arange(len(seeds)), len(self._workers))]
         shares = [share for share in shares if share]
         arguments = [([seeds[index] for index in share], record, agent.image_size) for share in shares]

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sodp3d.core import registry
@@ -59,9 +60,7 @@ def _run(
     config_name: str, function: Callable[[dict[str, Any]], None], complete: Callable[[list[str]], list[str]]
 ) -> None:
     import hydra
-    from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
     failures: list[Exception] = []  # raised after Hydra, which would print words of its own before ours
@@ -77,27 +76,40 @@ def _run(
         except MENDABLE as error:
             failures.append(error)
 
-    try:
-        _find_plugins(sys.argv[1:])
-        sys.argv[1:] = complete(sys.argv[1:])
-        if {"-h", "--help"}.intersection(sys.argv):
-            overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-            sys.stdout.write(help_text(config_name, overrides))
-            return
+    _find_plugins(sys.argv[1:])
+    sys.argv[1:] = complete(sys.argv[1:])
+    if {"-h", "--help"}.intersection(sys.argv):
+        overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
+        sys.stdout.write(help_text(config_name, overrides))
+        return
+    with _hydra_errors(config_name):
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
-    except (HydraException, OmegaConfBaseException) as error:
-        raise InputError(_explain(error, config_name)) from error
     if failures:
         raise failures[0]
 
 
+@contextmanager
+def _hydra_errors(config_name: str) -> Iterator[None]:
+    """Turn what Hydra says of an option into an InputError."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(_explain(error, config_name)) from error
+
+
 def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The configuration a command would get, as plain dicts (for tests, notebooks and the API)."""
+    """The configuration a command would get, as plain dicts (for tests, notebooks and the API).
+
+    Raises InputError for options that there are not.
+    """
     import hydra
     from omegaconf import OmegaConf
 
     _find_plugins(overrides or [])
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _hydra_errors(config_name), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
     assert isinstance(composed, dict)
     refuse_targets(composed)

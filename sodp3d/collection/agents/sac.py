@@ -8,7 +8,7 @@ Shape letters: E environments, Ds state size, Da action size.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from typing import Any, NoReturn
 
 import gymnasium
@@ -18,40 +18,30 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sodp3d.collection.agents import Surroundings
 from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.collection.agents.networks import StateScaler
 from sodp3d.core.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
 from sodp3d.core.errors import InputError
-from sodp3d.envs.config import EnvConfig
+from sodp3d.core.sections import Count, Natural, NotNegative, Positive, Share, read_section, section
 
 _FLOOR = 0.05  # metres, in most of a state: what random actions and starts vary less than this counts as so much
 
 
-@dataclass(frozen=True)
+@section("agent")
 class SACConfig:
     """configs/agent/sac.yaml."""
 
-    hidden: int = 256
-    layers: int = 2
-    learning_rate: float = 3e-4
-    batch_size: int = 256
-    discount: float = 0.97
-    target_rate: float = 0.005
-    initial_entropy: float = 0.1  # coefficient of the entropy, tuned from there
-    replay_size: int = 1_000_000
-    random_steps: int = 5_000  # uniform actions before the policy's own
-    updates_per_step: float = 1.0
-
-    @classmethod
-    def from_config(cls, mapping: Mapping[str, Any]) -> "SACConfig":
-        """Validate and build. Raises InputError on an unknown key or an impossible value."""
-        valid = [field.name for field in fields(cls)]
-        for key, value in mapping.items():
-            if key not in valid:
-                raise InputError(f"agent: unknown key {key!r}; valid keys are {', '.join(valid)}.")
-            if value < 0 or (value == 0 and key not in ("random_steps", "updates_per_step")):
-                raise InputError(f"agent.{key}: expected a positive number, got {value}.")
-        return cls(**mapping)
+    hidden: Count = 256
+    layers: Count = 2
+    learning_rate: Positive = 3e-4
+    batch_size: Count = 256  # transitions
+    discount: Share = 0.97
+    target_rate: Share = 0.005
+    initial_entropy: Positive = 0.1  # coefficient of the entropy, tuned from there
+    replay_size: Count = 1_000_000  # transitions
+    random_steps: Natural = 5_000  # uniform actions before the policy's own
+    updates_per_step: NotNegative = 1.0
 
 
 class _Spaces(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
@@ -76,8 +66,29 @@ class _ScaledState(StateScaler):
         self.features_dim = self.features
 
 
+class _Streams:
+    """Random numbers of its own from the global streams of NumPy and PyTorch, which are left as they were."""
+
+    def __init__(self, seed: int) -> None:
+        self.numpy: Any = np.random.RandomState(seed).get_state()
+        self.torch = torch.Generator().manual_seed(seed).get_state()
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """Within it the global streams are this one's."""
+        numpy_before, torch_before = np.random.get_state(), torch.get_rng_state()
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+        try:
+            yield
+        finally:
+            self.numpy, self.torch = np.random.get_state(), torch.get_rng_state()
+            np.random.set_state(numpy_before)
+            torch.set_rng_state(torch_before)
+
+
 class SAC:
-    """The agent. Stable-Baselines3 draws from the global random streams; here they are lent to it and put back."""
+    """The agent. Stable-Baselines3 draws from the global random streams: here its own are lent to it."""
 
     image_size: int | None = None
     needs_demonstrations = False
@@ -91,9 +102,8 @@ class SAC:
 
         self.config, self.action_size = config, action_size
         self.updates_per_step = config.updates_per_step
-        self._numpy_state: Any = np.random.RandomState(seed).get_state()
-        self._torch_state = torch.Generator().manual_seed(seed).get_state()
-        with self._random_streams():
+        self._learning, self._exploration = _Streams(seed), _Streams(seed)
+        with self._learning.lent():
             self._learner = Learner(
                 "MlpPolicy",
                 _Spaces(state_size, action_size),
@@ -112,26 +122,17 @@ class SAC:
         self._learner.set_logger(Logger(None, []))
         self._steps = 0
 
-    @contextmanager
-    def _random_streams(self) -> Iterator[None]:
-        """The agent's own numbers from the global streams of NumPy and PyTorch, which are left as they were."""
-        numpy_before, torch_before = np.random.get_state(), torch.get_rng_state()
-        np.random.set_state(self._numpy_state)
-        torch.set_rng_state(self._torch_state)
-        try:
-            yield
-        finally:
-            self._numpy_state, self._torch_state = np.random.get_state(), torch.get_rng_state()
-            np.random.set_state(numpy_before)
-            torch.set_rng_state(torch_before)
-
     def demonstrate(self, trajectories: list[Trajectory]) -> None:
         """SAC learns from nothing but its own experience."""
         raise InputError("agent=sac takes no demonstrations.")
 
+    def seed_exploration(self, seed: int) -> None:
+        """As `Agent.seed_exploration`."""
+        self._exploration = _Streams(seed)
+
     def act(self, states: NDArray[np.float32], explore: bool) -> NDArray[np.float32]:
         """states (E, Ds) -> actions (E, Da); uniform ones for the first `random_steps` if exploring."""
-        with self._random_streams():
+        with self._exploration.lent():
             if explore and self._steps < self.config.random_steps:
                 return np.random.uniform(-1, 1, (len(states), self.action_size)).astype(np.float32)
             actions, _ = self._learner.policy.predict(np.asarray(states, np.float32), deterministic=not explore)
@@ -162,7 +163,7 @@ class SAC:
         """`count` of Stable-Baselines3's gradient steps, none before the random steps are over."""
         if count < 1 or self._steps < max(self.config.random_steps, 1):
             return {}
-        with self._random_streams():
+        with self._learning.lent():
             self._learner.train(count, self.config.batch_size)
         recorded = self._learner.logger.name_to_value
         metrics = {key: float(recorded[f"train/{key}"]) for key in ("actor_loss", "critic_loss", "ent_coef")}
@@ -198,8 +199,8 @@ class SAC:
             tensors |= with_prefix(name, optimizer_tensors(optimizer))
         arrays = {name: torch.from_numpy(array[:held].copy()) for name, array in self._memory_arrays().items()}
         tensors |= with_prefix("replay", arrays)
-        _, keys, *rest = self._numpy_state
-        tensors |= {"random.numpy": torch.from_numpy(keys.astype(np.int64)), "random.torch": self._torch_state}
+        _, keys, *rest = self._learning.numpy
+        tensors |= {"random.numpy": torch.from_numpy(keys.astype(np.int64)), "random.torch": self._learning.torch}
         numbers = {"steps": self._steps, "updates": learner._n_updates, "numpy_random": rest}
         return tensors, {"settings": asdict(self.config), "place": learner.replay_buffer.pos, **numbers}
 
@@ -219,20 +220,12 @@ class SAC:
             array[:held] = tensors[f"replay.{name}"].numpy()
         learner.replay_buffer.pos, learner.replay_buffer.full = state["place"], held == len(array)
         keys = tensors["random.numpy"].numpy().astype(np.uint32)
-        self._numpy_state = ("MT19937", keys, *state["numpy_random"])
-        self._torch_state = tensors["random.torch"]
+        self._learning.numpy = ("MT19937", keys, *state["numpy_random"])
+        self._learning.torch = tensors["random.torch"]
         self._steps, learner._n_updates = state["steps"], state["updates"]
 
 
-def build(
-    settings: Mapping[str, Any],
-    env: EnvConfig,
-    state_size: int,
-    action_size: int,
-    seed: int,
-    device: torch.device | str,
-    proprioception_size: int = 0,
-    fresh: bool = True,
-) -> SAC:
-    """The agent of configs/agent/sac.yaml; it knows nothing of `env` but its sizes."""
-    return SAC(SACConfig.from_config(settings), state_size, action_size, seed, device)
+def build(settings: dict[str, Any], where: Surroundings) -> SAC:
+    """The agent of configs/agent/sac.yaml; it knows nothing of the env but its sizes."""
+    config = read_section(SACConfig, settings)
+    return SAC(config, where.state_size, where.action_size, where.seed, where.device)

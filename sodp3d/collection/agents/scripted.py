@@ -5,15 +5,17 @@ Shape letters: E environments, Ds state size, Da action size.
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sodp3d.collection.agents import Surroundings
 from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.core.errors import InputError
+from sodp3d.core.sections import NotNegative, read_section, section
 from sodp3d.envs import task_family
 from sodp3d.envs.config import EnvConfig
 
@@ -36,6 +38,10 @@ class Scripted:
     def demonstrate(self, trajectories: list[Trajectory]) -> None:
         """Nothing to learn."""
 
+    def seed_exploration(self, seed: int) -> None:
+        """As `Agent.seed_exploration`."""
+        self._random = np.random.default_rng(seed)
+
     def act(self, states: NDArray[np.float32], explore: bool) -> NDArray[np.float32]:
         """states (E, Ds) -> actions (E, Da) in [-1, 1]."""
         shape = (len(states), self.action_size)
@@ -57,11 +63,10 @@ class Scripted:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """As `Agent.state`."""
-        return {"none": torch.zeros(1)}, {"random": self._random.bit_generator.state}
+        return {"none": torch.zeros(1)}, {}
 
     def load_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """As `Agent.load_state`."""
-        self._random.bit_generator.state = state["random"]
 
 
 def scripted_policy(env: EnvConfig) -> Any:
@@ -72,23 +77,16 @@ def scripted_policy(env: EnvConfig) -> Any:
     return expert(env.task)
 
 
-def build(
-    settings: Mapping[str, Any],
-    env: EnvConfig,
-    state_size: int,
-    action_size: int,
-    seed: int,
-    device: torch.device | str,
-    proprioception_size: int = 0,
-    fresh: bool = True,
-) -> Scripted:
-    """The agent of configs/agent/scripted.yaml: `policy` expert | random, and `noise`."""
-    unknown = sorted(set(settings) - {"policy", "noise"})
-    if unknown:
-        raise InputError(f"agent: unknown key {unknown[0]!r}; valid keys are policy, noise.")
-    policy, noise = settings.get("policy", "expert"), float(settings.get("noise", 0.0))
-    if policy not in ("expert", "random"):
-        raise InputError(f"agent.policy: expected expert or random, got {policy!r}.")
-    if noise < 0:
-        raise InputError(f"agent.noise: expected 0 or more, got {noise}.")
-    return Scripted(scripted_policy(env) if policy == "expert" else None, action_size, noise, seed)
+@section("agent")
+class ScriptedConfig:
+    """configs/agent/scripted.yaml."""
+
+    policy: Literal["expert", "random"] = "expert"
+    noise: NotNegative = 0.0  # standard deviation, of the expert's actions
+
+
+def build(settings: dict[str, Any], where: Surroundings) -> Scripted:
+    """The agent of configs/agent/scripted.yaml."""
+    config = read_section(ScriptedConfig, settings)
+    policy = scripted_policy(where.env) if config.policy == "expert" else None
+    return Scripted(policy, where.action_size, config.noise, where.seed)

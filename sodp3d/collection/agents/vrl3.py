@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sodp3d.collection.agents import Surroundings
 from sodp3d.collection.agents.frames import PixelReplay
 from sodp3d.collection.agents.memory import Batch, Replay, Trajectory
 from sodp3d.collection.agents.networks import Actor, StateScaler, TwinCritic, noisy_action
@@ -24,7 +25,7 @@ from sodp3d.collection.agents.schedule import schedule
 from sodp3d.collection.agents.vrl3_config import PRECISIONS, VRL3Config
 from sodp3d.core.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
 from sodp3d.core.errors import InputError
-from sodp3d.envs.config import EnvConfig
+from sodp3d.core.sections import read_section
 
 
 def safe_q(values: Tensor, threshold: float, exponent: float) -> Tensor:
@@ -73,7 +74,8 @@ class VRL3:
         )
         self._online_std = schedule(config.online_std, "agent.online_std")
         self._sampling = torch.Generator().manual_seed(seed + 1)  # which rows; the replay lives in main memory
-        self._noise = torch.Generator(self.device).manual_seed(seed + 2)
+        self._noise = torch.Generator(self.device).manual_seed(seed + 2)  # of updates
+        self._exploration = torch.Generator(self.device).manual_seed(seed)
         self.offline_done = 0
         self.online_done = 0
 
@@ -89,11 +91,15 @@ class VRL3:
         """Take in one finished online episode."""
         self.replay.add(trajectory)
 
+    def seed_exploration(self, seed: int) -> None:
+        """As `Agent.seed_exploration`."""
+        self._exploration.manual_seed(seed)
+
     @torch.no_grad()
     def act(self, observations: Any, explore: bool) -> np.ndarray:
         """As `Agent.act`; with `explore`, Gaussian noise of `online_std`."""
         seen = self.encoder.look(observations, self.device)
-        noise = self._noise if explore else None
+        noise = self._exploration if explore else None
         return noisy_action(self.actor(seen), self.online_std, noise).cpu().numpy()
 
     @property
@@ -243,20 +249,11 @@ class VRL3:
         self.offline_done, self.online_done = state["offline_done"], state["online_done"]
 
 
-def build(
-    settings: Mapping[str, Any],
-    env: EnvConfig,
-    state_size: int,
-    action_size: int,
-    seed: int,
-    device: torch.device | str,
-    proprioception_size: int = 0,
-    fresh: bool = True,
-) -> VRL3:
-    """The agent of configs/agent/vrl3.yaml; it knows nothing of `env` but its sizes."""
-    config = VRL3Config.from_config(settings)
-    pixels = config.encoder == "pixels"
-    agent = VRL3(config, proprioception_size if pixels else state_size, action_size, seed, device)
-    if fresh and isinstance(agent.encoder, PixelEncoder):
+def build(settings: dict[str, Any], where: Surroundings) -> VRL3:
+    """The agent of configs/agent/vrl3.yaml; it knows nothing of the env but its sizes."""
+    config = read_section(VRL3Config, settings)
+    size = where.proprioception_size if config.encoder == "pixels" else where.state_size
+    agent = VRL3(config, size, where.action_size, where.seed, where.device)
+    if where.fresh and isinstance(agent.encoder, PixelEncoder):
         agent.encoder.load_stage1(config.stage1)
     return agent
