@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.machine import free_bytes
 from sodp3d.data.schema import QUALITIES
 from sodp3d.data.store import EpisodeStore
 
@@ -92,7 +93,7 @@ class WindowDataset:
         shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
         kinds = {key: _kind(stores, key) for key in shapes}
         needed = {key: int(np.prod(shape)) * int(ends[-1]) * kinds[key].itemsize for key, shape in shapes.items()}
-        _check_memory(needed, _free_bytes() if memory_limit is None else memory_limit)
+        _check_memory(needed, free_bytes() if memory_limit is None else memory_limit)
         for key, shape in shapes.items():
             self.arrays[key] = _gather(stores, chosen, key, (int(ends[-1]), *shape), kinds[key])
         counts = np.diff(ends, prepend=0)
@@ -175,12 +176,3 @@ def _check_memory(needed: Mapping[str, int], limit: int) -> None:
             f"data: the windows need {total / 1e9:.1f} GB, most of it data/{largest}, and {limit / 1e9:.1f} GB may be "
             f"used. Take a smaller fraction, fewer episodes, or fewer points."
         )
-
-
-def _free_bytes() -> int:
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(int(fields["MemAvailable"].split()[0]) * 1024 * 0.8)
-    except (OSError, KeyError, ValueError):  # not Linux: trust the operating system
-        return 2**63

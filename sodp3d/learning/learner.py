@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sodp3d.core import registry
+from sodp3d.core.errors import InputError
+from sodp3d.core.machine import Pace
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.credit import on_device
 from sodp3d.learning.memory import Memory
@@ -18,7 +21,30 @@ from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.loading import make_planner
 from sodp3d.models.planner import Planner
-from sodp3d.settings import FinetuneSettings, RegularizerSettings
+from sodp3d.settings import FinetuneSettings, RegularizerSettings, SamplerSettings
+
+
+def chain_options(sampler: SamplerSettings) -> ChainOptions:
+    """How training roll-outs sample."""
+    return ChainOptions(
+        sampler.eta, sampler.sigma_floor, sampler.floor_steps, sampler.noise_clip, sampler.reduction, sampler.rows
+    )
+
+
+def check_likelihood(planner: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings) -> None:
+    """Raise InputError where a term of the loss needs the likelihood of a chain that draws no noise."""
+    kind = registry.choose(registry.REGULARIZERS, regularizer.name, "reg")
+    needing = [
+        *(["finetune.importance_weight"] if settings.importance_weight > 0 else []),
+        *([f"reg={regularizer.name}"] if regularizer.weight > 0 and getattr(kind, "needs_likelihood", False) else []),
+    ]
+    if needing and not len(planner.random_steps(chain_options(settings.sampler))):
+        sampler = settings.sampler
+        raise InputError(
+            f"finetune.sampler: {needing[0]} needs steps that draw noise, but eta={sampler.eta:g}, sigma_floor="
+            f"{sampler.sigma_floor:g} and floor_steps={sampler.floor_steps} leave none of "
+            f"{planner.config.inference_steps}; use finetune.sampler.eta=1, or floor_steps=all with a floor above 0."
+        )
 
 
 class Learner:
@@ -30,14 +56,12 @@ class Learner:
         self.settings = settings
         self.planner = copy.deepcopy(pretrained).train()
         self.planner.encoder.requires_grad_(settings.encoder == "tuned")
-        sampler = settings.sampler
-        self.options = ChainOptions(
-            sampler.eta, sampler.sigma_floor, sampler.floor_steps, sampler.noise_clip, sampler.reduction, sampler.rows
-        )
+        self.options = chain_options(settings.sampler)
         self.regularizer = make_regularizer(regularizer.name, copy.deepcopy(pretrained), self.options)
         self.regularizer_weight = regularizer.weight
         self.parameters = [parameter for parameter in self.planner.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
+        self.pace = Pace("finetune")
         self.batches = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(pretrained.device).manual_seed(seed)
 
@@ -62,7 +86,9 @@ class Learner:
             group["lr"] = rate
         records: list[dict[str, Tensor]] = []
         for _ in range(updates):
+            self.pace.begin()
             metrics = self._update(memory, credits, where)
+            self.pace.end()
             records.append(metrics)
             if "approx_kl" in metrics and kl_exceeded(metrics, self.settings.target_kl):
                 break

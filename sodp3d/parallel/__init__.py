@@ -6,12 +6,12 @@ where it lives. A worker that died is replaced by `Workers.revive`. What it held
 that anew.
 """
 
-import os
 import re
 from collections.abc import Callable
 from typing import Any
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.machine import core_count
 from sodp3d.parallel.local import LocalWorker
 from sodp3d.parallel.pool import ATTEMPTS, Workers
 from sodp3d.parallel.worker import Answer, Holder, Worker, WorkerDiedError, WorkerError
@@ -43,7 +43,7 @@ def make_workers(
     """
     count, on_ray = _parse(workers)
     if not on_ray:
-        return Workers(factory, [values] * min(count or os.cpu_count() or 1, at_most), threads)
+        return Workers(factory, [values] * min(count or core_count(), at_most), threads)
     try:
         from sodp3d.parallel.ray import RayWorker, connect
     except ModuleNotFoundError as error:

@@ -16,6 +16,7 @@ from importlib import metadata
 from rich.console import Console
 from rich.table import Table
 
+from sodp3d.core.machine import core_count
 from sodp3d.core.paths import CHECKOUT, CONFIGS, root
 
 ENVIRONMENT = "adroit_door"
@@ -107,7 +108,7 @@ def check_machine() -> tuple[list[tuple[str, str]], list[str]]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (device=auto takes the CPU)"
     rows = [
-        ("CPU threads", str(len(os.sched_getaffinity(0)))),
+        ("CPU threads", str(core_count())),
         ("memory", f"{memory:.1f} GB"),
         ("disk free", f"{disk:.1f} GB in {root()}"),
         ("CUDA", cuda),
