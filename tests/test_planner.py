@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sodp3d.learning.ema import EMA, ema_decay
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import PlannerConfig
 
+SIZE = STATE.proprioception_size
 OPTIONS = [
     ChainOptions(),
     ChainOptions(eta=0.5, sigma_floor=0.3, floor_steps="last", reduction="sum", rows="all"),
@@ -130,7 +132,7 @@ def test_wrong_observations_are_refused() -> None:
     planner, observation = make_planner(), make_observation()
     with pytest.raises(InputError, match="'state' is missing; got agent_pos"):
         planner.plan({"agent_pos": observation["agent_pos"]})
-    with pytest.raises(InputError, match=r"observation.state: expected shape \(B, 2, 5\), got \(4, 2, 4\)"):
+    with pytest.raises(InputError, match=r"observation.state: expected shape \(B, 2, 5\) .*, got \(4, 2, 4\)"):
         planner.plan({**observation, "state": observation["state"][..., :4]})
 
 
@@ -188,3 +190,35 @@ def test_ema_equals_its_closed_form() -> None:
         assert ema.planner.weight.item() == pytest.approx(expected, abs=1e-6)
     assert ema_decay(0) == 0 and ema_decay(10**7) == 0.9999
     assert not ema.planner.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"state": np.full((2, 2, 5), np.nan)},
+            r"observation\.state: expected finite numbers, got nan at .*\(0, 0, 0\)",
+        ),
+        ({"agent_pos": np.full((2, 2, SIZE), np.inf)}, r"observation\.agent_pos: expected finite numbers, got inf"),
+        ({"state": np.zeros((0, 2, 5))}, r"observation\.state: expected shape \(B, 2, 5\) with B at least 1"),
+        ({"state": np.zeros((3, 2, 5))}, "one batch size for all keys, got agent_pos 2, state 3"),
+        ({"state": np.zeros((2, 5))}, "one batch size for all keys, got agent_pos 2, state no batch"),
+        ({"state": np.full((2, 2, 5), "x")}, r"observation\.state: expected an array of numbers, got one of <U1"),
+        ({"state": np.full((2, 2, 5), None)}, r"observation\.state: expected an array of numbers, got one of object"),
+    ],
+)
+def test_what_cannot_be_planned_from_is_refused(changes: dict[str, np.ndarray], told: str) -> None:
+    observation = {"agent_pos": np.zeros((2, 2, SIZE)), "state": np.zeros((2, 2, 5))}
+    with pytest.raises(InputError, match=told):
+        make_planner().plan({**observation, **changes})
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a.astype(">f4"), lambda a: a.astype(np.uint16), lambda a: a[::-1].copy()[::-1]]
+)
+def test_arrays_of_any_order_and_type_are_planned_from_alike(change: Callable[[np.ndarray], np.ndarray]) -> None:
+    planner = make_planner()
+    values = {"agent_pos": np.arange(4 * SIZE).reshape(2, 2, SIZE), "state": np.arange(20).reshape(2, 2, 5)}
+    noise = planner.noise(2, torch.Generator().manual_seed(0))
+    expected = planner.plan({key: value.astype(np.float32) for key, value in values.items()}, noise)
+    np.testing.assert_array_equal(planner.plan({key: change(value) for key, value in values.items()}, noise), expected)

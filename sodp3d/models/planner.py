@@ -261,13 +261,12 @@ class Planner(nn.Module):
         noise: (B, K'+1, Tp, Da) of unit normal; drawn from generator (the global one if None) where not given.
         eta, sigma_floor: of the sampler; the planner's own where not given, which matters: on door the same planner had
         76 % with eta 1 and 36 % with eta 0.
+        Raises InputError naming the key for what is missing, of another shape, not numeric or not finite: a plan of it
+        would be no plan.
         """
         arrays = not any(isinstance(value, Tensor) for value in observation.values())
-        keys = self.config.observation_shapes()
-        tensors = {key: torch.as_tensor(value).to(self.device) for key, value in observation.items() if key in keys}
-        scaled = self.normalizer.sizes
-        tensors = {key: value.to(self.dtype) if key in scaled else value for key, value in tensors.items()}
-        single = "agent_pos" in tensors and tensors["agent_pos"].ndim == 2
+        tensors = self._shown(observation)
+        single = tensors["agent_pos"].ndim == 2
         if single:
             tensors = {key: value[None] for key, value in tensors.items()}
         features = self.encode(tensors)
@@ -280,8 +279,44 @@ class Planner(nn.Module):
         plan = plan[0] if single else plan
         return plan.cpu().numpy() if arrays else plan
 
+    def _shown(self, observation: Observation) -> dict[str, Tensor]:
+        """An observation from outside as tensors at home, with or without the batch. Raises InputError as `plan`."""
+        shapes, found = self.config.observation_shapes(), {}
+        sizes = {}
+        for key, shape in shapes.items():
+            if key not in observation:
+                raise InputError(f"observation: key {key!r} is missing; got {', '.join(sorted(observation))}.")
+            value = _as_tensor(key, observation[key])
+            if tuple(value.shape) != shape and (tuple(value.shape[1:]) != shape or len(value) == 0):
+                raise InputError(
+                    f"observation.{key}: expected shape (B, {str(shape)[1:-1]}) with B at least 1, or {shape}, "
+                    f"got {tuple(value.shape)}."
+                )
+            if not value.isfinite().all():
+                place = tuple((~value.isfinite()).nonzero()[0].tolist())
+                raise InputError(
+                    f"observation.{key}: expected finite numbers, got {float(value[place])} at index {place}."
+                )
+            sizes[key] = value.shape[: value.ndim - len(shape)]
+            found[key] = value.to(self.device, self.dtype if key in self.normalizer.sizes else None)
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{key} {size[0] if size else 'no batch'}" for key, size in sizes.items())
+            raise InputError(f"observation: expected one batch size for all keys, got {told}.")
+        return found
+
     def noise(self, size: int, generator: torch.Generator | None = None) -> Tensor:
         """Unit normal noise of a whole chain, (size, K'+1, Tp, Da), drawn on the generator's device."""
         shape = (size, self.config.inference_steps + 1, self.config.horizon, self.config.action_size)
         device = generator.device if generator is not None else self.device
         return torch.randn(shape, generator=generator, device=device).to(self.device)
+
+
+def _as_tensor(key: str, value: Any) -> Tensor:
+    """A tensor of numbers, from what people have: arrays of any integer type, byte order or stride too."""
+    if isinstance(value, Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"observation.{key}: expected an array of numbers, got one of {array.dtype}.")
+    kind = array.dtype.newbyteorder("=") if array.dtype.kind == "f" or array.dtype == np.uint8 else np.dtype(np.float64)
+    return torch.from_numpy(np.array(array, kind))
