@@ -15,7 +15,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.finetune import find_proficient
-from sodp3d.learning.learner import Learner
+from sodp3d.learning.learner import Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import planner_state
@@ -222,11 +222,35 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None
         ({"importance_weight": -1}, r"finetune\.importance_weight: .* at least 0, got -1"),
         ({"target_kl": 0}, r"finetune\.target_kl: .* or null for no bound, got 0"),
         ({"importance_weight": 0, "regularizer": "none"}, "leaves nothing to learn from"),
+        ({"value_learning_rate": -1}, r"finetune\.value_learning_rate: .* at least 0, got -1"),
+        ({"final_learning_rate": -0.1}, r"finetune\.final_learning_rate: .* above 0, up to 1, got -0.1"),
+        ({"discount": 1.5}, r"finetune\.discount: .* up to 1, got 1.5"),
+        ({"sampler": {"noise_clip": -1}}, r"finetune\.sampler\.noise_clip: .* above 0, or null, got -1"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(InputError, match=told):
         prepare(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "regularizer", "needing"),
+    [
+        ({"sampler": {"eta": 0, "sigma_floor": 0}}, "bc", r"finetune\.importance_weight"),
+        ({"sampler": {"eta": 0, "sigma_floor": 0}, "importance_weight": 0}, "kl", "reg=kl"),
+        ({"sampler": {"eta": 0, "sigma_floor": 0.1, "floor_steps": "last"}}, "bc", None),
+        ({"sampler": {"eta": 0, "sigma_floor": 0}, "importance_weight": 0}, "bc", None),
+    ],
+)
+def test_a_chain_without_noise_has_no_likelihood(
+    changes: dict[str, Any], regularizer: str, needing: str | None
+) -> None:
+    asked = settings(**changes), regularized(regularizer)
+    if needing is None:
+        check_likelihood(make_planner(), *asked)
+        return
+    with pytest.raises(InputError, match=rf"finetune\.sampler: {needing} needs steps that draw noise, but eta=0"):
+        check_likelihood(make_planner(), *asked)
 
 
 def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(caplog: pytest.LogCaptureFixture) -> None:

@@ -79,15 +79,13 @@ def choose(table: Table, name: str, key: str) -> Any:
 
 def use_plugins(names: Iterable[str]) -> None:
     """Load these modules, here and in all processes started from here. Raises InputError for one that is not there."""
-    known = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
-    os.environ[VARIABLE] = ",".join(dict.fromkeys([*known, *names]))
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*_asked_for(), *names]))
     load_plugins()
 
 
 def load_plugins() -> list[str]:
     """Import every plug-in that an entry point or `use_plugins` names; their modules' names."""
-    named = [name for name in os.environ.get(VARIABLE, "").split(",") if name]
-    modules = list(dict.fromkeys([*_installed(), *named]))
+    modules = list(dict.fromkeys([*_installed(), *_asked_for()]))
     for module in modules:
         try:
             importlib.import_module(module)
@@ -96,6 +94,10 @@ def load_plugins() -> list[str]:
                 f"plugins: {module} cannot be imported ({error}); install it into this environment, or leave it out."
             ) from error
     return modules
+
+
+def _asked_for() -> list[str]:
+    return [name for name in os.environ.get(VARIABLE, "").split(",") if name]
 
 
 @functools.cache

@@ -45,7 +45,16 @@ class EnvConfig:
         check_keys(cls, values, "env")
         values["camera"] = CameraConfig.from_config(values["camera"])
         values["crop"] = CropConfig.from_config(values["crop"])
-        values["tasks"] = tuple(values["tasks"] or ())
+        for key in ("name", "family", "task", "success_metric", "unet"):
+            if not isinstance(values[key], str):
+                raise InputError(f"env.{key}: expected a text, got {values[key]!r}.")
+        tasks = values["tasks"] or []
+        if not isinstance(tasks, list | tuple) or not all(isinstance(task, str) for task in tasks):
+            raise InputError(f"env.tasks: expected a list of tasks, or null, got {tasks!r}.")
+        if len(set(tasks)) < len(tasks):
+            twice = next(task for task in tasks if list(tasks).count(task) > 1)
+            raise InputError(f"env.tasks: {twice} is there twice; name each task once.")
+        values["tasks"] = tuple(tasks)
         config = cls(**values)
         config._validate()
         return config

@@ -18,7 +18,10 @@ Batch = Mapping[str, Tensor]
 
 
 class Regularizer(Protocol):
-    """A scalar that is added, times lambda, to the importance loss."""
+    """A scalar that is added, times lambda, to the importance loss.
+
+    One that compares noisy steps of the chain says so by `needs_likelihood = True`, as a class attribute.
+    """
 
     def __init__(self, pretrained: Planner, options: ChainOptions) -> None: ...
 
@@ -78,6 +81,8 @@ class KLToPretrained:
     `options` choose and reduced as they say. Steps without noise drop out, as in the likelihood. The sum is estimated
     by one random step of each plan: the same in the mean, at a K'-th of its price.
     """
+
+    needs_likelihood = True
 
     def __init__(self, pretrained: Planner, options: ChainOptions) -> None:
         self.pretrained = pretrained

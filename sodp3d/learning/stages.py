@@ -15,6 +15,7 @@ from sodp3d.core.paths import outputs_root
 from sodp3d.core.run import Run, open_run
 from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.learning.finetune import finetune
+from sodp3d.learning.learner import check_likelihood
 from sodp3d.learning.lookup import (
     as_data_was_seen,
     as_planner_was_trained,
@@ -77,6 +78,7 @@ def run_finetune(config: dict[str, Any]) -> None:
     settings = TrainSettings.from_config(config)
     planner, state = load_planner_and_state(path, device, **settings.sampler)
     require_same_task(state, planner, config, task)
+    check_likelihood(planner, settings.finetune, settings.reg)
     offline = settings.finetune.offline
     recorded = recorded_episodes(Path(offline).expanduser(), planner, settings.finetune, task) if offline else []
     environments = max(settings.evaluation.environments, settings.finetune.episodes_per_iteration)
