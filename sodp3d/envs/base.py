@@ -69,7 +69,7 @@ class Task(Protocol):
 def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
     """Give `spec` the camera described by `camera`: a new one, or the model's own of that name with parts replaced.
 
-    Raises InputError when a null position or quaternion leaves a new camera without a pose.
+    Raises InputError where a null position or quaternion leaves a new camera without a pose, or the camera moves.
     """
     existing = {item.name: item for item in spec.cameras}
     target = existing.get(camera.name)
@@ -92,6 +92,12 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
         target.quat = camera.quaternion
     if camera.position is not None and camera.quaternion is not None:
         target.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    if target.parent.name != "world" or target.mode != mujoco.mjtCamLight.mjCAMLIGHT_FIXED:
+        raise InputError(
+            f"env.camera.name: camera {camera.name!r} moves with body {target.parent.name!r}, and clouds are made with "
+            "one pose for all steps, so they would be wrong. Name a fixed camera, or give env.camera.position and "
+            "env.camera.quaternion under a name that the model does not use."
+        )
     target.fovy = camera.fovy
 
 
