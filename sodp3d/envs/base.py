@@ -6,7 +6,6 @@ Shape letters: Da action, Dp proprioception, Ds state, S simulator state, H W im
 from typing import Any, Protocol
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.vision import gl
 from sodp3d.vision.camera import Camera, CameraConfig, mujoco_camera
 from sodp3d.vision.renderer import Renderer
+from sodp3d.vision.simulator import mujoco
 
 Observation = dict[str, NDArray[np.float32]]
 

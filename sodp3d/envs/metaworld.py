@@ -7,13 +7,13 @@ a planner that sees only point clouds could not know it otherwise.
 import difflib
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.envs.base import with_camera
 from sodp3d.envs.config import EnvConfig
+from sodp3d.vision.simulator import mujoco
 
 _FINGER_SITES = ("rightEndEffector", "leftEndEffector")
 # There is no published count metric; DP3 keeps demonstrations with at least 5 successful steps.

@@ -10,12 +10,12 @@ at these distances.
 import hashlib
 from typing import Any, Protocol
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.vision import gl
 from sodp3d.vision.raycast import RayCaster
+from sodp3d.vision.simulator import mujoco
 
 _HIDDEN_GROUP = 5  # of sites; MuJoCo draws groups 0 to 2
 _MILLIMETRES_MAX = 65535
