@@ -7,6 +7,7 @@ Shape letters: n running environments, T control steps, S simulator state, Dp pr
 H W image.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ from sodp3d.collection.playback import image, play
 from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+
+log = logging.getLogger(__name__)
+_MOST_EMPTY = 0.98  # share of a depth image without any depth, from which on it is told
 
 
 @dataclass(frozen=True)
@@ -102,9 +106,11 @@ class CollectionGroup:
         self._config, self._renderer = config, renderer
         self._environments: list[envs.RobotEnv] = []
         self._episodes: list[_Episode] = []
+        self._tells = False  # whether this worker is the one that says what depth images lack
 
     def describe(self) -> dict[str, Any]:
         """Sizes, camera and renderer of the environment, as the store records them."""
+        self._tells = True
         environment = self._environment(0)
         observation, _ = environment.reset(seed=0)
         depth = environment.render_depth()
@@ -137,7 +143,24 @@ class CollectionGroup:
         """
         running = [episode for episode in self._episodes if not episode.over]
         finished = [episode.step(action) for episode, action in zip(running, actions, strict=True)]
+        for episode in finished:
+            if self._tells and episode is not None and "depth" in episode.steps:
+                self._look_for_empty_images(episode)
         return _now(running), finished
+
+    def _look_for_empty_images(self, episode: Finished) -> None:
+        empty = (episode.steps["depth"] == 0).mean(axis=(1, 2))
+        step = int(empty.argmax())
+        if empty[step] >= _MOST_EMPTY:
+            self._tells = False  # once
+            log.warning(
+                "%s: %.1f %% of the depth image at step %d of the episode of seed %d show nothing within 65 m. Is "
+                "env.camera (position, quaternion, fovy) as it should be?",
+                self._config.name,
+                100 * empty[step],
+                step,
+                episode.seed,
+            )
 
     def draw(self, sim_states: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
         """Images (T, 3, H, W) of simulator states (T, S), between episodes."""
