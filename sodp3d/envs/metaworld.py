@@ -78,7 +78,7 @@ class MetaWorld:
         before = dict(vars(self._env))
         self.step(np.zeros(self.action_size))
         self._attributes = self._find_attributes(before)
-        self.visible_sites = tuple(self.model.site(name).id for name, _ in self._env._target_site_config)
+        self.visible_sites = tuple(self.model.site(name).id for name, _ in self._goal_sites())
 
     def reset(self, seed: int) -> None:
         self._env.seed(seed)
@@ -99,8 +99,15 @@ class MetaWorld:
 
     def _place_goals(self) -> None:
         # mj_forward puts sites back where the model has them; the task's targets are elsewhere.
-        for name, position in self._env._target_site_config:
+        for name, position in self._goal_sites():
             self.data.site(name).xpos = position
+
+    def _goal_sites(self) -> list[tuple[str, NDArray[np.float64]]]:
+        """The sites that Meta-World draws for this task and where they belong, the first at the target if none is."""
+        sites, target = list(self._env._target_site_config), self._env._target_pos
+        if sites and not any(np.array_equal(position, target) for _, position in sites):
+            sites[0] = (sites[0][0], target)  # pick-out-of-hole names the object's start
+        return sites
 
     def state(self) -> NDArray[np.float64]:
         return self._state
