@@ -18,10 +18,12 @@ from sodp3d import envs
 from sodp3d.collection.playback import image, play
 from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
+from sodp3d.core.seeds import REPLACEMENT, episode_seed
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 
 log = logging.getLogger(__name__)
 _MOST_EMPTY = 0.98  # share of a depth image without any depth, from which on it is told
+_MOST_DROPPED = 10  # episodes in a row whose simulation diverges
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,20 @@ class Finished:
 
 
 class _Episode:
-    """One episode being made in one environment. image_size: of what the agent sees, None for the state."""
+    """One episode being made in one environment. image_size: of what the agent sees, None for the state.
+
+    With `record`, an episode whose simulation diverges is dropped, and one of another seed begins in its place.
+    """
 
     def __init__(self, environment: envs.RobotEnv, seed: int, record: bool, image_size: int | None) -> None:
-        self.environment, self.seed, self.record, self.image_size = environment, seed, record, image_size
+        self.environment, self.record, self.image_size = environment, record, image_size
+        self._first_seed, self._dropped = seed, 0
+        self._begin(seed)
+
+    def _begin(self, seed: int) -> None:
+        self.seed = seed
         self.steps: dict[str, list[Any]] = {}
-        self.observation, _ = environment.reset(seed=seed)
+        self.observation, _ = self.environment.reset(seed=seed)
         self.states: list[NDArray[np.float32]] = [self.observation["state"]]
         self.actions: list[NDArray[np.float32]] = []
         self.rewards: list[np.float32] = []
@@ -68,6 +78,9 @@ class _Episode:
             self._keep("sim_state", self.environment.get_state())
             self._keep("agent_pos", self.observation["agent_pos"])
         self.observation, reward, terminated, truncated, info = self.environment.step(action)
+        if self.record and info["diverged"]:
+            self._begin_another()
+            return None
         if self.record:
             self._keep("success", np.uint8(info["goal_steps"]))
         self.states.append(self.observation["state"])
@@ -76,6 +89,15 @@ class _Episode:
         self._look()
         self.over = terminated or truncated
         return self._finished(terminated, info) if self.over else None
+
+    def _begin_another(self) -> None:
+        self._dropped += 1
+        if self._dropped > _MOST_DROPPED:
+            raise InputError(
+                f"env={self.environment.config.name}: the simulation diverged in {self._dropped} episodes in a row, "
+                f"the last of seed {self.seed}. Check the model's time step and actuators, and what the agent does."
+            )
+        self._begin(episode_seed(self._first_seed, REPLACEMENT, self._dropped))
 
     def _look(self) -> None:
         if self.image_size is not None:

@@ -3,6 +3,7 @@
 Shape letters: Da action, Dp proprioception, Ds state, S simulator state, H W image.
 """
 
+import logging
 from typing import Any, Protocol
 
 import gymnasium
@@ -12,10 +13,13 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.divergence import DivergedError, simulate
 from sodp3d.vision import gl
 from sodp3d.vision.camera import Camera, CameraConfig, mujoco_camera
 from sodp3d.vision.renderer import Renderer
 from sodp3d.vision.simulator import mujoco
+
+log = logging.getLogger(__name__)
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -129,6 +133,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Episodes: `reset(seed)` determines the whole episode; without a seed one is drawn from `np_random`. Either way
     `info["seed"]` says which. An episode truncates after `config.episode_steps` control steps; stepping on is an error.
+    An episode whose simulation diverges ends there, truncated and failed, as it was before that step.
     """
 
     def __init__(self, config: EnvConfig, task: Task, renderer: str = "auto", render_mode: str | None = None) -> None:
@@ -144,6 +149,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._camera = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, config.camera.name)
         self._backend = renderer
         self._renderer: Renderer | None = None
+        self._seed: int | None = None  # of the episode
         self._frames = self._goal_frames = 0  # control steps done; raw frames with the goal achieved
         self._achieved = self._over = False
         task.reset(0)  # so that sizes are known and a state can be set before the first reset
@@ -165,6 +171,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         self.task.reset(episode_seed)
+        self._seed = episode_seed
         self._frames = self._goal_frames = 0
         self._achieved = self._over = False
         return self._observation(), {"seed": episode_seed, **self._info(0)}
@@ -172,7 +179,8 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply `action` (Da,), clipped to [-1, 1], for `action_repeat` raw frames; the reward is their sum.
 
-        info: goal_steps (raw frames of this step with the goal achieved), success_final, success_count, success_any.
+        info: goal_steps (raw frames of this step with the goal achieved), success_final, success_count, success_any,
+        and diverged, which says that the simulation did in this step: then its reward is 0 and nothing succeeded.
         Raises InputError on a non-finite action or one of another size, and RuntimeError after the episode's end.
         """
         if self._over:
@@ -180,19 +188,39 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (self.task.action_size,) or not np.isfinite(command).all():
             raise InputError(f"action: expected {self.task.action_size} finite numbers, got {action!r}.")
-        command = np.clip(command, -1, 1)
-        total, goal_steps, terminated = 0.0, 0, False
-        for _ in range(self.config.action_repeat):
-            reward, self._achieved, terminated = self.task.step(command)
-            total += reward
-            goal_steps += self._achieved
-            if terminated:
-                break
+        before = self.get_state()
+        try:
+            total, goal_steps, terminated = self._simulate(np.clip(command, -1, 1))
+        except DivergedError:
+            return self._end_diverged(before)
         self._frames += 1
         self._goal_frames += goal_steps
         truncated = self._frames >= self.config.episode_steps
         self._over = terminated or truncated
         return self._observation(), total, terminated, truncated, self._info(goal_steps)
+
+    def _simulate(self, command: NDArray[np.float64]) -> tuple[float, int, bool]:
+        """Reward, raw frames with the goal achieved, and whether the task ended the episode. Raises DivergedError."""
+        total, goal_steps, terminated = 0.0, 0, False
+        for _ in range(self.config.action_repeat):
+            reward, self._achieved, terminated = simulate(self.task, command)
+            total += reward
+            goal_steps += self._achieved
+            if terminated:
+                break
+        return total, goal_steps, terminated
+
+    def _end_diverged(self, before: NDArray[np.float64]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        step = self._frames
+        log.warning(
+            "%s: the simulation diverged at step %d of the episode of seed %s, which ends there as failed.",
+            self.config.name,
+            step,
+            self._seed,
+        )
+        observation = self.set_state(before)  # the last that means something, and can be drawn
+        self._frames, self._goal_frames, self._achieved, self._over = step + 1, 0, False, True
+        return observation, 0.0, False, True, {**self._info(0), "diverged": True}
 
     def _observation(self) -> Observation:
         return {
@@ -206,6 +234,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "success_final": self._achieved,
             "success_count": self._goal_frames > self.task.count_threshold,
             "success_any": self._goal_frames > 0,
+            "diverged": False,
         }
 
     @property
