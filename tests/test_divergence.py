@@ -171,8 +171,8 @@ def test_a_recording_that_diverges_is_refused() -> None:
     states = [env.reset(seed=5)[0]["state"]]
     for action in ACTIONS[:3]:
         states.append(env.step(action)[0]["state"])
-    recording = Recording(5, {}, np.stack(states), ACTIONS[:3], group=2)
+    recording = Recording(5, {}, np.stack(states), ACTIONS[:3], group=1)
     assert len(play(env, recording, 16)["states"]) == 4
-    diverge(env, 3)
+    diverge(env, 3)  # in the second control step
     with pytest.raises(InputError, match="its simulation diverges at step 1"):
         play(env, recording, 16)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sodp3d.envs.base import Task
 
 log = logging.getLogger(__name__)
-_UNSTABLE = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+# Indices into data.warning.
+_UNSTABLE = [int(getattr(mujoco.mjtWarning, f"mjWARN_BAD{what}")) for what in ("QPOS", "QVEL", "QACC")]
 
 
 class DivergedError(Exception):
@@ -25,8 +26,7 @@ class DivergedError(Exception):
 
 def simulate(task: "Task", action: NDArray[np.float64]) -> tuple[float, bool, bool]:
     """`task.step(action)`. Raises DivergedError where the simulation diverges."""
-    for warning in _UNSTABLE:
-        task.data.warning[warning].number = 0
+    task.data.warning.number[_UNSTABLE] = 0
     try:
         result = task.step(action)
     except Exception as error:  # rewards of a diverged state fail in their own ways
@@ -40,9 +40,10 @@ def simulate(task: "Task", action: NDArray[np.float64]) -> tuple[float, bool, bo
 
 def diverged(data: mujoco.MjData) -> bool:
     """Whether MuJoCo has reset the simulation since `simulate` began, or would in its next step."""
-    if any(data.warning[warning].number for warning in _UNSTABLE):
+    if data.warning.number[_UNSTABLE].any():
         return True
-    return not all((np.abs(values) <= mujoco.mjMAXVAL).all() for values in (data.qpos, data.qvel, data.qacc))
+    # One by one, because a comparison with NaN is false, and max() would pass over it.
+    return not all(np.abs(values).max(initial=0) <= mujoco.mjMAXVAL for values in (data.qpos, data.qvel, data.qacc))
 
 
 def _tell(message: str) -> None:
