@@ -20,7 +20,6 @@ from sodp3d.core.errors import InputError
 from sodp3d.vision.simulator import mujoco
 
 logger = logging.getLogger(__name__)
-logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # a missing extra of PyOpenGL, on every import
 
 BACKENDS = ("egl", "osmesa", "raycast")
 _CHOICE = "SODP3D_GL"
@@ -30,6 +29,7 @@ _SOFTWARE = ("llvmpipe", "softpipe", "swrast")
 _PROBE_SECONDS = 60  # a driver may hang
 _PROBE = """
 from mujoco.{backend} import GLContext
+GLContext._context = None  # its destructor misses it after a failed construction, and its complaint would come last
 context = GLContext(64, 64)
 context.make_current()
 from OpenGL import GL

@@ -4,10 +4,12 @@ On import MuJoCo binds to the OpenGL platform that MUJOCO_GL names, and fails wh
 What does not draw must not fail with it; whoever draws is told by `gl.choose`.
 """
 
+import logging
 import os
 
 __all__ = ["mujoco"]
 
+logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # a missing extra of PyOpenGL, on every import
 try:
     import mujoco
 except Exception:  # an unknown name, missing libraries and symbols
