@@ -3,6 +3,8 @@
 Shape letters: Da action, Dp proprioception, Ds state, S simulator state, H W image.
 """
 
+import copy
+import functools
 import logging
 from typing import Any, Protocol
 
@@ -113,12 +115,17 @@ def compile_model(spec: mujoco.MjSpec, camera: CameraConfig) -> mujoco.MjModel:
     return model
 
 
+@functools.lru_cache(maxsize=1)  # a task's environments are made in a row, and compiling is most of the work
+def _compiled(path: str, camera: CameraConfig) -> mujoco.MjModel:
+    return compile_model(mujoco.MjSpec.from_file(path), camera)
+
+
 def with_camera(environment: type, camera: CameraConfig) -> type:
     """`environment` (a gymnasium MujocoEnv class), loading its model with the camera in it and smooth round geoms."""
 
     class WithCamera(environment):
         def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-            model = compile_model(mujoco.MjSpec.from_file(self.fullpath), camera)
+            model = copy.copy(_compiled(self.fullpath, camera))
             return model, mujoco.MjData(model)
 
     WithCamera.__name__ = WithCamera.__qualname__ = environment.__name__
