@@ -16,8 +16,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.envs import EnvConfig, RobotEnv, expand, make_env, metaworld
 
 ADROIT = ("adroit_hammer", "adroit_door", "adroit_pen")
-# Tasks whose targets are views into the simulator's data, sites on moving bodies, or two sites.
-META_WORLD = ("reach", "basketball", "bin-picking", "door-lock", "hammer", "dial-turn")
+SOUND = {"diverged": False}
 rollout = functools.partial(np.random.default_rng(0).uniform, -1, 1)
 
 
@@ -97,15 +96,9 @@ def check_state_round_trip(name: str, before: int = 12, after: int = 8) -> None:
     assert np.array_equal(env.get_state(), other.get_state())
 
 
-@pytest.mark.parametrize("name", [*ADROIT, *META_WORLD])
+@pytest.mark.parametrize("name", [*ADROIT, "reach"])  # every task of Meta-World: test_all_tasks.py
 def test_restored_state_continues_bit_for_bit(name: str) -> None:
     check_state_round_trip(name)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", metaworld.task_names())
-def test_restored_state_continues_on_every_meta_world_task(name: str) -> None:
-    check_state_round_trip(name, 20, 10)
 
 
 def test_restored_state_truncates_on_time() -> None:
@@ -131,11 +124,11 @@ def test_action_repeat_sums_rewards_and_counts_goal_frames() -> None:
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(np.ones(1))  # x = 0.1, 0.2
     assert reward == pytest.approx(0.3) and not (terminated or truncated)
-    assert info == {"goal_steps": 0, "success_final": False, "success_count": False, "success_any": False}
+    assert info == {"goal_steps": 0, "success_final": False, "success_count": False, "success_any": False, **SOUND}
     info = env.step(np.array([9.0]))[4]  # clipped: x = 0.3, 0.4
-    assert info == {"goal_steps": 2, "success_final": True, "success_count": False, "success_any": True}
+    assert info == {"goal_steps": 2, "success_final": True, "success_count": False, "success_any": True, **SOUND}
     info = env.step(np.array([-1.0]))[4]  # x = 0.3, 0.2: three frames in all, more than count_threshold
-    assert info == {"goal_steps": 1, "success_final": False, "success_count": True, "success_any": True}
+    assert info == {"goal_steps": 1, "success_final": False, "success_count": True, "success_any": True, **SOUND}
     assert not env.reset(seed=0)[1]["success_any"]
 
 
@@ -200,6 +193,13 @@ def test_a_missing_camera_names_those_there_are() -> None:
     moving = config("metaworld")
     with pytest.raises(InputError, match="moves with body 'hand'"):
         make_env(replace(moving, camera=replace(moving.camera, name="gripperPOV")))
+
+
+@pytest.mark.parametrize("name", ["gripperPOV", "behindGripper"])
+def test_a_camera_that_moves_is_refused_before_its_clouds_are_wrong(name: str) -> None:
+    task = config("metaworld")
+    with pytest.raises(InputError, match=rf"env\.camera\.name: camera '{name}' moves with body 'hand'"):
+        make_env(replace(task, camera=replace(task.camera, name=name, position=None, quaternion=None)))
 
 
 def test_a_wrong_renderer_is_refused_before_anything_is_drawn() -> None:

@@ -175,7 +175,7 @@ def probes(**renderers: str | None) -> object:
     [
         ("NVIDIA H200", "llvmpipe", "egl", None),
         ("llvmpipe (LLVM 15)", "llvmpipe", "egl", "EGL draws in software"),
-        (None, "llvmpipe", "osmesa", None),
+        (None, "llvmpipe", "osmesa", None),  # and says why not egl
         (None, None, "raycast", "apt-get install -y libosmesa6"),
     ],
 )
@@ -192,22 +192,64 @@ def test_auto_takes_the_first_that_works_and_says_so(
     assert gl.choose("auto") == chosen
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (message is not None) and all(message in warning for warning in warnings if message)
-    assert f"takes {chosen}" in caplog.text
+    assert f"takes {chosen}" in caplog.text and (egl is not None or "ImportError: gone" in caplog.text)
     fresh.setattr(gl, "probe", None)  # the next process of this one's children need not try again
     assert gl.choose("auto") == chosen
 
 
-def test_a_backend_that_does_not_work_says_what_to_install() -> None:
+@pytest.mark.parametrize(
+    ("backend", "failure", "words"),
+    [
+        ("egl", "AttributeError: 'NoneType' object has no attribute 'eglQueryString'", "apt-get install -y libegl1"),
+        ("osmesa", "AttributeError: 'NoneType' object has no attribute 'glGetError'", "apt-get install -y libosmesa6"),
+        ("egl", "ImportError: Cannot initialize a EGL device display.", "driver's EGL"),
+        (
+            "egl",
+            "RuntimeError: The MUJOCO_EGL_DEVICE_ID environment variable must be",
+            "MUJOCO_EGL_DEVICE_ID=99 is none",
+        ),
+    ],
+)
+def test_advice_is_about_what_failed(backend: str, failure: str, words: str, fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("MUJOCO_EGL_DEVICE_ID", "99")
+    assert words in gl.advice(backend, failure)
+
+
+def choose_in_a_process(renderer: str, **variables: str) -> str:
+    """What a process with these variables says when it chooses, as commands do."""
     program = (
-        "import sys\nfrom sodp3d.vision import gl\nfrom sodp3d.core.errors import InputError\n"
-        "sys.stdout.write(str(gl.probe('egl').failure))\n"
-        "try: gl.choose('egl')\nexcept InputError as error: sys.stdout.write(str(error))\n"
+        "import logging, sys\nlogging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout)\n"
+        "from sodp3d.envs import make_env\nfrom sodp3d.vision import gl\nfrom sodp3d.core.errors import InputError\n"
+        f"try: sys.stdout.write('chosen: ' + gl.choose({renderer!r}))\n"
+        "except InputError as error: sys.stdout.write(str(error))\n"
     )
-    variables = {**os.environ, "MUJOCO_EGL_DEVICE_ID": "99"}
-    variables.pop("MUJOCO_GL", None)
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=variables)
-    assert "Error: " in result.stdout and result.stderr == ""
-    assert "render=egl does not work here" in result.stdout and "apt-get install -y libegl1" in result.stdout
+    prefixes = ("MUJOCO_", "PYOPENGL_", "SODP3D_GL")
+    unset = {key: value for key, value in os.environ.items() if not key.startswith(prefixes)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env={**unset, **variables})
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("renderer", "variables", "words"),
+    [
+        ("egl", {"MUJOCO_EGL_DEVICE_ID": "99"}, "render=egl does not work here"),
+        ("auto", {"MUJOCO_GL": "vulkan"}, "MUJOCO_GL: expected egl, osmesa or nothing, got 'vulkan'"),
+        ("egl", {"MUJOCO_GL": "vulkan"}, "MUJOCO_GL: expected egl, osmesa or nothing, got 'vulkan'"),
+        ("raycast", {"MUJOCO_GL": "vulkan"}, "chosen: raycast"),
+        (
+            "auto",
+            {"MUJOCO_GL": "osmesa", "PYOPENGL_PLATFORM": "egl"},
+            "MUJOCO_GL asks for osmesa, but PYOPENGL_PLATFORM for egl",
+        ),
+        ("auto", {"MUJOCO_GL": "egl", "MUJOCO_EGL_DEVICE_ID": "99"}, "render=auto takes raycast (egl: "),
+    ],
+)
+def test_contradictory_variables_and_missing_devices_are_one_message(
+    renderer: str, variables: dict[str, str], words: str
+) -> None:
+    said = choose_in_a_process(renderer, **variables)
+    assert words in said and "Traceback" not in said and len(said.splitlines()) <= 2
 
 
 def test_a_hanging_driver_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ Shape letters: n running environments, T control steps, S simulator state, Dp pr
 H W image.
 """
 
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,12 @@ from sodp3d import envs
 from sodp3d.collection.playback import image, play
 from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
+from sodp3d.core.seeds import REPLACEMENT, episode_seed
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+
+log = logging.getLogger(__name__)
+_MOST_EMPTY = 0.98  # share of a depth image without any depth, from which on it is told
+_MOST_DROPPED = 10  # episodes in a row whose simulation diverges
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,20 @@ class Finished:
 
 
 class _Episode:
-    """One episode being made in one environment. image_size: of what the agent sees, None for the state."""
+    """One episode being made in one environment. image_size: of what the agent sees, None for the state.
+
+    With `record`, an episode whose simulation diverges is dropped, and one of another seed begins in its place.
+    """
 
     def __init__(self, environment: envs.RobotEnv, seed: int, record: bool, image_size: int | None) -> None:
-        self.environment, self.seed, self.record, self.image_size = environment, seed, record, image_size
+        self.environment, self.record, self.image_size = environment, record, image_size
+        self._first_seed, self._dropped = seed, 0
+        self._begin(seed)
+
+    def _begin(self, seed: int) -> None:
+        self.seed = seed
         self.steps: dict[str, list[Any]] = {}
-        self.observation, _ = environment.reset(seed=seed)
+        self.observation, _ = self.environment.reset(seed=seed)
         self.states: list[NDArray[np.float32]] = [self.observation["state"]]
         self.actions: list[NDArray[np.float32]] = []
         self.rewards: list[np.float32] = []
@@ -64,6 +78,9 @@ class _Episode:
             self._keep("sim_state", self.environment.get_state())
             self._keep("agent_pos", self.observation["agent_pos"])
         self.observation, reward, terminated, truncated, info = self.environment.step(action)
+        if self.record and info["diverged"]:
+            self._begin_another()
+            return None
         if self.record:
             self._keep("success", np.uint8(info["goal_steps"]))
         self.states.append(self.observation["state"])
@@ -72,6 +89,15 @@ class _Episode:
         self._look()
         self.over = terminated or truncated
         return self._finished(terminated, info) if self.over else None
+
+    def _begin_another(self) -> None:
+        self._dropped += 1
+        if self._dropped > _MOST_DROPPED:
+            raise InputError(
+                f"env={self.environment.config.name}: the simulation diverged in {self._dropped} episodes in a row, "
+                f"the last of seed {self.seed}. Check the model's time step and actuators, and what the agent does."
+            )
+        self._begin(episode_seed(self._first_seed, REPLACEMENT, self._dropped))
 
     def _look(self) -> None:
         if self.image_size is not None:
@@ -102,9 +128,11 @@ class CollectionGroup:
         self._config, self._renderer = config, renderer
         self._environments: list[envs.RobotEnv] = []
         self._episodes: list[_Episode] = []
+        self._tells = False  # whether this worker is the one that says what depth images lack
 
     def describe(self) -> dict[str, Any]:
         """Sizes, camera and renderer of the environment, as the store records them."""
+        self._tells = True
         environment = self._environment(0)
         observation, _ = environment.reset(seed=0)
         depth = environment.render_depth()
@@ -137,7 +165,24 @@ class CollectionGroup:
         """
         running = [episode for episode in self._episodes if not episode.over]
         finished = [episode.step(action) for episode, action in zip(running, actions, strict=True)]
+        for episode in finished:
+            if self._tells and episode is not None and "depth" in episode.steps:
+                self._look_for_empty_images(episode)
         return _now(running), finished
+
+    def _look_for_empty_images(self, episode: Finished) -> None:
+        empty = (episode.steps["depth"] == 0).mean(axis=(1, 2))
+        step = int(empty.argmax())
+        if empty[step] >= _MOST_EMPTY:
+            self._tells = False  # once
+            log.warning(
+                "%s: %.1f %% of the depth image at step %d of the episode of seed %d show nothing within 65 m. Is "
+                "env.camera (position, quaternion, fovy) as it should be?",
+                self._config.name,
+                100 * empty[step],
+                step,
+                episode.seed,
+            )
 
     def draw(self, sim_states: NDArray[np.float64], image_size: int) -> NDArray[np.uint8]:
         """Images (T, 3, H, W) of simulator states (T, S), between episodes."""

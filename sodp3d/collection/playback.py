@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
 from sodp3d.envs import RobotEnv
+from sodp3d.envs.divergence import DivergedError, simulate
 
 if TYPE_CHECKING:  # workers import this module, and need no PyTorch
     from sodp3d.collection.agents.memory import Trajectory
@@ -33,7 +34,7 @@ def image(environment: RobotEnv, size: int) -> NDArray[np.uint8]:
 def play(environment: RobotEnv, recording: Recording, size: int) -> dict[str, NDArray[Any]]:
     """Play a recording back: proprioception "states" (T + 1, Dp) and "images" (T + 1, 3, size, size) uint8.
 
-    Raises InputError where the playback does not begin like the recording, or leaves it.
+    Raises InputError where the playback does not begin like the recording, leaves it, or diverges.
     """
     _begin(environment, recording)
     task = environment.task
@@ -50,7 +51,10 @@ def play(environment: RobotEnv, recording: Recording, size: int) -> dict[str, ND
         if step < len(recording.actions):
             command = np.clip(np.asarray(recording.actions[step], dtype=np.float64), -1, 1)
             for _ in range(repeat):
-                task.step(command)
+                try:
+                    simulate(task, command)
+                except DivergedError:
+                    raise InputError(f"played back, its simulation diverges at step {step}") from None
     return {"states": np.stack(joints), "images": np.stack(images)}
 
 

@@ -15,13 +15,13 @@ import sys
 from importlib import import_module
 from typing import Any
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.envs.base import with_camera
 from sodp3d.envs.config import EnvConfig
+from sodp3d.vision.simulator import mujoco
 
 _CLASSES = {"hammer": "AdroitHandHammerEnv", "door": "AdroitHandDoorEnv", "pen": "AdroitHandPenEnv"}
 TASKS = tuple(_CLASSES)

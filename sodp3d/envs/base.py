@@ -3,19 +3,25 @@
 Shape letters: Da action, Dp proprioception, Ds state, S simulator state, H W image.
 """
 
+import copy
+import functools
+import logging
 from typing import Any, Protocol
 
 import gymnasium
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.divergence import DivergedError, simulate
 from sodp3d.vision import gl
 from sodp3d.vision.camera import Camera, CameraConfig, mujoco_camera
 from sodp3d.vision.renderer import Renderer
+from sodp3d.vision.simulator import mujoco
+
+log = logging.getLogger(__name__)
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -69,7 +75,7 @@ class Task(Protocol):
 def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
     """Give `spec` the camera described by `camera`: a new one, or the model's own of that name with parts replaced.
 
-    Raises InputError when a null position or quaternion leaves a new camera without a pose.
+    Raises InputError where a null position or quaternion leaves a new camera without a pose, or the camera moves.
     """
     existing = {item.name: item for item in spec.cameras}
     target = existing.get(camera.name)
@@ -92,6 +98,12 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
         target.quat = camera.quaternion
     if camera.position is not None and camera.quaternion is not None:
         target.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    if target.parent.name != "world" or target.mode != mujoco.mjtCamLight.mjCAMLIGHT_FIXED:
+        raise InputError(
+            f"env.camera.name: camera {camera.name!r} moves with body {target.parent.name!r}, and clouds are made with "
+            "one pose for all steps, so they would be wrong. Name a fixed camera, or give env.camera.position and "
+            "env.camera.quaternion under a name that the model does not use."
+        )
     target.fovy = camera.fovy
 
 
@@ -103,12 +115,17 @@ def compile_model(spec: mujoco.MjSpec, camera: CameraConfig) -> mujoco.MjModel:
     return model
 
 
+@functools.lru_cache(maxsize=1)  # a task's environments are made in a row, and compiling is most of the work
+def _compiled(path: str, camera: CameraConfig) -> mujoco.MjModel:
+    return compile_model(mujoco.MjSpec.from_file(path), camera)
+
+
 def with_camera(environment: type, camera: CameraConfig) -> type:
     """`environment` (a gymnasium MujocoEnv class), loading its model with the camera in it and smooth round geoms."""
 
     class WithCamera(environment):
         def _initialize_simulation(self) -> tuple[mujoco.MjModel, mujoco.MjData]:
-            model = compile_model(mujoco.MjSpec.from_file(self.fullpath), camera)
+            model = copy.copy(_compiled(self.fullpath, camera))
             return model, mujoco.MjData(model)
 
     WithCamera.__name__ = WithCamera.__qualname__ = environment.__name__
@@ -123,6 +140,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Episodes: `reset(seed)` determines the whole episode; without a seed one is drawn from `np_random`. Either way
     `info["seed"]` says which. An episode truncates after `config.episode_steps` control steps; stepping on is an error.
+    An episode whose simulation diverges ends there, truncated and failed, as it was before that step.
     """
 
     def __init__(self, config: EnvConfig, task: Task, renderer: str = "auto", render_mode: str | None = None) -> None:
@@ -138,6 +156,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._camera = mujoco.mj_name2id(self.model, mujoco.mjtObj.mjOBJ_CAMERA, config.camera.name)
         self._backend = renderer
         self._renderer: Renderer | None = None
+        self._seed: int | None = None  # of the episode
         self._frames = self._goal_frames = 0  # control steps done; raw frames with the goal achieved
         self._achieved = self._over = False
         task.reset(0)  # so that sizes are known and a state can be set before the first reset
@@ -159,6 +178,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
         self.task.reset(episode_seed)
+        self._seed = episode_seed
         self._frames = self._goal_frames = 0
         self._achieved = self._over = False
         return self._observation(), {"seed": episode_seed, **self._info(0)}
@@ -166,7 +186,8 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
     def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Apply `action` (Da,), clipped to [-1, 1], for `action_repeat` raw frames; the reward is their sum.
 
-        info: goal_steps (raw frames of this step with the goal achieved), success_final, success_count, success_any.
+        info: goal_steps (raw frames of this step with the goal achieved), success_final, success_count, success_any,
+        and diverged, which says that the simulation did in this step: then its reward is 0 and nothing succeeded.
         Raises InputError on a non-finite action or one of another size, and RuntimeError after the episode's end.
         """
         if self._over:
@@ -174,19 +195,39 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         command = np.asarray(action, dtype=np.float64)
         if command.shape != (self.task.action_size,) or not np.isfinite(command).all():
             raise InputError(f"action: expected {self.task.action_size} finite numbers, got {action!r}.")
-        command = np.clip(command, -1, 1)
-        total, goal_steps, terminated = 0.0, 0, False
-        for _ in range(self.config.action_repeat):
-            reward, self._achieved, terminated = self.task.step(command)
-            total += reward
-            goal_steps += self._achieved
-            if terminated:
-                break
+        before = self.get_state()
+        try:
+            total, goal_steps, terminated = self._simulate(np.clip(command, -1, 1))
+        except DivergedError:
+            return self._end_diverged(before)
         self._frames += 1
         self._goal_frames += goal_steps
         truncated = self._frames >= self.config.episode_steps
         self._over = terminated or truncated
         return self._observation(), total, terminated, truncated, self._info(goal_steps)
+
+    def _simulate(self, command: NDArray[np.float64]) -> tuple[float, int, bool]:
+        """Reward, raw frames with the goal achieved, and whether the task ended the episode. Raises DivergedError."""
+        total, goal_steps, terminated = 0.0, 0, False
+        for _ in range(self.config.action_repeat):
+            reward, self._achieved, terminated = simulate(self.task, command)
+            total += reward
+            goal_steps += self._achieved
+            if terminated:
+                break
+        return total, goal_steps, terminated
+
+    def _end_diverged(self, before: NDArray[np.float64]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        step = self._frames
+        log.warning(
+            "%s: the simulation diverged at step %d of the episode of seed %s, which ends there as failed.",
+            self.config.name,
+            step,
+            self._seed,
+        )
+        observation = self.set_state(before)  # the last that means something, and can be drawn
+        self._frames, self._goal_frames, self._achieved, self._over = step + 1, 0, False, True
+        return observation, 0.0, False, True, {**self._info(0), "diverged": True}
 
     def _observation(self) -> Observation:
         return {
@@ -200,6 +241,7 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             "success_final": self._achieved,
             "success_count": self._goal_frames > self.task.count_threshold,
             "success_any": self._goal_frames > 0,
+            "diverged": False,
         }
 
     @property

@@ -28,7 +28,7 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
     draws them, for whoever converts those of many environments at once.
 
     After reset the first frame is repeated To times (edge padding, as in training); so is the last frame of an episode
-    that terminates before the frames to observe.
+    that ends before the frames to observe.
     """
 
     env: RobotEnv
@@ -71,8 +71,8 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
             observation, rewards[index], terminated, truncated, info = self.env.step(single)
             goal_steps += info["goal_steps"]
             executed += 1
-            if index >= first_seen or terminated:
-                if 0 < index <= first_seen:  # the step before was not drawn (a termination cannot be foreseen)
+            if index >= first_seen or terminated or truncated:
+                if 0 < index <= first_seen:  # the step before was not drawn (such an end cannot be foreseen)
                     self._frames = []
                 self._frames = [*self._frames, self._see(observation)][-self._n_obs :]
             if terminated or truncated:

@@ -45,9 +45,10 @@ class Finetuning:
         return self.learner.planner
 
     def remember(self, episodes: list[Episode], task: EnvConfig) -> None:
-        """Take roll-outs into memory, and count them."""
+        """Take roll-outs into memory, all but those that diverged, and count them."""
         frozen = self.settings.encoder == "frozen"
-        self.memory.take(to_record(episode, task.success_metric, frozen) for episode in episodes)
+        sound = [episode for episode in episodes if not episode.diverged]
+        self.memory.take(to_record(episode, task.success_metric, frozen) for episode in sound)
         self.environment_steps += sum(episode.length for episode in episodes)
         self.rolled_out += len(episodes)
 

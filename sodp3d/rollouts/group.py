@@ -44,8 +44,8 @@ class EnvironmentGroup:
     def step(self, slots: list[int], plans: NDArray[np.float32]) -> dict[str, Any]:
         """Execute plans[i] (Ta, Da) in the environment of slots[i].
 
-        Returns observation (n, To, ...), rewards (n, Ta), executed (n,), terminated (n,), truncated (n,),
-        and success_final, success_count, success_any (n,).
+        Returns observation (n, To, ...), rewards (n, Ta), executed (n,), and (n,) each of terminated, truncated,
+        diverged, success_final, success_count and success_any.
         """
         results = [self._environments[slot].step(plan) for slot, plan in zip(slots, plans, strict=True)]
         infos = [result[4] for result in results]
@@ -54,7 +54,7 @@ class EnvironmentGroup:
             "terminated": np.array([result[2] for result in results]),
             "truncated": np.array([result[3] for result in results]),
         }
-        for key in ("rewards", "executed", "success_final", "success_count", "success_any"):
+        for key in ("rewards", "executed", "diverged", "success_final", "success_count", "success_any"):
             answer[key] = np.array([info[key] for info in infos])
         return answer
 

@@ -29,6 +29,7 @@ class Episode:
     actions: list[NDArray[np.float32]] = field(default_factory=list)  # C of (executed, Da)
     rewards: list[NDArray[np.float64]] = field(default_factory=list)  # C of (executed,)
     terminated: bool = False  # by the task; False where the time limit cut it
+    diverged: bool = False  # the simulation did, which ended the episode: nothing to learn from
     final_observation: Observation = field(default_factory=dict)  # (To, ...), after the last chunk
     final_features: Tensor | None = None  # (F,) of it; None unless kept
     success: dict[str, bool] = field(default_factory=dict)
@@ -179,6 +180,7 @@ def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np
     episode.actions.append(plan[:executed])
     episode.rewards.append(answer["rewards"][row][:executed])
     episode.terminated = bool(answer["terminated"][row])
+    episode.diverged = bool(answer["diverged"][row])
     episode.success = {metric: bool(answer[f"success_{metric}"][row]) for metric in SUCCESS_METRICS}
     over = episode.terminated or bool(answer["truncated"][row])
     if over:

@@ -87,7 +87,7 @@ def check_rendering(frames: int) -> tuple[list[tuple[str, str, str]], list[str]]
         found = None if backend == "raycast" else gl.probe(backend)
         if found is not None and found.failure is not None:
             rows.append((backend, "does not work", found.failure))
-            fixes.append(f"render={backend} does not work. {gl.advice(backend)}")
+            fixes.append(f"render={backend} does not work. {gl.advice(backend, found.failure)}")
             continue
         output, failure = _in_own_process("-m", "sodp3d", "doctor", "--time", backend, "--frames", str(frames))
         name = backend

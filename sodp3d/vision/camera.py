@@ -15,6 +15,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.values import check_keys, number, numbers
 
 MOST_PIXELS = 4096  # of an image's side
+_LEAST_NORM = 1e-6  # of a quaternion, below which it says nothing of a direction
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class CameraConfig:
     width: int
 
     def __post_init__(self) -> None:
+        if not self.name:
+            raise InputError("env.camera.name: expected a name, the model's or a new one, got none.")
         if not 0 < self.fovy < 180:
             raise InputError(f"env.camera.fovy: expected a number of degrees between 0 and 180, got {self.fovy}.")
         for key in ("height", "width"):
@@ -90,7 +93,7 @@ class CameraConfig:
                 raise InputError(f"env.camera.{key}: expected a whole number from 1 to {MOST_PIXELS}, got {got}.")
         if self.position is not None and not np.isfinite(self.position).all():
             raise InputError(f"env.camera.position: expected three finite numbers, got {self.position}.")
-        if self.quaternion is not None and not (np.isfinite(self.quaternion).all() and any(self.quaternion)):
+        if self.quaternion is not None and not _LEAST_NORM < np.linalg.norm(self.quaternion) < np.inf:
             raise InputError(
                 f"env.camera.quaternion: expected four numbers, not all 0 and all finite, got {self.quaternion}."
             )
@@ -101,7 +104,7 @@ class CameraConfig:
         check_keys(cls, mapping, "env.camera")
         position, quaternion = mapping["position"], mapping["quaternion"]
         return cls(
-            name=str(mapping["name"]),
+            name=str(mapping["name"] or ""),
             position=None if position is None else numbers(position, 3, "env.camera.position"),
             quaternion=None if quaternion is None else numbers(quaternion, 4, "env.camera.quaternion"),
             fovy=number(mapping["fovy"], float, "env.camera.fovy"),

@@ -16,20 +16,20 @@ import sys
 from dataclasses import dataclass
 from importlib import import_module
 
-import mujoco
-
 from sodp3d.core.errors import InputError
+from sodp3d.vision.simulator import mujoco
 
 logger = logging.getLogger(__name__)
-logging.getLogger("OpenGL.acceleratesupport").setLevel(logging.WARNING)  # a missing extra of PyOpenGL, on every import
 
 BACKENDS = ("egl", "osmesa", "raycast")
 _CHOICE = "SODP3D_GL"
 _PACKAGES = {"egl": "libegl1 libgl1", "osmesa": "libosmesa6"}
+_MUJOCO_GL = ("", "egl", "osmesa", "glx", "glfw", *"enable enabled on true 1 disable disabled off false 0".split())
 _SOFTWARE = ("llvmpipe", "softpipe", "swrast")
 _PROBE_SECONDS = 60  # a driver may hang
 _PROBE = """
 from mujoco.{backend} import GLContext
+GLContext._context = None  # its destructor misses it after a failed construction, and its complaint would come last
 context = GLContext(64, 64)
 context.make_current()
 from OpenGL import GL
@@ -69,11 +69,19 @@ def probe(backend: str) -> Probe:
     return Probe(backend, None, errors[-1] if errors else f"the process ended with {result.returncode}")
 
 
-def advice(backend: str) -> str:
-    """What to do where `backend` does not work."""
-    bound = _bound()
+def advice(backend: str, failure: str) -> str:
+    """What to do where `backend` does not work, for the reason `failure`."""
+    bound, device = _bound(), os.environ.get("MUJOCO_EGL_DEVICE_ID")
     if bound not in (None, backend):
-        return f"MUJOCO_GL asks for {bound}: unset it, or use render={bound}."
+        named = f"MUJOCO_GL={os.environ['MUJOCO_GL']} has" if os.environ.get("MUJOCO_GL") else "Another package has"
+        return f"{named} bound this process to {bound}: unset it, or use render={bound}."
+    if backend == "egl" and device is not None and ("EGL_DEVICE_ID" in failure or "invalid literal" in failure):
+        return f"MUJOCO_EGL_DEVICE_ID={device} is none of this machine's EGL devices: unset it, or name one that is."
+    if backend == "egl" and "device display" in failure:
+        return (
+            "EGL is there, but can use none of its devices: install the GPU driver's EGL (NVIDIA: libnvidia-gl), let "
+            "this user read /dev/dri, or use render=osmesa. render=raycast needs no OpenGL."
+        )
     return f"On Debian or Ubuntu: apt-get install -y {_PACKAGES[backend]}. render=raycast needs no OpenGL."
 
 
@@ -82,17 +90,33 @@ def _bound() -> str | None:
     return os.environ.get("PYOPENGL_PLATFORM") if "OpenGL" in sys.modules else None
 
 
+def _check_variables() -> None:
+    """Raises InputError where MUJOCO_GL names nothing, or something else than PYOPENGL_PLATFORM."""
+    wanted, platform = (os.environ.get(name, "").strip().lower() for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"))
+    if wanted not in _MUJOCO_GL:
+        raise InputError(
+            f"MUJOCO_GL: expected egl, osmesa or nothing, got {wanted!r}. Unset it, or use render=raycast, which needs "
+            "no OpenGL."
+        )
+    if wanted in _PACKAGES and platform and platform != wanted:
+        raise InputError(
+            f"MUJOCO_GL asks for {wanted}, but PYOPENGL_PLATFORM for {platform}. Unset one of them, or both: render= "
+            "chooses."
+        )
+
+
 def choose(wanted: str) -> str:
     """The backend that `wanted` (auto | egl | osmesa | raycast) means here: `auto` tries them in this order.
 
     MUJOCO_GL, where set, leaves only its own to try. The choice is logged once,
     with a warning where EGL draws by CPU.
-    Raises InputError, saying what to do, where a named GL backend does not work.
+    Raises InputError, saying what to do, where a named GL backend does not work or the variables make no sense.
     """
     if wanted not in ("auto", *BACKENDS):
         raise InputError(f"render: expected one of auto, {', '.join(BACKENDS)}, got {wanted!r}.")
     if wanted == "raycast":
         return wanted
+    _check_variables()
     if wanted == "auto":
         if _context is not None:
             return _context.backend
@@ -103,7 +127,12 @@ def choose(wanted: str) -> str:
 
 
 def settle(wanted: str) -> str:
-    """What `auto` means, decided and said before workers start, so that all of them draw with the same backend."""
+    """What `auto` means, decided and said before workers start, so that all of them draw with the same backend.
+
+    Raises InputError where MUJOCO_GL and PYOPENGL_PLATFORM make no sense.
+    """
+    if wanted != "raycast":
+        _check_variables()
     if wanted != "auto":
         return wanted
     noted = os.environ.get(_CHOICE)
@@ -112,20 +141,23 @@ def settle(wanted: str) -> str:
 
 def _choose_automatically() -> str:
     bound = _bound()
-    failures = []
-    for backend in ("egl", "osmesa") if bound is None else (bound,):
+    failures: dict[str, str] = {}
+    for backend in [name for name in _PACKAGES if name == bound] or list(_PACKAGES):
         found = probe(backend)
         if found.failure is None:
-            logger.info("render=auto takes %s (%s).", backend, found.renderer)
+            because = "".join(f", because {name} does not work ({why})" for name, why in failures.items())
+            logger.info("render=auto takes %s (%s)%s.", backend, found.renderer, because)
             if backend == "egl" and found.software:
                 logger.warning(
                     "EGL draws in software (%s). On a GPU machine, install its driver's EGL.", found.renderer
                 )
             break
-        failures.append(f"{backend}: {found.failure}")
+        failures[backend] = found.failure
     else:
+        told = "; ".join(f"{name}: {why}" for name, why in failures.items())
+        what = advice(backend, failures[backend])
+        logger.warning("No OpenGL here, so render=auto takes raycast (%s). %s", told, what)
         backend = "raycast"
-        logger.warning("No OpenGL here, so render=auto takes raycast (%s). %s", "; ".join(failures), advice("osmesa"))
     os.environ[_CHOICE] = backend
     return backend
 
@@ -181,7 +213,7 @@ def current(backend: str) -> Context:
             _context = Context(backend)
         except Exception as error:  # drivers fail in many ways: missing libraries and symbols, GL and OS errors
             reason = f"{type(error).__name__}: {error}"
-            raise InputError(f"render={backend} does not work here ({reason}). {advice(backend)}") from error
+            raise InputError(f"render={backend} does not work here ({reason}). {advice(backend, reason)}") from error
     elif _context.backend != backend:
         raise InputError(
             f"render={backend}: this process already draws with {_context.backend}; only one GL backend fits in it."

@@ -1,8 +1,9 @@
 """Depth images by ray casting: needs no OpenGL, and gives the exact surfaces that OpenGL approximates by triangles."""
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
+
+from sodp3d.vision.simulator import mujoco
 
 _VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], dtype=np.uint8)  # MuJoCo's default for drawing
 # Rows: the axes of the ray frame (x forward, y left, z up) in MuJoCo's camera frame (looks along -z, y up).

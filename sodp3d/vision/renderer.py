@@ -10,12 +10,13 @@ at these distances.
 import hashlib
 from typing import Any, Protocol
 
-import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.vision import gl
 from sodp3d.vision.raycast import RayCaster
+from sodp3d.vision.simulator import mujoco
 
 _HIDDEN_GROUP = 5  # of sites; MuJoCo draws groups 0 to 2
 _MILLIMETRES_MAX = 65535
@@ -88,13 +89,26 @@ class _GLScene:
     def _draw(self, data: mujoco.MjData, camera: int, option: mujoco.MjvOption, height: int, width: int) -> Any:
         drawer = self._context.drawer(self._model, self._key)
         if width > drawer.offWidth or height > drawer.offHeight:
-            mujoco.mjr_resizeOffscreen(max(width, drawer.offWidth), max(height, drawer.offHeight), drawer)
+            self._enlarge(drawer, height, width)
         self._camera.fixedcamid = camera
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, option, None, self._camera, everything, self._scene)
         rectangle = mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(rectangle, self._scene, drawer)
         return drawer, rectangle
+
+    def _enlarge(self, drawer: mujoco.MjrContext, height: int, width: int) -> None:
+        try:
+            mujoco.mjr_resizeOffscreen(max(width, drawer.offWidth), max(height, drawer.offHeight), drawer)
+            reason = None
+        except mujoco.FatalError as error:
+            reason = str(error)
+        if reason or drawer.offWidth < width or drawer.offHeight < height:
+            raise InputError(
+                f"env.camera.height, env.camera.width: {self._context.backend} cannot draw {height} x {width} pixels "
+                f"here ({reason or f'at most {drawer.offHeight} x {drawer.offWidth}'}). Ask for fewer, or use "
+                "render=raycast."
+            )
 
     def rgb(self, data: mujoco.MjData, camera: int, height: int, width: int) -> NDArray[np.uint8]:
         self._scene.flags[:] = self._lights
