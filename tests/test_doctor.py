@@ -55,6 +55,13 @@ def test_without_opengl_it_names_the_packages_and_falls_back(monkeypatch: pytest
     assert "apt-get install -y libegl1" in text and "apt-get install -y libosmesa6" in text
 
 
+def test_contradictory_variables_are_pointed_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gl, "probe", software)
+    monkeypatch.setattr(doctor, "_in_own_process", processes())
+    monkeypatch.setenv("MUJOCO_GL", "vulkan")
+    assert "- MUJOCO_GL: expected egl, osmesa or nothing, got 'vulkan'" in run()[1]
+
+
 def test_a_broken_open3d_fails_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gl, "probe", software)
     monkeypatch.setattr(doctor, "_in_own_process", processes(open3d=False))

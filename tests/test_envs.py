@@ -195,13 +195,6 @@ def test_a_missing_camera_names_those_there_are() -> None:
         make_env(replace(moving, camera=replace(moving.camera, name="gripperPOV")))
 
 
-@pytest.mark.parametrize("name", ["gripperPOV", "behindGripper"])
-def test_a_camera_that_moves_is_refused_before_its_clouds_are_wrong(name: str) -> None:
-    task = config("metaworld")
-    with pytest.raises(InputError, match=rf"env\.camera\.name: camera '{name}' moves with body 'hand'"):
-        make_env(replace(task, camera=replace(task.camera, name=name, position=None, quaternion=None)))
-
-
 def test_a_wrong_renderer_is_refused_before_anything_is_drawn() -> None:
     with pytest.raises(InputError, match="auto, egl, osmesa, raycast"):
         make_env(config("adroit_door"), "vulkan")

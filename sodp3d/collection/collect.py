@@ -123,8 +123,8 @@ def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: M
     from sodp3d.data.store import EpisodeStore
 
     path = folder / "episodes.zarr"
-    sizes = ("action_size", "state_size", "proprioception_size", "simulator_size", "height", "width")
-    specification = step_specification(*(facts[key] for key in sizes))
+    sizes = ("action_size", "state_size", "proprioception_size", "simulator_size", "height", "width", "camera_moves")
+    specification = step_specification(**{key: facts[key] for key in sizes})
     attributes = {
         "env": env.name,
         "env_config": asdict(env),

@@ -20,6 +20,7 @@ from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
 from sodp3d.core.seeds import REPLACEMENT, episode_seed
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.vision.camera import POSE
 
 log = logging.getLogger(__name__)
 _MOST_EMPTY = 0.98  # share of a depth image without any depth, from which on it is told
@@ -75,6 +76,8 @@ class _Episode:
         action = np.clip(np.asarray(action, dtype=np.float32), -1, 1)
         if self.record:  # observations, depth and simulator state are from before the action
             self._keep("depth", self.environment.render_depth())
+            if self.environment.camera_moves:
+                self._keep(POSE, self.environment.camera_pose())
             self._keep("sim_state", self.environment.get_state())
             self._keep("agent_pos", self.observation["agent_pos"])
         self.observation, reward, terminated, truncated, info = self.environment.step(action)
@@ -143,7 +146,8 @@ class CollectionGroup:
             "simulator_size": environment.get_state().size,
             "height": depth.shape[0],
             "width": depth.shape[1],
-            "camera": environment.camera_parameters().to_dict(),
+            "camera": environment.recorded_camera().to_dict(),
+            "camera_moves": environment.camera_moves,
             "renderer": environment.renderer_name,
             "count_threshold": environment.task.count_threshold,
         }

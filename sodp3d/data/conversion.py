@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import plain
+from sodp3d.core.paths import command_line
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.parallel import WorkerCount
-from sodp3d.vision.camera import Camera
+from sodp3d.vision.camera import POSE, Camera
 from sodp3d.vision.pointcloud import Converter, CropConfig
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ def convert_store(
 ) -> dict[str, Any]:
     """Convert every episode of the store at `path` that is not yet converted; the statistics of kept points.
 
-    Crop and N come from `config`, the camera from the store. workers: as in `derived.derive`. output: the key of the
-    clouds, (steps, N, 3) float32; `<output>_kept` (steps,) holds the number of points inside the crop before sampling.
+    Crop and N come from `config`, the camera and, where it moves, its poses from the store. workers: as in
+    `derived.derive`. output: the key of the clouds, (steps, N, 3) float32; `<output>_kept` (steps,) holds the number of
+    points inside the crop before sampling.
     progress(done, total): called before the first episode and after each. Raises InputError when the key holds a
     finished conversion with other parameters, when a frame has no point in the crop, when another process writes to the
     store, or when the disk is full; what was converted by then stays.
@@ -42,6 +44,7 @@ def convert_store(
     with EpisodeStore.open(path, "a") as store:
         if store.attributes["env"] != config.name:
             raise InputError(f"{path}: holds episodes of {store.attributes['env']!r}, not of env {config.name!r}.")
+        require_poses(store)
         clouds = Derivation(
             fields={output: Field((config.points, 3), "float32"), f"{output}_kept": Field((), "int32")},
             parameters={**plain(asdict(config.crop)), "points": config.points, "backend": backend},
@@ -51,6 +54,26 @@ def convert_store(
         )
         derive(store, clouds, workers, progress)
         return _finish(store, output, config.points)
+
+
+def require_poses(store: EpisodeStore) -> None:
+    """Raises InputError for the depth of a camera that moves without its poses, of which no clouds can be made."""
+    from sodp3d.envs import make_env
+
+    camera = store.attributes["env_config"].get("camera") or {}
+    placed = camera.get("position") is not None and camera.get("quaternion") is not None
+    if POSE in store.specification or placed:
+        return
+    try:
+        environment = make_env(EnvConfig.from_config(store.attributes["env_config"]), "raycast")
+    except (InputError, ImportError):  # recorded elsewhere, or by a package that is not installed
+        return
+    if environment.camera_moves:
+        again = command_line("convert", *store.choice.split(), "again=depth", "output_data=<new folder>")
+        raise InputError(
+            f"{store.path}: its camera {camera['name']!r} moves, and the store does not say where it was: it has no "
+            f"data/{POSE}. Draw its depth again, with poses, into a new store: {again}"
+        )
 
 
 class EpisodeConverter:
@@ -64,8 +87,9 @@ class EpisodeConverter:
     def make(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Clouds (T, N, 3) and kept points (T,) of one episode."""
         depth = self._store.read("depth", index, index + 1)
+        poses = self._store.read(POSE, index, index + 1) if POSE in self._store.specification else None
         try:
-            clouds, kept = self._converter.convert(depth)
+            clouds, kept = self._converter.convert(depth, poses)
         except InputError as error:
             raise InputError(f"{self._store.path}: episode {index}: {error}") from error
         return clouds, kept.astype(np.int32)

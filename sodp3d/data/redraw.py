@@ -23,9 +23,10 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig
 from sodp3d.parallel import WorkerCount
-from sodp3d.vision.camera import CameraConfig
+from sodp3d.vision.camera import POSE, CameraConfig
 
 log = logging.getLogger(__name__)
+_DRAWN = ("depth", POSE)  # what a new camera changes
 
 
 class EpisodeRenderer:
@@ -36,19 +37,24 @@ class EpisodeRenderer:
         self._store, self._kind = EpisodeStore.open(path), kind
         self._environment = make_env(config, renderer)
 
-    def make(self, index: int) -> tuple[NDArray[Any]]:
-        """Images (T, 3, H, W) uint8, or depth (T, H, W) uint16 millimetres, of one episode."""
+    def make(self, index: int) -> tuple[NDArray[Any], ...]:
+        """Of one episode images (T, 3, H, W) uint8, or depth (T, H, W) uint16 millimetres.
+
+        With depth come the poses (T, 4, 4) of a camera that moves.
+        """
         states = self._store.read("sim_state", index, index + 1)
         try:
-            return (np.stack([self._draw(state) for state in states]),)
+            drawn = [self._draw(state) for state in states]
         except InputError as error:
             raise InputError(f"{self._store.path}: episode {index}: {error}") from error
+        return tuple(np.stack(values) for values in zip(*drawn, strict=True))
 
-    def _draw(self, state: NDArray[np.float64]) -> NDArray[Any]:
-        self._environment.set_state(state)
-        if self._kind == "depth":
-            return self._environment.render_depth()
-        return self._environment.render_rgb().transpose(2, 0, 1)
+    def _draw(self, state: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
+        environment = self._environment
+        environment.set_state(state)
+        if self._kind == "image":
+            return (environment.render_rgb().transpose(2, 0, 1),)
+        return (environment.render_depth(), *([environment.camera_pose()] if environment.camera_moves else []))
 
 
 def render_images(
@@ -112,12 +118,12 @@ def render_depth(
         first, total = len(target), len(source)
         if progress is not None:
             progress(first, total)
-        copied, metadata = [key for key in source.specification if key != "depth"], source.metadata
+        copied, metadata = [key for key in source.specification if key not in _DRAWN], source.metadata
         results = in_order(EpisodeRenderer, arguments, range(first, total), workers)
         with contextlib.closing(results):
-            for index, (depth,) in zip(range(first, total), results, strict=True):
+            for index, drawn_again in zip(range(first, total), results, strict=True):
                 values = {name: column[index].item() for name, column in metadata.items()}
-                target.append({**source.episode(index, copied), "depth": depth}, values)
+                target.append({**source.episode(index, copied), **dict(zip(_DRAWN, drawn_again, strict=False))}, values)
                 if progress is not None:
                     progress(index + 1, total)
 
@@ -130,7 +136,7 @@ def _open_target(source: EpisodeStore, path: Path, config: EnvConfig, renderer: 
     attributes = {
         **{key: value for key, value in source.attributes.items() if key != "conversion"},
         "env_config": {**source.attributes["env_config"], "camera": plain(asdict(config.camera))},
-        "camera": environment.camera_parameters().to_dict(),
+        "camera": environment.recorded_camera().to_dict(),
         "renderer": environment.renderer_name,  # tried here, so that one that fails leaves no store behind
         "rendered_again": {
             "camera": source.attributes["env_config"]["camera"],
@@ -140,7 +146,10 @@ def _open_target(source: EpisodeStore, path: Path, config: EnvConfig, renderer: 
     }
     environment.close()
     size = (config.camera.height, config.camera.width)
-    specification = {**source.specification, "depth": Field(size, "uint16")}
+    specification = {key: field for key, field in source.specification.items() if key not in _DRAWN}
+    specification["depth"] = Field(size, "uint16")
+    if environment.camera_moves:
+        specification[POSE] = Field((4, 4), "float64")
     if not path.exists():
         return EpisodeStore.create(path, attributes, specification)
     target = EpisodeStore.open(path, "a", attributes, specification)

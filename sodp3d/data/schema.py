@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences, plain
+from sodp3d.vision.camera import POSE
 
 SCHEMA_VERSION = 1
 REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
@@ -37,13 +38,21 @@ Specification = dict[str, Field]
 
 
 def step_specification(
-    action_size: int, state_size: int, proprioception_size: int, simulator_size: int, height: int, width: int
+    action_size: int,
+    state_size: int,
+    proprioception_size: int,
+    simulator_size: int,
+    height: int,
+    width: int,
+    camera_moves: bool = False,
 ) -> Specification:
     """The per-step keys every collector writes, sized for one environment.
 
-    `success` is the number of raw simulator frames of the control step with the goal achieved; `depth` millimetres.
+    `success` is the number of raw simulator frames of the control step with the goal achieved; `depth` millimetres. A
+    camera that moves has its pose beside each depth image.
     """
     return {
+        **({POSE: Field((4, 4), "float64")} if camera_moves else {}),
         "action": Field((action_size,), "float32"),
         "state": Field((state_size,), "float32"),
         "agent_pos": Field((proprioception_size,), "float32"),

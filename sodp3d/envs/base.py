@@ -6,6 +6,7 @@ Shape letters: Da action, Dp proprioception, Ds state, S simulator state, H W im
 import copy
 import functools
 import logging
+from dataclasses import replace
 from typing import Any, Protocol
 
 import gymnasium
@@ -17,7 +18,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
 from sodp3d.envs.divergence import DivergedError, simulate
 from sodp3d.vision import gl
-from sodp3d.vision.camera import Camera, CameraConfig, mujoco_camera
+from sodp3d.vision.camera import Camera, CameraConfig, camera_pose, mujoco_camera
 from sodp3d.vision.renderer import Renderer
 from sodp3d.vision.simulator import mujoco
 
@@ -75,7 +76,8 @@ class Task(Protocol):
 def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
     """Give `spec` the camera described by `camera`: a new one, or the model's own of that name with parts replaced.
 
-    Raises InputError where a null position or quaternion leaves a new camera without a pose, or the camera moves.
+    Raises InputError where a null position or quaternion leaves a new camera without a pose, or where one is given to a
+    camera that moves with a body.
     """
     existing = {item.name: item for item in spec.cameras}
     target = existing.get(camera.name)
@@ -98,12 +100,6 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
         target.quat = camera.quaternion
     if camera.position is not None and camera.quaternion is not None:
         target.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
-    if target.parent.name != "world" or target.mode != mujoco.mjtCamLight.mjCAMLIGHT_FIXED:
-        raise InputError(
-            f"env.camera.name: camera {camera.name!r} moves with body {target.parent.name!r}, and clouds are made with "
-            "one pose for all steps, so they would be wrong. Name a fixed camera, or give env.camera.position and "
-            "env.camera.quaternion under a name that the model does not use."
-        )
     target.fovy = camera.fovy
 
 
@@ -277,6 +273,21 @@ class RobotEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         # The solver started from its own result in forward(); restore its start to continue bit for bit.
         mujoco.mj_setState(self.model, self.data, physics, int(_PHYSICS))
         return self._observation()
+
+    @property
+    def camera_moves(self) -> bool:
+        """Whether the depth camera's pose may change: it is fixed to a body, or follows one."""
+        camera = self._camera
+        return bool(self.model.cam_bodyid[camera] or self.model.cam_mode[camera] != mujoco.mjtCamLight.mjCAMLIGHT_FIXED)
+
+    def camera_pose(self) -> NDArray[np.float64]:
+        """(4, 4) camera-to-world, metres, as it is now."""
+        return camera_pose(self.data.cam_xpos[self._camera], self.data.cam_xmat[self._camera])
+
+    def recorded_camera(self) -> Camera:
+        """The depth camera as stores record it: without a pose where it moves, because every step has its own."""
+        camera = self.camera_parameters()
+        return replace(camera, pose=None) if self.camera_moves else camera
 
     def camera_parameters(self) -> Camera:
         """Intrinsics and pose of the depth camera as they are now in the simulator's data."""

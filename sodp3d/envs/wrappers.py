@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.envs.base import RobotEnv
+from sodp3d.vision.camera import POSE
 from sodp3d.vision.sensors import Convert, sensor
 
 ChunkObservation = dict[str, NDArray[Any]]
@@ -25,7 +26,8 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
     `point_cloud` (To, N, 3) float32 metres, world frame; "state" gives `state` (To, Ds) float32; "image" gives `image`
     (To, 3, H, W) uint8.
     backend: converter of point clouds, "open3d" | "torch" (the same points). None leaves frames as the environment
-    draws them, for whoever converts those of many environments at once.
+    draws them, for whoever converts those of many environments at once; of a camera that moves `camera_pose`
+    (To, 4, 4) comes with them.
 
     After reset the first frame is repeated To times (edge padding, as in training); so is the last frame of an episode
     that ends before the frames to observe.
@@ -82,9 +84,13 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
 
     def _see(self, observation: dict[str, NDArray[np.float32]]) -> ChunkObservation:
         frame = self._sensor.frame(self.env, observation)
+        seen = {"agent_pos": observation["agent_pos"], self._sensor.key: frame}
+        if self._sensor.converter is not None and self.env.camera_moves:
+            seen[POSE] = self.env.camera_pose()
         if self._convert is not None:
-            frame = self._convert(frame[None])[0]
-        return {"agent_pos": observation["agent_pos"], self._sensor.key: frame}
+            poses = [seen.pop(POSE)[None]] if POSE in seen else []
+            seen[self._sensor.key] = self._convert(frame[None], *poses)[0]
+        return seen
 
     @cached_property
     def _convert(self) -> Convert | None:

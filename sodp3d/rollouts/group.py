@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig
 from sodp3d.envs.wrappers import ChunkedEnv
+from sodp3d.vision.camera import POSE
 from sodp3d.vision.sensors import Convert, sensor
 
 Observation = dict[str, NDArray[Any]]
@@ -63,7 +64,8 @@ class EnvironmentGroup:
         stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
         if self._convert is not None:
             frames = stacked[self._sensor.key]
-            values = self._convert(frames.reshape(-1, *frames.shape[2:]))
+            poses = [stacked.pop(POSE).reshape(-1, 4, 4)] if POSE in stacked else []
+            values = self._convert(frames.reshape(-1, *frames.shape[2:]), *poses)
             stacked[self._sensor.key] = values.reshape(*frames.shape[:2], *values.shape[1:])
         return stacked
 

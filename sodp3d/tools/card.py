@@ -25,6 +25,7 @@ from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
 from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
+from sodp3d.vision.camera import POSE
 
 log = logging.getLogger(__name__)
 MARK = "<!-- Made by sodp3d -->"  # the first line of each card
@@ -144,7 +145,8 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
     if "height" in camera and "width" in camera:
         yield _row("depth image", f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid")
     yield _row("camera intrinsics (px)", _numbers(camera.get("intrinsics")))
-    yield _row("camera pose (camera to world, OpenCV axes, m)", _numbers(camera.get("pose")))
+    pose = "moves; data/camera_pose" if POSE in store.specification else _numbers(camera.get("pose"))
+    yield _row("camera pose (camera to world, OpenCV axes, m)", pose)
     if "rendered_again" in attributes:
         before = attributes["rendered_again"]
         size = "{height} x {width} px".format_map(before["camera"])

@@ -16,6 +16,7 @@ from importlib import metadata
 from rich.console import Console
 from rich.table import Table
 
+from sodp3d.core.errors import InputError
 from sodp3d.core.machine import core_count
 from sodp3d.core.paths import CHECKOUT, CONFIGS, root
 
@@ -81,6 +82,10 @@ def check_rendering(frames: int) -> tuple[list[tuple[str, str, str]], list[str]]
     from sodp3d.vision import gl
 
     rows, fixes, chosen = [], [], ""
+    try:
+        gl.check_variables()
+    except InputError as error:
+        fixes.append(str(error))
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     candidates = (wanted, "raycast") if wanted in gl.BACKENDS else gl.BACKENDS  # of render=auto
     for backend in gl.BACKENDS:

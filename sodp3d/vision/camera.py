@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.values import check_keys, number, numbers
 
+POSE = "camera_pose"  # beside each image of a camera that moves: (4, 4) float64, camera-to-world, metres
 MOST_PIXELS = 4096  # of an image's side
 _LEAST_NORM = 1e-6  # of a quaternion, below which it says nothing of a direction
 
@@ -22,11 +23,12 @@ _LEAST_NORM = 1e-6  # of a quaternion, below which it says nothing of a directio
 class Camera:
     """A pinhole camera.
 
-    intrinsics: (3, 3) float64, pixels. pose: (4, 4) float64, camera-to-world, metres. height, width: pixels.
+    intrinsics: (3, 3) float64, pixels. pose: (4, 4) float64, camera-to-world, metres; None for a camera that moves, of
+    which each image has its own. height, width: pixels.
     """
 
     intrinsics: NDArray[np.float64]
-    pose: NDArray[np.float64]
+    pose: NDArray[np.float64] | None
     height: int
     width: int
 
@@ -34,7 +36,7 @@ class Camera:
         """Plain lists and numbers, for JSON."""
         return {
             "intrinsics": self.intrinsics.tolist(),
-            "pose": self.pose.tolist(),
+            "pose": None if self.pose is None else self.pose.tolist(),
             "height": self.height,
             "width": self.width,
         }
@@ -44,7 +46,7 @@ class Camera:
         """Inverse of `to_dict`."""
         return cls(
             np.array(values["intrinsics"], dtype=np.float64),
-            np.array(values["pose"], dtype=np.float64),
+            None if values["pose"] is None else np.array(values["pose"], dtype=np.float64),
             int(values["height"]),
             int(values["width"]),
         )
@@ -56,15 +58,20 @@ def intrinsics(fovy: float, height: int, width: int) -> NDArray[np.float64]:
     return np.array([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=np.float64)
 
 
-def mujoco_camera(
-    position: NDArray[np.float64], rotation: NDArray[np.float64], fovy: float, height: int, width: int
-) -> Camera:
-    """The camera at `data.cam_xpos[i]` (3,) and `data.cam_xmat[i]` (9,), with a vertical field of view in degrees."""
+def camera_pose(position: NDArray[np.float64], rotation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(4, 4) camera-to-world of the camera at `data.cam_xpos[i]` (3,) and `data.cam_xmat[i]` (9,)."""
     pose = np.eye(4)
     # MuJoCo's cameras look along -z with y up; OpenCV's along z with y down.
     pose[:3, :3] = rotation.reshape(3, 3) * np.array([1.0, -1.0, -1.0])
     pose[:3, 3] = position
-    return Camera(intrinsics(fovy, height, width), pose, height, width)
+    return pose
+
+
+def mujoco_camera(
+    position: NDArray[np.float64], rotation: NDArray[np.float64], fovy: float, height: int, width: int
+) -> Camera:
+    """The camera at `data.cam_xpos[i]` (3,) and `data.cam_xmat[i]` (9,), with a vertical field of view in degrees."""
+    return Camera(intrinsics(fovy, height, width), camera_pose(position, rotation), height, width)
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,7 @@ def _bound() -> str | None:
     return os.environ.get("PYOPENGL_PLATFORM") if "OpenGL" in sys.modules else None
 
 
-def _check_variables() -> None:
+def check_variables() -> None:
     """Raises InputError where MUJOCO_GL names nothing, or something else than PYOPENGL_PLATFORM."""
     wanted, platform = (os.environ.get(name, "").strip().lower() for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM"))
     if wanted not in _MUJOCO_GL:
@@ -116,7 +116,7 @@ def choose(wanted: str) -> str:
         raise InputError(f"render: expected one of auto, {', '.join(BACKENDS)}, got {wanted!r}.")
     if wanted == "raycast":
         return wanted
-    _check_variables()
+    check_variables()
     if wanted == "auto":
         if _context is not None:
             return _context.backend
@@ -132,7 +132,7 @@ def settle(wanted: str) -> str:
     Raises InputError where MUJOCO_GL and PYOPENGL_PLATFORM make no sense.
     """
     if wanted != "raycast":
-        _check_variables()
+        check_variables()
     if wanted != "auto":
         return wanted
     noted = os.environ.get(_CHOICE)

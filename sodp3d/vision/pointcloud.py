@@ -9,7 +9,7 @@ Neither torch nor Open3D is imported before a converter is made, so environment 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.values import check_keys, numbers
-from sodp3d.vision.camera import Camera
+from sodp3d.vision.camera import POSE, Camera
 
 if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("open3d", "torch")
 _MILLIMETRES = 1000.0
+_RIGID = 1e-3  # by how much a pose's axes may miss being perpendicular and of unit length
 _FRAMES_PER_BATCH = {"cpu": 32, "cuda": 1024}  # on the CPU what fits the cache, elsewhere what fits the memory
 
 Points = NDArray[np.float64]
@@ -57,7 +58,7 @@ def unproject(depth: NDArray[np.uint16], camera: Camera) -> Points:
     z = (depth[v, u].astype(np.float32) / np.float32(_MILLIMETRES)).astype(np.float64)
     (fx, _, cx), (_, fy, cy) = camera.intrinsics[0], camera.intrinsics[1]
     x, y = (u - cx) * z / fx, (v - cy) * z / fy
-    return np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in camera.pose[:3]], axis=1)
+    return np.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in _pose(camera)[:3]], axis=1)
 
 
 def project(points: Points, camera: Camera) -> tuple[Points, Points, Points]:
@@ -65,10 +66,17 @@ def project(points: Points, camera: Camera) -> tuple[Points, Points, Points]:
 
     Not rounded to whole pixels; z <= 0 lies behind the camera.
     """
-    local = (points - camera.pose[:3, 3]) @ camera.pose[:3, :3]
+    pose = _pose(camera)
+    local = (points - pose[:3, 3]) @ pose[:3, :3]
     x, y, z = local.T
     (fx, _, cx), (_, fy, cy) = camera.intrinsics[0], camera.intrinsics[1]
     return fx * x / z + cx, fy * y / z + cy, z
+
+
+def _pose(camera: Camera) -> NDArray[np.float64]:
+    if camera.pose is None:
+        raise InputError(f"camera: it moves, so it has no pose of its own; give the {POSE} of each image.")
+    return camera.pose
 
 
 def check_backend(backend: str, device: str) -> None:
@@ -90,25 +98,31 @@ class Converter:
         self.camera, self.crop, self.points, self.backend = camera, crop, points, backend
         self._backend = _Open3D(camera, crop, points) if backend == "open3d" else _Torch(camera, crop, points, device)
 
-    def convert(self, depth: NDArray[np.uint16]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def convert(
+        self, depth: NDArray[np.uint16], poses: NDArray[np.float64] | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Clouds (T, N, 3) float32, world frame, metres, and how many points each frame had inside the crop (T,).
 
-        depth: (T, H, W) uint16 millimetres, 0 = invalid. A point is kept strictly inside the crop. From more than N
+        depth: (T, H, W) uint16 millimetres, 0 = invalid. poses: (T, 4, 4) camera-to-world, metres, of a camera that
+        moves; without them all frames have the camera's own. A point is kept strictly inside the crop. From more than N
         kept points N are chosen by farthest-point sampling from the first; fewer are repeated in order. Raises
-        InputError for depth of another size or type, and for a frame with no point inside the crop.
+        InputError for depth of another size or type, poses that are none, and a frame with no point inside the crop.
         """
         _check_depth(depth, self.camera)
+        poses = _pose(self.camera)[None] if poses is None else _checked_poses(poses, len(depth))
         if len(depth) == 0:
             return np.zeros((0, self.points, 3), np.float32), np.zeros(0, np.int64)
         size = _FRAMES_PER_BATCH["cpu" if self._backend.device == "cpu" else "cuda"]
-        parts = [self._backend.convert(depth[start : start + size]) for start in range(0, len(depth), size)]
+        batches = [slice(start, start + size) for start in range(0, len(depth), size)]
+        parts = [self._backend.convert(depth[rows], poses[rows] if len(poses) > 1 else poses) for rows in batches]
         kept = np.concatenate([part[1] for part in parts])
         if (kept == 0).any():
-            self._raise_empty(depth, int(np.argmin(kept)))
+            frame = int(np.argmin(kept))
+            self._raise_empty(depth[frame], poses[frame if len(poses) > 1 else 0], frame)
         return np.concatenate([part[0] for part in parts]), kept
 
-    def _raise_empty(self, depth: NDArray[np.uint16], frame: int) -> None:
-        points = unproject(depth[frame], self.camera)
+    def _raise_empty(self, depth: NDArray[np.uint16], pose: NDArray[np.float64], frame: int) -> None:
+        points = unproject(depth, replace(self.camera, pose=pose))
         if len(points):
             low, high = np.round(points.min(0), 3).tolist(), np.round(points.max(0), 3).tolist()
             seen = f"the frame's {len(points)} points span {low} to {high}"
@@ -128,6 +142,21 @@ def _check_depth(depth: NDArray[Any], camera: Camera) -> None:
         )
 
 
+def _checked_poses(poses: NDArray[Any], frames: int) -> NDArray[np.float64]:
+    """Raises InputError unless there is a rigid pose for each frame."""
+    poses = np.asarray(poses, dtype=np.float64)
+    if poses.shape != (frames, 4, 4):
+        raise InputError(f"{POSE}: expected a pose for each frame, {(frames, 4, 4)}, got {poses.shape}.")
+    for frame, pose in enumerate(poses):
+        axes = pose[:3, :3]
+        rigid = np.isfinite(pose).all() and np.linalg.det(axes) > 0 and pose[3].tolist() == [0, 0, 0, 1]
+        if not rigid or np.abs(axes @ axes.T - np.eye(3)).max() > _RIGID:
+            raise InputError(
+                f"{POSE}: expected a rotation and a position, (4, 4), got {pose.tolist()} for frame {frame}."
+            )
+    return poses
+
+
 class _Open3D:
     device = "cpu"
 
@@ -135,22 +164,25 @@ class _Open3D:
         import open3d
 
         self.open3d: Any = open3d  # its stubs know neither numpy images nor points
-        self.points, self.pose = points, np.ascontiguousarray(camera.pose)
+        self.points = points
         self.low, self.high = np.array(crop.low), np.array(crop.high)
         (fx, _, cx), (_, fy, cy) = camera.intrinsics[0], camera.intrinsics[1]
         self.intrinsics = open3d.camera.PinholeCameraIntrinsic(camera.width, camera.height, fx, fy, cx, cy)
 
-    def convert(self, depth: NDArray[np.uint16]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def convert(
+        self, depth: NDArray[np.uint16], poses: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """poses: (T, 4, 4), or (1, 4, 4) for all frames."""
         clouds = np.zeros((len(depth), self.points, 3), np.float32)
         kept = np.zeros(len(depth), np.int64)
-        for index, frame in enumerate(depth):
-            inside = self._inside(frame)
+        for index, (frame, pose) in enumerate(zip(depth, np.broadcast_to(poses, (len(depth), 4, 4)), strict=True)):
+            inside = self._inside(frame, pose)
             kept[index] = len(inside)
             if len(inside):
                 clouds[index] = self._sample(inside)
         return clouds, kept
 
-    def _inside(self, frame: NDArray[np.uint16]) -> Points:
+    def _inside(self, frame: NDArray[np.uint16], pose: NDArray[np.float64]) -> Points:
         # Unprojected in the camera frame and then moved: an extrinsic argument would be inverted inside Open3D,
         # whose rounding no other backend could repeat.
         # Copied, because Open3D does not take the explicit byte order of arrays read from a store for uint16.
@@ -158,7 +190,7 @@ class _Open3D:
         cloud = self.open3d.geometry.PointCloud.create_from_depth_image(
             image, self.intrinsics, np.eye(4), depth_scale=_MILLIMETRES, depth_trunc=_MILLIMETRES
         )
-        points = np.asarray(cloud.transform(self.pose).points)
+        points = np.asarray(cloud.transform(np.ascontiguousarray(pose)).points)
         return np.asarray(points[((points > self.low) & (points < self.high)).all(axis=1)])
 
     def _sample(self, points: Points) -> Points:
@@ -174,22 +206,24 @@ class _Torch:
 
         try:
             self.device = device
-            self.pose = torch.tensor(camera.pose, dtype=torch.float64, device=device)
+            self.millimetres = torch.tensor([_MILLIMETRES], dtype=torch.float32, device=device)
         except (RuntimeError, AssertionError) as error:
             raise InputError(f"device: torch cannot use {device!r} here ({error}).") from error
         self.camera, self.crop, self.points = camera, crop, points
         (fx, _, cx), (_, fy, cy) = camera.intrinsics[0], camera.intrinsics[1]
         # As tensors: CUDA divides by a plain number through its reciprocal, which rounds differently.
         self.focal = torch.tensor([[fx], [fy]], dtype=torch.float64, device=device)
-        self.millimetres = torch.tensor([_MILLIMETRES], dtype=torch.float32, device=device)
         self.u = torch.arange(camera.width, dtype=torch.float64, device=device) - float(cx)
         self.v = (torch.arange(camera.height, dtype=torch.float64, device=device) - float(cy))[:, None]
 
-    def convert(self, depth: NDArray[np.uint16]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def convert(
+        self, depth: NDArray[np.uint16], poses: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """poses: (T, 4, 4), or (1, 4, 4) for all frames."""
         import torch
 
         millimetres = torch.from_numpy(depth.astype(np.float32)).to(self.device)
-        points, kept = self._inside(millimetres)
+        points, kept = self._inside(millimetres, torch.tensor(poses, dtype=torch.float64, device=self.device))
         rows = torch.arange(self.points, device=self.device) % kept.clamp(min=1)[:, None]
         crowded = torch.nonzero(kept > self.points)[:, 0]
         if len(crowded):
@@ -197,14 +231,15 @@ class _Torch:
         clouds = points.gather(2, rows.expand(3, -1, -1)).permute(1, 2, 0)
         return clouds.float().cpu().numpy(), kept.cpu().numpy()
 
-    def _inside(self, millimetres: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
+    def _inside(self, millimetres: "torch.Tensor", poses: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
         """World points inside the crop, (3, B, M) float64 padded to the fullest frame, and their number (B,)."""
         import torch
 
         z = (millimetres / self.millimetres).double()
         x, y = self.u * z / self.focal[0], self.v * z / self.focal[1]
         keep = z > 0
-        world = torch.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in self.pose[:3]])
+        rows = poses.permute(1, 2, 0)[:3, ..., None, None]  # (3, 4, B or 1, 1, 1)
+        world = torch.stack([row[0] * x + row[1] * y + row[2] * z + row[3] for row in rows])
         for axis, low, high in zip(world, self.crop.low, self.crop.high, strict=True):
             keep &= (axis > low) & (axis < high)
         keep = keep.flatten(1)

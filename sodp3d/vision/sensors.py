@@ -16,7 +16,8 @@ from sodp3d.core.mappings import plain
 from sodp3d.vision.pointcloud import Converter
 
 Frame = NDArray[Any]
-Convert = Callable[[NDArray[Any]], NDArray[Any]]  # raw frames (n, ...) to what planners see (n, ...)
+# Raw frames (n, ...) to what planners see (n, ...); of a camera that moves, given its poses (n, 4, 4) too.
+Convert = Callable[..., NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def sensor(name: str) -> Sensor:
 
 def _cloud_converter(environment: Any, backend: str, device: str) -> Convert:
     config = environment.config
-    converter = Converter(environment.camera_parameters(), config.crop, config.points, backend, device)
-    return lambda depth: converter.convert(depth)[0]
+    converter = Converter(environment.recorded_camera(), config.crop, config.points, backend, device)
+    return lambda depth, poses=None: converter.convert(depth, poses)[0]
 
 
 POINT_CLOUD = Sensor(  # (N, 3) float32 metres, world frame
