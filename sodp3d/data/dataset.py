@@ -179,7 +179,7 @@ def _check_memory(needed: Mapping[str, int], limit: int) -> None:
 
 def _free_bytes() -> int:
     try:
-        with open("/proc/meminfo") as file:
+        with open("/proc/meminfo", encoding="utf-8") as file:
             fields = dict(line.split(":", 1) for line in file)
         return int(int(fields["MemAvailable"].split()[0]) * 1024 * 0.8)
     except (OSError, KeyError, ValueError):  # not Linux: trust the operating system

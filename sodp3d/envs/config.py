@@ -3,6 +3,7 @@
 Shape letters: To observed steps, Tp planned steps (horizon), Ta executed steps, N points.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,6 +46,8 @@ class EnvConfig:
         check_keys(cls, values, "env")
         values["camera"] = CameraConfig.from_config(values["camera"])
         values["crop"] = CropConfig.from_config(values["crop"])
+        if not isinstance(values["tasks"] or (), list | tuple):
+            raise InputError(f"env.tasks: expected a list of tasks, got {values['tasks']!r}.")
         values["tasks"] = tuple(values["tasks"] or ())
         config = cls(**values)
         config._validate()
@@ -57,6 +60,11 @@ class EnvConfig:
         return f"env={self.family} env.task={self.task}" if of_family else f"env={self.name}"
 
     def _validate(self) -> None:
+        for key in ("name", "family", "task", "unet"):
+            if not isinstance(getattr(self, key), str):
+                raise InputError(f"env.{key}: expected a text, got {getattr(self, key)!r}.")
+        if not re.fullmatch(r"\w[\w.-]*", self.name):  # it names folders and files
+            raise InputError(f"env.name: expected letters, digits, '_', '-' and '.', got {self.name!r}.")
         for key in ("action_repeat", "episode_steps", "points", "horizon", "n_obs_steps", "n_action_steps"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
