@@ -166,6 +166,31 @@ def test_stores_of_releases_without_the_record_are_read_and_grow(path: Path) -> 
     assert json.loads((path / "meta/.zattrs").read_text())["committed"]["episodes"] == 7
 
 
+def test_another_value_of_a_step_is_told(path: Path) -> None:
+    for key, row in (("depth", 5), ("reward", 20)):
+        array = zarr.open_array(path / "data" / key, mode="r+", zarr_format=2)
+        array[row] = array[row] + 1
+    told = [line.split("episodes.zarr: ")[1] for line in EpisodeStore.open(path).verify()]
+    assert [line.split(". ")[0] for line in told] == [
+        f"episode {index}: its values are not those that were committed" for index in (1, 5)
+    ]
+
+
+def test_checksums_of_a_store_that_had_none_begin_with_the_next_episode(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "_ROWS_PER_CHUNK", 4)
+    (path / "meta/.zattrs").unlink()
+    shutil.rmtree(path / "meta/checksum")
+    assert not EpisodeStore.open(path).checksums.any()
+    with EpisodeStore.open(path, "a") as store:
+        store.append(episode(6, 4), metadata(6))
+    assert (EpisodeStore.open(path).checksums != 0).tolist() == [False] * 6 + [True]
+    store = EpisodeStore.open(path)
+    assert_holds(store, list(range(7)), length=4)
+    assert store.verify() == []
+
+
 def test_a_record_that_could_not_be_written_costs_no_episode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -188,7 +213,7 @@ def test_columns_that_other_software_compressed_are_read_right(path: Path, tmp_p
         assert_holds(copy, list(range(6)), length=4)
 
 
-@pytest.mark.parametrize("name", ["episode_ends", "seed", "agent_step", "episode_return", "success_any"])
+@pytest.mark.parametrize("name", ["episode_ends", "seed", "episode_return", "success_any", "checksum"])
 def test_another_value_of_a_column_is_refused(path: Path, name: str) -> None:
     chunk = path / "meta" / name / "0"
     content = bytearray(chunk.read_bytes())
@@ -350,6 +375,21 @@ def test_clouds_that_are_gone_are_told_and_made_again(path: Path) -> None:
     convert_store(path, CONFIG)
     assert EpisodeStore.open(path).read("point_cloud").shape == (24, 20, 3)
     assert EpisodeStore.open(path).verify() == []
+
+
+def test_other_values_of_clouds_are_told_unless_an_earlier_release_made_some(path: Path) -> None:
+    convert_store(path, CONFIG)
+    clouds = zarr.open_array(path / "data/point_cloud", mode="r+", zarr_format=2)
+    clouds[7] = clouds[7] + 1
+    (told,) = EpisodeStore.open(path).verify()
+    assert told.endswith("data/point_cloud: its values are not those that were made; remove it, and convert again")
+    with EpisodeStore.open(path, "a") as store:
+        store.append(episode(6, 4), metadata(6))
+    assert len(EpisodeStore.open(path).verify()) == 1
+    change(path / ".zattrs", ("conversion", "point_cloud", "episodes"), 5)  # as a release without checksums has it
+    assert EpisodeStore.open(path).verify() == []
+    convert_store(path, CONFIG)
+    assert EpisodeStore.open(path).readable("point_cloud") == 7 and EpisodeStore.open(path).verify() == []
 
 
 def test_clouds_of_another_size_are_refused(path: Path) -> None:

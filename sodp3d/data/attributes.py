@@ -26,6 +26,7 @@ _ENV_CONFIG: dict[str, type] = {
 }
 _CAMERA_CONFIG: dict[str, type] = {"name": str, "position": list, "quaternion": list, "height": int, "width": int}
 _CONVERSION: dict[str, type] = {"keys": list, "episodes": int, "parameters": dict, "statistics": dict}
+_CHECKED: dict[str, type] = {"episodes": int, "checksums": dict}
 _PARAMETERS: dict[str, type] = {"points": int, "height": int, "width": int, "renderer": str, "backend": str}
 _RENDERED_AGAIN: dict[str, type] = {"camera": dict, "renderer": str}
 _EXTRACTED: dict[str, type] = {"data_hash": str, "episodes": int}
@@ -103,6 +104,11 @@ def _check_conversions(attributes: Mapping[str, Any], where: str) -> None:
         _check(state["parameters"], _PARAMETERS, where, f"{name}.parameters.")
         if output not in state["keys"] or not all(is_key(key) for key in state["keys"]):
             _refuse(where, f"{name}.keys", f"names of arrays, {output} among them", state["keys"])
+        _check(state, {"checked": dict}, where, f"{name}.")
+        if state.get("checked") is not None:
+            checked, keys = state["checked"], tuple(state["keys"])
+            _check(checked, _CHECKED, where, f"{name}.checked.", tuple(_CHECKED))
+            _check(checked["checksums"], dict.fromkeys(keys, str), where, f"{name}.checked.checksums.", keys)
         if state["episodes"] < 0:
             _refuse(where, f"{name}.episodes", "at least 0", state["episodes"])
 

@@ -2,6 +2,7 @@
 
     meta/episode_ends   int64, cumulative; its length *is* the number of episodes
     meta/<name>         one value per episode, of METADATA
+    meta/checksum       int64, of the collected values of each episode; 0 where a release without it has appended
     meta/.zattrs        {"committed": {"episodes", "steps", "checksums"}}
 
 The record is written right after each commit, so it may be an episode behind, but never ahead: what it tells must be
@@ -28,7 +29,8 @@ from sodp3d.data.arrays import make_array, open_array
 from sodp3d.data.integrity import faulty_rows, read_object
 from sodp3d.data.schema import METADATA, SCHEMA_VERSION, Field, Specification
 
-ENDS = "episode_ends"
+ENDS, CHECKSUM = "episode_ends", "checksum"
+_KINDS = {**METADATA, CHECKSUM: "int64", ENDS: "int64"}
 _RECORD = "committed"
 _ROWS_PER_CHUNK = 8192
 
@@ -43,7 +45,7 @@ def make_store(path: Path, attributes: Mapping[str, Any], specification: Specifi
         root.create_group("data"), root.create_group("meta")
         for key, field in specification.items():
             make_array(partial / "data" / key, 0, field)
-        columns = {name: np.zeros(0, dtype) for name, dtype in (*METADATA.items(), (ENDS, "int64"))}
+        columns = {name: np.zeros(0, dtype) for name, dtype in _KINDS.items()}
         for name, values in columns.items():
             _make_column(partial / "meta" / name, values.dtype.name)
         record_commit(partial / "meta", columns)
@@ -72,6 +74,7 @@ def read_columns(meta: Path) -> Columns:
     if (np.diff(ends, prepend=0) < 1).any():
         raise InputError(f"{meta / ENDS}: does not increase; restore its files from a copy.")
     columns = {name: read_column(meta / name, dtype)[: len(ends)] for name, dtype in METADATA.items()}
+    columns[CHECKSUM] = _read_checksums(meta / CHECKSUM, len(ends))
     for name, values in columns.items():
         if len(values) != len(ends):
             raise InputError(f"{meta / name}: holds fewer than {len(ends)} values; restore its files from a copy.")
@@ -93,32 +96,32 @@ def read_column(folder: Path, dtype: str) -> NDArray[Any]:
 
 
 def write_column(folder: Path, values: NDArray[Any]) -> None:
-    """Append the last of `values` to a column, or cut it to a shorter length: chunk first, then the shape.
+    """Append those of `values` that a column lacks, or cut it to a shorter length: chunks first, then the shape.
 
-    The value lies beyond the shape until the shape's file is replaced, so that replacement is the whole change. For
+    The values lie beyond the shape until the shape's file is replaced, so that replacement is the whole change. For
     `episode_ends` it is the commit.
     """
     header = read_object(folder / ".zarray")
     rows, dtype = header["chunks"][0], np.dtype(header["dtype"])
-    if len(values) > header["shape"][0]:
-        chunk = (len(values) - 1) // rows
-        tail = values[chunk * rows :]
+    stop = -(-len(values) // rows) if len(values) > header["shape"][0] else 0
+    for chunk in range(header["shape"][0] // rows, stop):
+        part = values[chunk * rows : (chunk + 1) * rows]
         padded = np.zeros(rows, dtype)
-        padded[: len(tail)] = tail
+        padded[: len(part)] = part
         replace_file(folder / str(chunk), padded.tobytes())
     header["shape"] = [len(values)]
     replace_file(folder / ".zarray", json.dumps(header, indent=2).encode())
 
 
-def cut_columns(meta: Path, columns: Columns) -> None:
-    """Shorten the columns that a killed writer left longer than `columns`, and bring the record up to date.
+def tidy_columns(meta: Path, columns: Columns) -> None:
+    """Shorten the columns that a killed writer left longer than `columns`, and bring checksums and record up to date.
 
     Raises InputError, before anything is changed, where more is left than a killed writer leaves, or a column can be
     read but not appended to.
     """
-    longer = []
+    other_length = []
     for name, values in columns.items():
-        header = read_object(meta / name / ".zarray")
+        header = read_object(meta / name / ".zarray") or {"shape": [0]}  # no checksums yet
         if header.get("compressor") is not None:
             raise InputError(
                 f"{meta / name}: was compressed by other software, so it can be read but not appended to. Make a copy "
@@ -130,9 +133,11 @@ def cut_columns(meta: Path, columns: Columns) -> None:
                 f"while a killed writer leaves one more at most. Nothing was changed: restore {ENDS}/.zarray from a "
                 f'copy, or set "shape" in it to the number of episodes.'
             )
-        if header["shape"][0] > len(values):
-            longer.append(name)
-    for name in longer:
+        if header["shape"][0] != len(values):
+            other_length.append(name)
+    if not (meta / CHECKSUM).exists():
+        _make_column(meta / CHECKSUM, _KINDS[CHECKSUM])
+    for name in other_length:
         write_column(meta / name, columns[name])
     record = _read_record(meta)
     if record is None or record["episodes"] != len(columns[ENDS]):
@@ -180,7 +185,38 @@ def _check_committed(meta: Path, columns: Columns, record: dict[str, Any]) -> No
             )
 
 
+def episode_checksum(episode: Mapping[str, NDArray[Any]]) -> np.int64:
+    """Of all values of an episode, by the order of their keys' names; never 0."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key in sorted(episode):
+        add_values(digest, episode[key])
+    return checksum_of(digest)
+
+
+def continued_checksum(before: str, values: NDArray[Any]) -> str:
+    """Of all values so far, from that of those before ("" for none) and the next ones."""
+    digest = hashlib.blake2b(before.encode(), digest_size=8)
+    add_values(digest, values)
+    return digest.hexdigest()
+
+
+def add_values(digest: "hashlib.blake2b", values: NDArray[Any]) -> None:
+    """The next values, as they are on any machine: in C order, lowest byte first."""
+    digest.update(np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes())
+
+
+def checksum_of(digest: "hashlib.blake2b") -> np.int64:
+    """What the column holds of a digest."""
+    return np.frombuffer(digest.digest(), "<i8").astype(np.int64)[0] or np.int64(1)
+
+
+def _read_checksums(folder: Path, count: int) -> NDArray[Any]:
+    known = read_column(folder, _KINDS[CHECKSUM])[:count] if folder.exists() else np.zeros(0, np.int64)
+    return np.append(known, np.zeros(count - len(known), np.int64))
+
+
 def _checksum(values: NDArray[Any]) -> str:
-    """Of the values, however they are stored: in C order, lowest byte first."""
-    content = np.ascontiguousarray(values, values.dtype.newbyteorder("<")).tobytes()
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
+    """Of the values, however they are stored."""
+    digest = hashlib.blake2b(digest_size=8)
+    add_values(digest, values)
+    return digest.hexdigest()

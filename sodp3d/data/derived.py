@@ -1,8 +1,9 @@
 """Per-step arrays that follow from what was collected: made beside it, episode by episode, by workers, resumable.
 
-The attribute `conversion` maps each output key to {keys, episodes, parameters, statistics}: `episodes` counts the
-finished ones and is raised, atomically, only after an episode's values are on the disk: `EpisodeStore.write_rows` waits
-for that, so a power cut leaves no episode that counts as made and is not there.
+The attribute `conversion` maps each output key to {keys, episodes, parameters, statistics, checked}. `episodes` counts
+the finished ones and is raised, atomically, only after an episode's values are on the disk: `EpisodeStore.write_rows`
+waits for that, so a power cut leaves no episode that counts as made and is not there. `checked` is {episodes,
+checksums}: for each key one checksum of all values so far, missing or behind where an earlier release has worked.
 """
 
 import contextlib
@@ -11,9 +12,11 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
+from sodp3d.data.columns import continued_checksum
 from sodp3d.data.schema import Field, is_key
 from sodp3d.data.store import EpisodeStore
 from sodp3d.parallel import WorkerCount, make_workers
@@ -61,13 +64,19 @@ def derive(store: EpisodeStore, derivation: Derivation, workers: WorkerCount, pr
     """
     state = _prepare(store, derivation)
     first, total = int(state["episodes"]), len(store)
+    checksums = dict(state["checked"]["checksums"]) if state.get("checked") else {}
     if progress is not None:
         progress(first, total)
     results = in_order(derivation.factory, derivation.arguments, range(first, total), workers)
     with contextlib.closing(results):
         for index, values in zip(range(first, total), results, strict=True):
-            for key, array in zip(derivation.fields, values, strict=True):
+            for (key, field), array in zip(derivation.fields.items(), values, strict=True):
+                array = np.asarray(array, field.dtype)
                 store.write_rows(key, index, array)
+                if state.get("checked"):
+                    checksums[key] = continued_checksum(checksums[key], array)
+            if state.get("checked"):
+                state = {**state, "checked": {"episodes": index + 1, "checksums": checksums}}
             _record(store, derivation.output, {**state, "episodes": index + 1})
             if progress is not None:
                 progress(index + 1, total)
@@ -109,7 +118,8 @@ def _prepare(store: EpisodeStore, derivation: Derivation) -> dict[str, Any]:
     _check_names(store, output, keys)
     state = store.conversions.get(output)
     if state is None or _may_start_over(store, derivation, state):
-        state = {"keys": keys, "episodes": 0, "parameters": derivation.parameters, "statistics": {}}
+        checked = {"episodes": 0, "checksums": dict.fromkeys(keys, "")}
+        state = {"keys": keys, "episodes": 0, "parameters": derivation.parameters, "statistics": {}, "checked": checked}
         _record(store, output, state)
         for key, field in derivation.fields.items():
             store.add_array(key, field)
@@ -119,6 +129,8 @@ def _prepare(store: EpisodeStore, derivation: Derivation) -> dict[str, Any]:
                 f"{store.path}: data/{key} holds {found.dtype} {found.shape} per step instead of {field.dtype} "
                 f"{field.shape}; remove it to make it again, or choose output=<another key>."
             )
+    if state.get("checked") and state["checked"]["episodes"] != state["episodes"]:
+        return {**state, "checked": None}  # an earlier release has gone on without
     return dict(state)
 
 

@@ -30,7 +30,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import Lock, disk_errors, write_json
 from sodp3d.core.mappings import plain
 from sodp3d.core.paths import command_line
-from sodp3d.data import arrays, columns
+from sodp3d.data import arrays, columns, verification
 from sodp3d.data.arrays import CorruptEpisode
 from sodp3d.data.attributes import REQUIRED_ATTRIBUTES, check_attributes, check_identity
 from sodp3d.data.integrity import faulty_rows, read_object
@@ -61,7 +61,7 @@ class EpisodeStore:
         self.attributes: dict[str, Any] = check_attributes(attributes, str(path))
         self.episode_ends: NDArray[np.int64]  # (E,) rows after the last step of each committed episode
         self._arrays: arrays.ZarrArrays
-        self._metadata: dict[str, NDArray[Any]]
+        self._columns: columns.Columns
         self._load()
 
     @classmethod
@@ -144,7 +144,12 @@ class EpisodeStore:
     @property
     def metadata(self) -> dict[str, NDArray[Any]]:
         """Per-episode values: (E,) each."""
-        return dict(self._metadata)
+        return {name: self._columns[name] for name in METADATA}
+
+    @property
+    def checksums(self) -> NDArray[np.int64]:
+        """(E,) of the collected values of each episode; 0 for those that a release without checksums appended."""
+        return self._columns[columns.CHECKSUM]
 
     def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
         """Arrays (T, ...) of one episode. Raises CorruptEpisode, or InputError for unknown or unconverted keys."""
@@ -189,39 +194,19 @@ class EpisodeStore:
         """How many episodes of `key` can be read: all for collected keys, the converted ones for derived keys."""
         if key in self.specification:
             return len(self)
-        return self._recorded(key) if key in self._arrays else 0
-
-    def _recorded(self, key: str) -> int:
-        """How many episodes of a derived key were made, whether its files are still there or not."""
+        if key not in self._arrays:
+            return 0
         converted = [state["episodes"] for state in self.conversions.values() if key in state["keys"]]
         return min(len(self), max(converted, default=0))
 
     def verify(self) -> list[str]:
-        """One line for every episode and key that cannot be read whole; [] for a sound store. Decodes everything.
+        """One line for every episode and key that cannot be read whole, or is not what was committed; [] for a sound
+        store.
 
         The keys are those of the specification and of finished conversions, whether their files are there or not.
+        Decodes everything.
         """
-        derived = {key for state in self.conversions.values() for key in state["keys"]} - set(self.specification)
-        problems = [
-            f"{self.path}: data/{key} is missing, of which {self._recorded(key)} episodes were made; convert again"
-            for key in sorted(derived - set(self._arrays))
-            if self._recorded(key)
-        ]
-        problems += [
-            f"{self.path}: meta/{name} holds NaN or infinity"
-            for name, values in self._metadata.items()
-            if not np.isfinite(values).all()
-        ]
-        for key in sorted({*self.specification, *self._arrays}):
-            for index in range(self.readable(key)):
-                try:
-                    values = self.read(key, index, index + 1)
-                except CorruptEpisode as error:
-                    problems.append(str(error))
-                    continue
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    problems.append(f"{self.path}: episode {index}: data/{key} holds NaN or infinity")
-        return problems
+        return list(verification.problems(self))
 
     def append(self, episode: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> int:
         """Commit one episode; its index. Either all of it is in the store afterwards or nothing.
@@ -233,7 +218,8 @@ class EpisodeStore:
         length = check_episode(episode, self.specification)
         check_metadata(metadata)
         index, start = len(self), self.steps
-        grown = {name: np.append(values, values.dtype.type(metadata[name])) for name, values in self._metadata.items()}
+        grown = {name: np.append(values, values.dtype.type(metadata[name])) for name, values in self.metadata.items()}
+        grown[columns.CHECKSUM] = np.append(self.checksums, columns.episode_checksum(episode))
         grown[columns.ENDS] = np.append(self.episode_ends, start + length)  # last: its header is the commit
         consequence = f"the episode was not committed, the {index} before it are safe"
         try:
@@ -308,8 +294,7 @@ class EpisodeStore:
         self._open_arrays()
 
     def _take(self, values: columns.Columns) -> None:
-        self.episode_ends = values[columns.ENDS]
-        self._metadata = {name: values[name] for name in METADATA}
+        self._columns, self.episode_ends = values, values[columns.ENDS]
 
     def _open_arrays(self) -> None:
         derived = {key: None for state in self.conversions.values() for key in state["keys"]}
@@ -319,7 +304,7 @@ class EpisodeStore:
         """Cut off what a killed writer left beyond the last commit. Raises InputError where more than that is amiss."""
         data, meta = self.path / "data", self.path / "meta"
         arrays.check_complete(data, self._arrays, self.specification, self.steps)
-        columns.cut_columns(meta, {**self._metadata, columns.ENDS: self.episode_ends})
+        columns.tidy_columns(meta, self._columns)
         shortened = [arrays.cut(data / key, array, self.steps) for key, array in self._arrays.items()]
         if any(shortened):
             self._open_arrays()
