@@ -29,6 +29,7 @@ from sodp3d.envs import EnvConfig
 from sodp3d.envs.config import task_configs
 from sodp3d.learning.lookup import open_stores, with_sampler
 from sodp3d.learning.pretrain import pretrain
+from sodp3d.vision.camera import Camera, intrinsics
 
 
 def make_store(path: Path, task: EnvConfig, transitions: int) -> None:
@@ -40,7 +41,9 @@ def make_store(path: Path, task: EnvConfig, transitions: int) -> None:
         "point_cloud": surface_clouds(length, task.points).numpy(),
     }
     specification = {key: (values.shape[1:], "float32") for key, values in episode.items()}
-    attributes = {"env": task.name, "env_config": plain(asdict(task)), "camera": {}, "renderer": "none"}
+    size = task.camera.height, task.camera.width
+    camera = Camera(intrinsics(task.camera.fovy, *size), np.eye(4), *size).to_dict()
+    attributes = {"env": task.name, "env_config": plain(asdict(task)), "camera": camera, "renderer": "none"}
     with EpisodeStore.create(path, attributes, specification) as store:
         while store.steps < transitions:
             left = transitions - store.steps

@@ -1,6 +1,10 @@
 """Dataset cards: the figures in them are the store's, twice the same, and damage does not stop them."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +13,11 @@ from test_conversion import CONFIG
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CHECKOUT
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
-from sodp3d.tools.card import MARK, main, write_card
+from sodp3d.tools.card import MARK, find_card, main, write_card
 
 
 @pytest.fixture
@@ -91,14 +96,36 @@ def test_a_readme_of_somebody_else_is_left_alone(folder: Path) -> None:
     assert (folder / "CARD.md").read_text() == "mine\n"
 
 
-def test_what_comes_from_the_store_is_only_shown(tmp_path: Path) -> None:
-    bad = "<img src=x onerror=alert(1)>|[here](https://example.com)\n\n# www.example.com `code` *"
+@pytest.mark.parametrize("tick", ["`code` ", ""])
+def test_what_comes_from_the_store_is_only_shown(tmp_path: Path, tick: str) -> None:
+    bad = f"<img src=x onerror=alert(1)>|[here](https://example.com)\n\n# www.example.com {tick}*[x](javascript:y)"
     attributes = {**ATTRIBUTES, "env": bad, "renderer": bad, "git_commit": bad, "agent": {bad: bad}, "seed": [bad]}
     with EpisodeStore.create(tmp_path / "episodes.zarr", attributes, SPECIFICATION) as store:
         store.append(episode(0), metadata(0))
     text = write_card(tmp_path).read_text().removeprefix(MARK)
+    text = re.sub(r"`[^`\n]*`", "", text.replace("\\`", ""))  # in code nothing is markup
     assert "<" not in text and "https://" not in text and "www." not in text
-    assert not re.search(r"(?<!\\)\]\(https", text) and "\n# www" not in text
+    assert not re.search(r"(?<!\\)\]\((https|javascript)", text) and "\n# www" not in text
     (row,) = [line for line in text.splitlines() if line.startswith("| renderer")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 3, "one cell each for name and value"
-    assert "\\`code\\` \\*" in row and r"\[here\](https&#58;//example.com)" in row
+    assert "\\*" in row and r"\[here\](https&#58;//example.com)" in row
+
+
+def test_a_locale_that_knows_ascii_alone_will_do(folder: Path) -> None:
+    """The card has bars of blocks, and the store a name of somebody else's language."""
+    change = json.loads((folder / "episodes.zarr/.zattrs").read_text()) | {"agent": {"name": "Jürgen █"}}
+    (folder / "episodes.zarr/.zattrs").write_text(json.dumps(change, ensure_ascii=False), encoding="utf-8")
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(CHECKOUT)}
+    command = [sys.executable, "-m", "sodp3d.tools.card", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    assert b"| agent name | J?rgen ? |" in done.stdout
+    assert "| agent name | Jürgen █ |" in (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_only_our_own_card_is_published(folder: Path) -> None:
+    assert find_card(folder) is None
+    (folder / "README.md").write_text("# My door\n")
+    assert find_card(folder) is None
+    write_card(folder)
+    assert find_card(folder) == folder / "CARD.md"

@@ -1,6 +1,7 @@
 """Demonstrations: brought to control rate, checked, written in a form that Minari reads, and refused when foreign."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path: Path) -> None:
     broken = raw_door(4, 0)
     broken.states[1, 3] = np.nan
     folder = write_minari(tmp_path / "nan", [broken], {})
-    with pytest.raises(InputError, match="states hold numbers that are not finite"):
+    with pytest.raises(InputError, match="observations holds numbers that are not finite"):
         demos.load(DOOR, str(folder), SIZES, 25)
     with pytest.raises(InputError, match="holds no episodes"):
         demos.load(DOOR, str(write_minari(tmp_path / "empty", [], {})), SIZES, 25)
@@ -142,3 +143,150 @@ def test_loading_runs_no_code_named_by_the_dataset(tmp_path: Path) -> None:
     spec = json.dumps({"id": "X-v0", "entry_point": "os:abort", "kwargs": {}})
     folder = write_minari(tmp_path, [raw_door(4, 0)], {"env_spec": spec})  # without spaces Minari makes that env
     assert len(demos.load(DOOR, str(folder), SIZES, 25).trajectories) == 1
+
+
+def one_episode(folder: Path) -> Path:
+    """A dataset of one episode; the path of its file."""
+    return write_minari(folder, [raw_door(4, 0)], {"dataset_id": "x/y-v0"}) / "data" / "main_data.hdf5"
+
+
+def load(file: Path) -> demos.Demonstrations:
+    return demos.load(DOOR, str(file.parent.parent), SIZES, 25)
+
+
+@pytest.mark.parametrize("how", ["external link", "soft link", "linked episode", "external storage", "virtual"])
+def test_nothing_outside_the_file_is_read(tmp_path: Path, how: str) -> None:
+    """HDF5 follows links and storage into other files: a downloaded set could show a user's own."""
+    file, secret = one_episode(tmp_path / "set"), tmp_path / "secret"
+    np.ones((4, 28)).tofile(secret)
+    with h5py.File(tmp_path / "secret.hdf5", "w") as other:
+        other["actions"] = np.ones((4, 28))
+        other["episode_0/actions"] = np.ones((4, 28))
+    with h5py.File(file, "r+") as opened:
+        group = opened["episode_0"]
+        if how == "linked episode":
+            opened["episode_1"] = h5py.ExternalLink(str(tmp_path / "secret.hdf5"), "/episode_0")
+        else:
+            del group["actions"]
+        if how == "external link":
+            group["actions"] = h5py.ExternalLink(str(tmp_path / "secret.hdf5"), "/actions")
+        elif how == "soft link":
+            group["actions"] = h5py.SoftLink("/episode_0/observations")
+        elif how == "external storage":
+            group.create_dataset("actions", (4, 28), "f8", external=[(str(secret), 0, 4 * 28 * 8)])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout((4, 28), "f8")
+            layout[:] = h5py.VirtualSource(str(tmp_path / "secret.hdf5"), "actions", shape=(4, 28))
+            group.create_virtual_dataset("actions", layout)
+    with pytest.raises(InputError, match=r"not followed|lies in another file, which is not read"):
+        load(file)
+
+
+ACTIONS = np.full((4, 28), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "words"),
+    [
+        ("actions", ACTIONS * 2e6, "actions reach 1e[+]06, but the action space ends at -1 and 1"),
+        ("actions", ACTIONS * 1j, r"expected numbers \(steps, size\), got complex128"),
+        ("actions", ACTIONS[0], r"expected numbers \(steps, size\), got float64 \(28,\)"),
+        ("actions", ACTIONS[:3], "3 actions, 4 rewards and 4 terminations do not fit"),
+        ("actions", np.array([["x"] * 28] * 4, dtype="S1"), "expected numbers"),
+        ("observations", np.zeros((5, 39), complex), "expected numbers"),
+        ("observations", np.zeros((2, 39)), "2 observations, 4 actions"),
+        ("rewards", np.full(4, np.inf), "rewards holds numbers that are not finite"),
+        ("terminations", np.zeros(0, bool), "0 terminations do not fit"),
+    ],
+)
+def test_arrays_that_are_none_of_an_episode_are_refused(tmp_path: Path, key: str, values: Any, words: str) -> None:
+    file = one_episode(tmp_path)
+    with h5py.File(file, "r+") as opened:
+        del opened["episode_0"][key]
+        opened["episode_0"][key] = values
+    with pytest.raises(InputError, match=words):
+        load(file)
+
+
+def test_our_own_recordings_keep_to_the_action_space(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those of others may lie a little beyond, where the simulator cuts them; that is told."""
+    assert len(load(one_episode(tmp_path / "raw")).trajectories) == 1  # up to 1.5
+    assert "1 episodes of x/y-v0 have actions beyond -1 and 1" in caplog.text
+    own = demos.to_control_rate(DOOR, raw_door(4, 0))[0]
+    demos.write(tmp_path / "own", DOOR, [replace(own, actions=own.actions + 2)], [0], {"dataset_id": "own-v0"})
+    with pytest.raises(InputError, match="the action space ends at -1 and 1"):
+        demos.load(DOOR, str(tmp_path / "own"), SIZES, 25)
+
+
+def _rename(file: h5py.File) -> None:
+    file.move("episode_0", "episode_x")
+
+
+def _flatten(file: h5py.File) -> None:
+    del file["episode_0"]
+    file["episode_0"] = np.zeros(3)
+
+
+def _nest(file: h5py.File) -> None:
+    del file["episode_0"]["observations"]
+    file["episode_0"].create_group("observations")
+
+
+def _attribute(key: str, value: Any) -> Any:
+    return lambda file: file["episode_0"].attrs.__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_rename, "expected names such as episode_0, got 'episode_x'"),
+        (_flatten, "expected a group"),
+        (_nest, "expected a dataset"),
+        (_attribute("seed", "five"), "attribute seed: expected a whole number"),
+        (_attribute("seed", -1), "attribute seed"),
+        (_attribute("seed", 1.5), "attribute seed"),
+        (_attribute("seed", [1, 2]), "attribute seed"),
+        (_attribute("options/initial_state_dict/qpos", "x"), "qpos: expected numbers"),
+        (_attribute("options/initial_state_dict/qpos", [np.nan]), "qpos holds numbers that are not finite"),
+    ],
+)
+def test_odd_names_and_attributes_of_a_file_are_one_message(tmp_path: Path, change: Any, words: str) -> None:
+    file = one_episode(tmp_path)
+    with h5py.File(file, "r+") as opened:
+        change(opened)
+    with pytest.raises(InputError, match=words):
+        load(file)
+
+
+@pytest.mark.parametrize("key", ["data_format", "dataset_id", "sodp3d_env", "action_repeat", "successes"])
+@pytest.mark.parametrize("value", [None, [], {}, 1.5, True])
+def test_odd_metadata_is_one_message_and_null_is_nothing(tmp_path: Path, key: str, value: Any) -> None:
+    file = write_minari(tmp_path, [raw_door(4, 0)], {key: value}) / "data" / "main_data.hdf5"
+    if value is None:
+        assert len(load(file).trajectories) == 1
+    else:
+        with pytest.raises(InputError, match=f"{key}: expected a"):
+            load(file)
+    (file.parent / "metadata.json").write_text("[]")
+    with pytest.raises(InputError, match="expected a JSON object, got list"):
+        load(file)
+    file.unlink()
+    with pytest.raises(InputError, match="expected a JSON object, got list"):
+        demos.find(DOOR, str(tmp_path))
+
+
+def test_an_array_that_claims_to_be_endless_is_not_read(tmp_path: Path) -> None:
+    file = one_episode(tmp_path)
+    with h5py.File(file, "r+") as opened:
+        del opened["episode_0"]["actions"]
+        opened["episode_0"].create_dataset("actions", (10**9, 28), "f8", chunks=(1000, 28))
+    with pytest.raises(InputError, match="claims 224000000000 bytes"):
+        load(file)
+
+
+def test_what_a_killed_writer_left_does_not_stop_the_next(tmp_path: Path) -> None:
+    left = tmp_path / f"set.{'0' * 32}.partial"
+    (left / "data").mkdir(parents=True)
+    os.utime(left, (0, 0))
+    demos.write(tmp_path / "set", DOOR, [demos.to_control_rate(DOOR, raw_door(4, 0))[0]], [0], {})
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

@@ -64,3 +64,19 @@ def test_files_and_functions_stay_short(path: Path) -> None:
             assert node.end_lineno is not None
             lines = node.end_lineno - node.lineno + 1
             assert lines <= MOST_LINES_OF_FUNCTION, f"{path}:{node.lineno} {node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_text_files_are_opened_as_utf_8(path: Path) -> None:
+    """Whatever the locale; run.py is left out, as it reads and writes ASCII alone."""
+    if path.name == "run.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        name = getattr(node.func, "attr", getattr(node.func, "id", None))
+        owner = getattr(getattr(node.func, "value", None), "id", None)
+        mode = next((argument.value for argument in node.args if isinstance(argument, ast.Constant)), "r")
+        text = name == "read_text" or (name == "write_text" and owner) or (name == "open" and "b" not in str(mode))
+        known = owner in ("os", "EpisodeStore", "Image", "tarfile")  # which are no text files
+        assert not text or known, f"{path}:{node.lineno} {ast.unparse(node)}"

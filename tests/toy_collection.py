@@ -7,10 +7,12 @@ import numpy as np
 from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.collection.environments import Finished
 from sodp3d.data.schema import step_specification
+from sodp3d.vision.camera import Camera, intrinsics
 
 STEPS = 12
 ENV_CONFIG = {"family": "toy", "task": "point", "action_repeat": 1, "episode_steps": STEPS, "camera": {}}
-ATTRIBUTES = {"env": "toy_point", "env_config": ENV_CONFIG, "camera": {"name": "none"}, "renderer": "none"}
+CAMERA = Camera(intrinsics(45.0, 3, 4), np.eye(4), 3, 4).to_dict()
+ATTRIBUTES = {"env": "toy_point", "env_config": ENV_CONFIG, "camera": CAMERA, "renderer": "none"}
 SPECIFICATION = step_specification(2, 2, 2, 2, 3, 4)
 
 

@@ -19,8 +19,22 @@ ATTRIBUTES: dict[str, Any] = {
         "task": "reach",
         "action_repeat": 2,
         "episode_steps": 9,
-        "camera": {"name": "top", "position": (0.0, 0.0, 1.0), "height": SIZE, "width": SIZE},
+        "tasks": (),
+        "camera": {
+            "name": "top",
+            "position": (0.0, 0.0, 1.0),
+            "quaternion": None,
+            "fovy": 45.0,
+            "height": SIZE,
+            "width": SIZE,
+        },
         "crop": {"low": (float("-inf"), float("-inf"), 0.001), "high": (float("inf"),) * 3},
+        "points": 20,
+        "horizon": 4,
+        "n_obs_steps": 2,
+        "n_action_steps": 3,
+        "success_metric": "any",
+        "unet": "simple_dp3",
     },
     "camera": {
         # Looks straight down from 1 m; one pixel is 2 cm on the ground.

@@ -1,13 +1,12 @@
-"""Demonstrations as Minari datasets: read any, write our own.
-
-Files are read with h5py and json alone: Minari's own loader may import and make the environment that a dataset names.
+"""Demonstrations as Minari datasets: read any (`minari_files.py`), write our own.
 
 Shape letters: T control steps of an episode, R raw simulator steps, Ds state size, Da action size.
 """
 
 import json
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,20 @@ import h5py
 import numpy as np
 
 from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.minari_files import FILE, METADATA, ROUNDING, read_episodes, read_metadata
 from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import read_json, write_json
+from sodp3d.core.files import partial_path, remove, remove_leftovers, write_json
 from sodp3d.core.paths import PACKAGE
 from sodp3d.envs import EnvConfig, score_states
 
+log = logging.getLogger(__name__)
 SHIPPED = PACKAGE / "collection" / "demonstrations"
 _MINARI_IDS = {  # where users find expert data for the Adroit tasks
     "adroit_hammer": "D4RL/hammer/expert-v2",
     "adroit_door": "D4RL/door/expert-v2",
     "adroit_pen": "D4RL/pen/expert-v2",
 }
-_FILE = "main_data.hdf5"
-_INITIAL = "options/initial_state_dict/"  # attributes in which Minari keeps what an episode was reset to
 
 
 @dataclass(frozen=True)
@@ -60,16 +59,16 @@ def find(env: EnvConfig, source: str | None) -> Path:
     hint = f"get one with: minari download {example} and then demos={example}" if example else "name one with demos="
     if source is None:
         folder = SHIPPED / env.name
-        if not (folder / "data" / _FILE).is_file():
+        if not (folder / "data" / FILE).is_file():
             raise InputError(f"demos: none are shipped for env={env.name}; {hint}.")
         return folder / "data"
     base = os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets"
     for folder in (Path(source).expanduser(), Path(base).expanduser() / source):
         for candidate in (folder / "data", folder):
-            if (candidate / _FILE).is_file():
+            if (candidate / FILE).is_file():
                 return candidate
-            if (candidate / "metadata.json").is_file():
-                kind = read_json(candidate / "metadata.json").get("data_format")
+            if (candidate / METADATA).is_file():
+                kind = read_metadata(candidate).get("data_format")
                 raise InputError(f"demos: {candidate} is in Minari's {kind!r} format; expected an 'hdf5' dataset.")
     raise InputError(
         f"demos: {source!r} is neither a dataset folder nor a Minari dataset under {base}; "
@@ -85,11 +84,12 @@ def load(
     sizes: the environment's (Ds, Da). count_threshold: as of its task, raw frames with the goal achieved.
     Datasets record raw simulator steps unless their metadata says `action_repeat` (ours do): then it must be the
     environment's. Rewards are the environment's own where states tell them, the dataset's otherwise.
-    Raises InputError for a missing, foreign, empty or damaged dataset, or one of another task or rate.
+    Raises InputError for a missing, foreign, empty or damaged dataset, one of another task or rate, one that reaches
+    into other files, or actions of another space.
     """
     folder = find(env, source)
-    metadata = read_json(folder / "metadata.json")
-    name = str(metadata.get("dataset_id", folder))
+    metadata = read_metadata(folder)
+    name = metadata.get("dataset_id", str(folder))
     recorded = metadata.get("action_repeat")
     made_for = metadata.get("sodp3d_env", env.name)
     if made_for != env.name:
@@ -99,12 +99,16 @@ def load(
     trajectories: list[Trajectory] = []
     counts: list[int | None] = []
     recordings: list[Recording] = []
-    for raw, beginning in _episodes(folder / _FILE, limit):
+    beyond = 0
+    for raw, seed, initial in read_episodes(folder / FILE, limit, strict=bool(recorded)):
         _check_sizes(env, name, (raw.states.shape[-1], raw.actions.shape[-1]), sizes)
+        beyond += bool(np.abs(raw.actions).max() > 1 + ROUNDING)
         trajectory, goals = (raw, None) if recorded else to_control_rate(env, raw)
         trajectories.append(trajectory)
         counts.append(goals)
-        recordings.append(Recording(*beginning, raw.states, raw.actions, 1 if recorded else env.action_repeat))
+        recordings.append(Recording(seed, initial, raw.states, raw.actions, 1 if recorded else env.action_repeat))
+    if beyond:
+        log.warning("demos: %d episodes of %s have actions beyond -1 and 1, which are cut off there.", beyond, name)
     if not trajectories:
         raise InputError(f"demos: {name} holds no episodes.")
     successes = sum(goals > count_threshold for goals in counts if goals is not None)
@@ -142,22 +146,6 @@ def _check_sizes(env: EnvConfig, name: str, found: tuple[int, int], expected: tu
             raise InputError(f"demos: {what} of {name} have {one} numbers, but env={env.name} has {other}.{hint}")
 
 
-def _episodes(path: Path, limit: int | None) -> Iterator[tuple[Trajectory, tuple[int | None, dict[str, Any]]]]:
-    """The recorded episodes as they are, in the order of their numbers, and how each began: seed, initial state."""
-    try:
-        with h5py.File(path, "r") as file:
-            names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))
-            for name in names[:limit]:
-                group = file[name]
-                states, actions, rewards = (np.asarray(group[k][()]) for k in ("observations", "actions", "rewards"))
-                seed = group.attrs.get("seed")
-                start = {key.split("/")[-1]: np.asarray(value) for key, value in group.attrs.items() if _INITIAL in key}
-                beginning = (None if seed is None else int(seed), start)
-                yield Trajectory(states, actions, rewards, bool(group["terminations"][-1])), beginning
-    except (OSError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"demos: {path} is damaged or not a dataset of plain arrays ({error}).") from error
-
-
 def write(
     folder: Path, env: EnvConfig, trajectories: Sequence[Trajectory], seeds: Sequence[int], facts: dict[str, Any]
 ) -> None:
@@ -167,9 +155,20 @@ def write(
     """
     if folder.exists():
         raise InputError(f"{folder}: exists already and is never overwritten; move it away first.")
-    partial = folder.with_name(f".{folder.name}.partial")
+    remove_leftovers(folder)
+    partial = partial_path(folder)
     (partial / "data").mkdir(parents=True)
-    with h5py.File(partial / "data" / _FILE, "w") as file:
+    try:
+        _write_episodes(partial / "data" / FILE, trajectories, seeds)
+        write_json(partial / "data" / METADATA, _metadata(partial, env, trajectories, facts))
+        partial.rename(folder)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+def _write_episodes(path: Path, trajectories: Sequence[Trajectory], seeds: Sequence[int]) -> None:
+    with h5py.File(path, "w") as file:
         for index, (trajectory, seed) in enumerate(zip(trajectories, seeds, strict=True)):
             group = file.create_group(f"episode_{index}")
             steps = len(trajectory.actions)
@@ -186,8 +185,6 @@ def write(
             for key, values in columns.items():
                 group.create_dataset(key, data=values, compression="gzip", compression_opts=9, shuffle=True)
             group.create_group("infos")
-    write_json(partial / "data" / "metadata.json", _metadata(partial, env, trajectories, facts))
-    partial.rename(folder)
 
 
 def _metadata(
@@ -201,7 +198,7 @@ def _metadata(
         "jpeg_encoding": False,
         "observation_space": _box(state_size, float("inf")),
         "action_space": _box(action_size, 1.0),
-        "dataset_size": round((folder / "data" / _FILE).stat().st_size / 1e6, 1),
+        "dataset_size": round((folder / "data" / FILE).stat().st_size / 1e6, 1),
         "minari_version": "0.5.4",
         "sodp3d_env": env.name,
         "action_repeat": env.action_repeat,

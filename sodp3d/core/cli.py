@@ -120,7 +120,7 @@ def config_groups(config_name: str) -> dict[str, list[str]]:
     """The groups of a command's configuration, each with its choices: {"env": ["adroit_door", ...], ...}."""
     import yaml
 
-    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text())["defaults"]
+    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["defaults"]
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry if " " not in name]
     folders = list(registry.config_folders())
     return {name: sorted({file.stem for each in folders for file in (each / name).glob("*.yaml")}) for name in names}

@@ -3,18 +3,49 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import time
 import uuid
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from sodp3d.core.errors import InputError
 
 PARTIAL = ".partial"  # zarr's own suffix for files in the making
+_ABANDONED = 3600.0  # seconds after which nobody can still be writing a partial file
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside `path` for what becomes it when it is whole; `remove_leftovers` knows it again."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+def remove_leftovers(path: Path, seconds: float = _ABANDONED) -> None:
+    """Remove what killed writers of `path` left beside it, unless it was touched in the last `seconds`.
+
+    seconds: 0 for a caller who knows, by a lock, that nobody else writes `path`.
+    """
+    pattern = re.compile(rf"\.?{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            if not pattern.fullmatch(entry.name):
+                continue
+            with suppress(OSError):
+                if time.time() - entry.stat(follow_symlinks=False).st_mtime >= seconds:
+                    remove(Path(entry.path))
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; nothing happens where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
@@ -22,7 +53,8 @@ def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
 
     durable: wait until the content is on the disk, so that a power cut cannot leave the new name without it.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    remove_leftovers(path)
+    partial = partial_path(path)
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -50,22 +82,29 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises InputError naming the file where it is missing or broken."""
+    """Parse a JSON file. Raises InputError naming the file where it is missing, unreadable or broken."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: file is missing.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
 
 
-def fsync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
+def fsync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk. Raises OSError."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make renames inside `path` durable."""
+    fsync(path)
 
 
 def require_space(path: Path, needed_bytes: int) -> None:
@@ -104,18 +143,22 @@ class Lock:
     """
 
     def __init__(self, path: Path, taken: str) -> None:
-        """Raises InputError where another process holds it, or the disk refuses."""
+        """Raises InputError where another process holds it, or the disk refuses or is full."""
+        self._file: int | None = None
         with disk_errors(path, "nothing was changed"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
-            self.forget()
-            raise InputError(taken.replace("{holder}", holder)) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(self._file, 0)
+                os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            except BlockingIOError:
+                holder = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
+                self.forget()
+                raise InputError(taken.replace("{holder}", holder)) from None
+            except OSError:  # a disk that is full, or one that knows no locks
+                self.forget()
+                raise
         _held.add(self)
 
     def forget(self) -> None:

@@ -10,6 +10,8 @@ T = TypeVar("T", int, float)
 
 
 def check_keys(kind: type, mapping: Mapping[str, Any], where: str) -> None:
+    if not isinstance(mapping, Mapping):
+        raise InputError(f"{where}: expected a section of keys and values, got {mapping!r}.")
     valid = [field.name for field in fields(kind)]
     unknown = sorted(set(mapping) - set(valid))
     missing = sorted(set(valid) - set(mapping))

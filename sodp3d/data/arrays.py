@@ -1,25 +1,21 @@
-"""The Zarr arrays of a store: how they are made, opened, checked and committed. Used by `store.py` alone."""
+"""The Zarr arrays of a store: how they are made, opened, checked and cut. Used by `store.py` and `columns.py` alone."""
 
 import json
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numcodecs
 import numpy as np
 import zarr
-from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import PARTIAL, replace_file, write_json
-from sodp3d.core.mappings import plain
-from sodp3d.data.integrity import check_header, chunk_fault, read_object
-from sodp3d.data.schema import METADATA, SCHEMA_VERSION, Field, Specification
+from sodp3d.core.files import PARTIAL, fsync, remove, remove_leftovers, replace_file
+from sodp3d.data.integrity import check_header, faulty_rows, read_object
+from sodp3d.data.schema import Field, Specification
 
 _CHUNK_BYTES, _CHUNK_STEPS = 1_500_000, 1000  # large chunks: zarr 3 pays about a millisecond for each
-_ROWS_PER_COLUMN_CHUNK = 8192
 
 ZarrArrays = dict[str, zarr.Array[Any]]
 
@@ -35,37 +31,19 @@ class CorruptEpisode(InputError):  # noqa: N818
         self.index, self.key = index, key
 
 
-def make_array(group: zarr.Group, name: str, length: int, field: Field, compress: bool = True) -> None:
+def make_array(folder: Path, length: int, field: Field) -> None:
     """One array of `length` rows in chunks of at most _CHUNK_BYTES and _CHUNK_STEPS rows."""
     row_bytes = int(np.prod(field.shape)) * np.dtype(field.dtype).itemsize
-    rows = min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_STEPS) if compress else _ROWS_PER_COLUMN_CHUNK
-    group.create_array(
-        name,
+    rows = min(max(_CHUNK_BYTES // row_bytes, 1), _CHUNK_STEPS)
+    zarr.create_array(
+        folder,
         shape=(length, *field.shape),
         chunks=(rows, *field.shape),
         dtype=field.dtype,
         fill_value=0,
-        compressors=numcodecs.Blosc(cname="zstd", clevel=3, shuffle=1) if compress else None,
+        compressors=numcodecs.Blosc(cname="zstd", clevel=3, shuffle=1),
+        zarr_format=2,
     )
-
-
-def make_store(path: Path, attributes: Mapping[str, Any], specification: Specification) -> None:
-    """A new store without episodes, whole or not at all: made beside `path`, then renamed."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-    try:
-        root = zarr.open_group(partial, mode="w-", zarr_format=2)
-        data, meta = root.create_group("data"), root.create_group("meta")
-        for key, field in specification.items():
-            make_array(data, key, 0, field)
-        for name, dtype in {**METADATA, "episode_ends": "int64"}.items():
-            make_array(meta, name, 0, Field((), dtype), compress=False)
-        fields = {key: field._asdict() for key, field in specification.items()}
-        described = {**attributes, "schema_version": SCHEMA_VERSION, "specification": fields}
-        write_json(partial / ".zattrs", plain(described))
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def add_array(path: Path, key: str, length: int, field: Field) -> None:
@@ -74,74 +52,98 @@ def add_array(path: Path, key: str, length: int, field: Field) -> None:
     if folder.exists():
         folder.rename(path / f"{uuid.uuid4().hex}{PARTIAL}")
         remove_partial(path)
-    make_array(zarr.open_group(path / "data", mode="r+", zarr_format=2), key, length, field)
+    make_array(folder, length, field)
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what a killed writer left unfinished."""
-    for folder in path.glob(f"*{PARTIAL}"):
-        shutil.rmtree(folder, ignore_errors=True)
-    for file in path.glob(f"*/*/*{PARTIAL}"):
-        file.unlink(missing_ok=True)
+    """Remove what killed writers left unfinished in the store `path` and beside it. Only for who holds its lock."""
+    remove_leftovers(path, seconds=0)
+    for depth in ("*", "*/*", "*/*/*"):
+        for leftover in path.glob(f"{depth}{PARTIAL}"):
+            remove(leftover)
 
 
-def open_arrays(path: Path, writable: bool) -> ZarrArrays:
-    """The arrays of a group's folder by name, their headers checked first. Raises InputError for foreign headers."""
-    folders = sorted(header.parent for header in path.glob("*/.zarray"))
-    for folder in folders:
-        check_header(folder)
+def open_arrays(path: Path, fields: Mapping[str, Field | None], writable: bool) -> ZarrArrays:
+    """Those arrays of a group's folder that `fields` name and that are there, in the order of their names.
+
+    fields: what the rows of each array are, None where that is not written down. Raises InputError for a header that
+    says something else, or that is not plain.
+    """
+    return {
+        key: open_array(path / key, fields[key], writable)
+        for key in sorted(fields)
+        if (path / key / ".zarray").exists()
+    }
+
+
+def open_array(folder: Path, field: Field | None, writable: bool = False) -> "zarr.Array[Any]":
+    """An array whose header has been checked. Raises InputError."""
+    check_header(folder, field)
     # Chunks of zeros must be written too: a missing file then always means a loss.
     with zarr.config.set({"array.write_empty_chunks": True}):
-        mode = "r+" if writable else "r"
-        return {folder.name: zarr.open_array(folder, mode=mode, zarr_format=2) for folder in folders}
+        try:
+            return zarr.open_array(folder, mode="r+" if writable else "r", zarr_format=2)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{folder / '.zarray'}: is damaged ({error}); restore it from a copy.") from error
 
 
-def read_column(folder: Path) -> NDArray[Any]:
-    """(E,) values of an array of `meta`, which are never compressed. Raises InputError when a file is not whole."""
-    header = check_header(folder)
-    count, dtype = int(header["shape"][0]), np.dtype(header["dtype"])
-    try:
-        files = [folder / str(chunk) for chunk in range(-(-count // _ROWS_PER_COLUMN_CHUNK))]
-        values = np.concatenate([np.zeros(0, dtype), *(np.fromfile(file, dtype) for file in files)])[:count]
-    except OSError as error:
-        raise InputError(f"{folder}: {error.strerror}; the store is damaged: restore this file from a copy.") from error
-    if len(values) != count:
-        raise InputError(f"{folder}: holds {len(values)} values instead of {count}; restore this file from a copy.")
-    return values
+def check_complete(path: Path, arrays: ZarrArrays, specification: Specification, length: int) -> None:
+    """Raises InputError unless all arrays of the specification are there, and all hold `length` rows.
 
-
-def write_column(folder: Path, values: NDArray[Any]) -> None:
-    """Append the last of `values` to an array of `meta`, or cut it to a shorter length: chunk first, then the shape.
-
-    The value lies beyond the shape until the shape's file is replaced, so that replacement is the whole change. For
-    `episode_ends` it is the commit.
+    The chunk that the next episode goes into must be whole too; of others `verify` tells.
     """
-    header = read_object(folder / ".zarray")
-    if len(values) > header["shape"][0]:
-        chunk = (len(values) - 1) // _ROWS_PER_COLUMN_CHUNK
-        tail = values[chunk * _ROWS_PER_COLUMN_CHUNK :]
-        padded = np.zeros(_ROWS_PER_COLUMN_CHUNK, header["dtype"])
-        padded[: len(tail)] = tail
-        replace_file(folder / str(chunk), padded.tobytes())
-    header["shape"] = [len(values)]
-    replace_file(folder / ".zarray", json.dumps(header, indent=2).encode())
-
-
-def faulty_rows(path: Path, array: "zarr.Array[Any]", start: int, stop: int) -> Iterator[tuple[int, str]]:
-    """(first row, reason) of every chunk of rows start..stop-1 that cannot be whole, without decoding."""
-    rows, tail = array.chunks[0], ".0" * (array.ndim - 1)
-    for chunk in range(start // rows, -(-stop // rows)):
-        reason = chunk_fault(path / f"{chunk}{tail}")
-        if reason:
-            yield chunk * rows, reason
-    if array.shape[0] < stop:
-        yield max(start, array.shape[0]), f"the array ends at row {array.shape[0]}"
-
-
-def cut(path: Path, arrays: ZarrArrays, length: int) -> None:
-    """Shorten arrays that a killed writer left longer than `length` rows."""
-    for name, array in arrays.items():
+    missing = sorted(set(specification) - set(arrays))
+    if missing:
+        raise InputError(
+            f"{path / missing[0]}: is missing or has no .zarray, so no episode can be appended. Nothing was changed: "
+            f"restore it from a copy, or save the other arrays by reading them."
+        )
+    for key, array in arrays.items():
         if array.shape[0] < length:
-            raise InputError(f"{path / name}: holds {array.shape[0]} rows of {length} committed ones; it is damaged.")
-        if array.shape[0] > length:
-            array.resize((length, *array.shape[1:]))
+            remedy = "restore its files from a copy" if key in specification else "remove it, and convert again"
+            raise InputError(
+                f"{path / key}: holds {array.shape[0]} rows of {length} committed ones. Nothing was changed: {remedy}."
+            )
+    for key in specification:
+        reason = _last_fault(path / key, arrays[key], length) if length % arrays[key].chunks[0] else None
+        if reason:
+            raise InputError(
+                f"{path / key}: the chunk that the next episode would go into cannot be read ({reason}). Nothing was "
+                f"changed: restore it from a copy."
+            )
+
+
+def _last_fault(folder: Path, array: "zarr.Array[Any]", length: int) -> str | None:
+    for _, reason in faulty_rows(folder, array, length - 1, length):
+        return reason
+    try:
+        array[length - 1 : length]
+    except (RuntimeError, ValueError, TypeError, OSError) as error:
+        return str(error)
+    return None
+
+
+def cut(folder: Path, array: "zarr.Array[Any]", length: int) -> bool:
+    """Shorten an array that a killed writer left longer than `length` rows; whether it was.
+
+    Not by `zarr.Array.resize`, which would visit every chunk that a damaged header claims.
+    """
+    if array.shape[0] <= length:
+        return False
+    for file in folder.glob("[0-9]*"):
+        first = file.name.split(".")[0]
+        if first.isdecimal() and int(first) * array.chunks[0] >= length:
+            file.unlink()
+    header = read_object(folder / ".zarray")
+    header["shape"][0] = length
+    replace_file(folder / ".zarray", json.dumps(header, indent=2).encode())
+    return True
+
+
+def sync_rows(folder: Path, array: "zarr.Array[Any]", start: int, stop: int) -> None:
+    """Wait until the rows start..stop-1 of an array, and its header, are on the disk. Raises OSError."""
+    tail = ".0" * (array.ndim - 1)
+    for chunk in range(start // array.chunks[0], -(-stop // array.chunks[0])):
+        fsync(folder / f"{chunk}{tail}")
+    fsync(folder / ".zarray")
+    fsync(folder)

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sodp3d.core.errors import InputError
-from sodp3d.data.schema import check_identity, check_same_specification
+from sodp3d.data.attributes import check_identity, each
+from sodp3d.data.schema import check_same_specification
 from sodp3d.data.store import EpisodeStore
 
 
@@ -104,8 +105,10 @@ def _common_attributes(stores: Sequence[EpisodeStore]) -> dict[str, Any]:
     """What all shards agree on as it is; where they differ, the distinct values in a fixed order."""
     common: dict[str, Any] = {}
     for key in sorted(set().union(*(store.attributes for store in stores)) - {"conversion"}):
-        values = [store.attributes.get(key) for store in stores]
-        distinct = sorted({repr(value): value for value in values}.items())
-        same = len(distinct) == 1 or key in ("env_config", "camera")
-        common[key] = values[0] if same else [value for _, value in distinct]
+        values = [store.attributes[key] for store in stores if key in store.attributes]
+        if key in ("env_config", "camera") or all(value == values[0] for value in values):
+            common[key] = values[0]
+        else:  # a shard that was merged itself may hold several
+            distinct = sorted({repr(value): value for value in each(values)}.items())
+            common[key] = [value for _, value in distinct]
     return common

@@ -1,5 +1,6 @@
-"""What a store holds: keys, shapes, types, and what must stay the same for as long as it grows."""
+"""What a store holds: keys, shapes and types of its steps and episodes."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,14 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.mappings import differences, plain
+from sodp3d.core.files import PARTIAL
 from sodp3d.vision.camera import POSE
 
 SCHEMA_VERSION = 1
-REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
-# What the stored numbers depend on. Crop, points and horizons only matter to later stages.
-_RECORDED_CONFIG = ("family", "task", "action_repeat", "episode_steps", "camera")
-
 QUALITIES = ("suboptimal", "nearoptimal", "all")  # the part of an agent's experience to learn from
 
 METADATA: dict[str, str] = {
@@ -73,36 +70,38 @@ def read_specification(attributes: Mapping[str, Any], where: str) -> Specificati
         )
     try:
         fields = {key: (tuple(field["shape"]), field["dtype"]) for key, field in attributes["specification"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where}: attribute 'specification' is damaged; restore .zattrs from a copy.") from error
-    return check_specification(fields)
+        return check_specification(fields)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(
+            f"{where}: attribute 'specification' is damaged ({error}); restore .zattrs from a copy."
+        ) from error
 
 
-def read_conversions(attributes: Mapping[str, Any], where: str) -> dict[str, dict[str, Any]]:
-    """Output key to {keys, episodes, parameters, statistics} of each conversion. Raises InputError when damaged."""
-    conversions = attributes.get("conversion", {})
-    kinds = {"keys": list, "episodes": int, "parameters": dict, "statistics": dict}
-    states = conversions.values() if isinstance(conversions, dict) else [None]
-    for state in states:
-        if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in kinds.items()):
-            raise InputError(f"{where}: attribute 'conversion' is damaged; restore .zattrs from a copy.")
-    return dict(conversions)
+def is_key(name: Any) -> bool:
+    """Whether an array may have this name: that of a folder in `data`, and of nothing outside it."""
+    return isinstance(name, str) and re.fullmatch(r"\w[\w.-]*", name) is not None and not name.endswith(PARTIAL)
 
 
 def check_specification(specification: Mapping[str, tuple[Sequence[int], str]]) -> Specification:
-    """Plain (shape, dtype) pairs as a Specification. Raises InputError for object types and impossible shapes."""
+    """Plain (shape, dtype) pairs as a Specification. Raises InputError for object types, impossible sizes or names."""
     checked: Specification = {}
     for key, (shape, dtype) in specification.items():
+        if not is_key(key):
+            raise InputError(f"specification: expected names of letters, digits, '_', '-' and '.', got {key!r}.")
         try:
-            kind = np.dtype(dtype)
+            kind = np.dtype(dtype if isinstance(dtype, str) else object)
         except TypeError:
             kind = np.dtype(object)
-        if kind.kind not in "biuf" or any(int(size) < 1 for size in shape):
+        if kind.kind not in "biuf" or any(not _is_size(size) for size in shape):
             raise InputError(f"specification.{key}: expected a numeric type and positive sizes, got {dtype}, {shape}.")
         checked[key] = Field(tuple(int(size) for size in shape), kind.name)
     if "action" not in checked:
         raise InputError(f"specification: key 'action' is missing; got {sorted(checked)}.")
     return checked
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 < int(value) < 2**31
 
 
 def check_same_specification(stored: Specification, given: Specification, where: str) -> None:
@@ -153,17 +152,3 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     for key, value in metadata.items():
         if not np.isscalar(value) or isinstance(value, str) or not np.isfinite(value):
             raise InputError(f"episode metadata.{key}: expected a finite number, got {value!r}.")
-
-
-def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
-    """Raises InputError naming the first attribute in which `given` is another environment, camera or renderer."""
-    for key in REQUIRED_ATTRIBUTES:
-        one, other = stored.get(key), plain(given.get(key))
-        if key == "env_config" and isinstance(one, dict) and isinstance(other, dict):
-            one = {name: one.get(name) for name in _RECORDED_CONFIG}
-            other = {name: other.get(name) for name in _RECORDED_CONFIG}
-        for name, old, new in differences(one, other, key):
-            raise InputError(
-                f"{where}: holds data with {name} = {old!r}, but {new!r} came. A store keeps one environment, camera "
-                f"and renderer: use the same settings, or write to another folder."
-            )

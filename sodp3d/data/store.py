@@ -3,7 +3,8 @@
     data/<key>          one array per key, all episodes end to end along the first axis
     meta/episode_ends   int64, cumulative; its length *is* the number of episodes
     meta/<name>         one value per episode (seed, agent_step, episode_return, success_*)
-    .zattrs             environment, camera, renderer, versions, seeds, conversions
+    meta/.zattrs        how many episodes and steps were committed, with a checksum of each column (`columns.py`)
+    .zattrs             environment, camera, renderer, versions, seeds, conversions (`attributes.py`)
 
 Alignment: observations, depth and simulator state of step t are from *before* action t; reward and success its result.
 
@@ -11,6 +12,9 @@ An episode is appended in an order that makes its commit one file replacement: d
 values, then its end in the chunk of `episode_ends` *beyond* the current shape, and last the grown shape. Readers see
 nothing past that shape, and the next writer cuts off what a killed one left there. (This holds against the death of
 the process, not of the machine: files are not synced to the disk one by one.)
+
+What is read, appended and verified goes by the specification in the attributes, not by the files that are there. Where
+they disagree with it, or with what was committed, opening raises InputError and changes nothing.
 """
 
 import contextlib
@@ -26,20 +30,18 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import Lock, disk_errors, write_json
 from sodp3d.core.mappings import plain
 from sodp3d.core.paths import command_line
-from sodp3d.data import arrays
+from sodp3d.data import arrays, columns, verification
 from sodp3d.data.arrays import CorruptEpisode
-from sodp3d.data.integrity import read_object
+from sodp3d.data.attributes import REQUIRED_ATTRIBUTES, check_attributes, check_identity
+from sodp3d.data.integrity import faulty_rows, read_object
 from sodp3d.data.schema import (
     METADATA,
-    REQUIRED_ATTRIBUTES,
     Field,
     Specification,
     check_episode,
-    check_identity,
     check_metadata,
     check_same_specification,
     check_specification,
-    read_conversions,
     read_specification,
 )
 from sodp3d.envs.config import EnvConfig
@@ -54,11 +56,12 @@ class EpisodeStore:
 
     def __init__(self, path: Path, mode: Literal["r", "a"], lock: Lock | None) -> None:
         self.path, self.mode, self._lock = path, mode, lock
-        self.attributes: dict[str, Any] = read_object(path / ".zattrs")
-        self.specification: Specification = read_specification(self.attributes, str(path))
+        attributes = read_object(path / ".zattrs")
+        self.specification: Specification = read_specification(attributes, str(path))
+        self.attributes: dict[str, Any] = check_attributes(attributes, self.specification, str(path))
         self.episode_ends: NDArray[np.int64]  # (E,) rows after the last step of each committed episode
         self._arrays: arrays.ZarrArrays
-        self._metadata: dict[str, NDArray[Any]]
+        self._columns: columns.Columns
         self._load()
 
     @classmethod
@@ -69,19 +72,18 @@ class EpisodeStore:
 
         attributes: plain JSON values with at least env, env_config, camera, renderer. specification: per-step key to
         (shape of one step, dtype). Raises InputError when `path` exists (a store is never overwritten), when another
-        process writes there, or when an attribute is missing.
+        process writes there, or when an attribute is missing or not of its kind.
         """
         path = Path(path)
-        missing = [key for key in REQUIRED_ATTRIBUTES if attributes.get(key) is None]
-        if missing:
-            raise InputError(f"{path}: attribute {missing[0]!r} is missing; a store needs {REQUIRED_ATTRIBUTES}.")
         checked = check_specification(specification)
+        attributes = check_attributes(plain(dict(attributes)), checked, str(path))
         lock = _writer_lock(path)
         try:
             if path.exists():
                 raise InputError(f"{path}: exists already and is never overwritten; choose another path or append.")
+            arrays.remove_partial(path)
             with disk_errors(path, "no store was made"):
-                arrays.make_store(path, attributes, checked)
+                columns.make_store(path, attributes, checked)
             return cls(path, "a", lock)
         except BaseException:
             lock.release()
@@ -98,8 +100,8 @@ class EpisodeStore:
         """Open for reading ("r", any number of readers, the episodes committed by now) or appending ("a", one writer).
 
         `attributes` and `specification`: what the caller is about to append or expects to find. Raises InputError
-        when the store is missing, of another schema, environment, camera, renderer, shape or type, or being written
-        to by another process.
+        when the store is missing, of another schema, environment, camera, renderer, shape or type, being written to by
+        another process, or damaged; then nothing was changed.
         """
         path = Path(path)
         if not (path / ".zgroup").exists():
@@ -112,7 +114,8 @@ class EpisodeStore:
             if specification is not None:
                 check_same_specification(store.specification, check_specification(specification), str(path))
             if mode == "a":
-                store._cut_uncommitted()
+                with disk_errors(path, "no episode was appended"):
+                    store._tidy()
             return store
         except BaseException:
             if lock is not None:
@@ -142,7 +145,12 @@ class EpisodeStore:
     @property
     def metadata(self) -> dict[str, NDArray[Any]]:
         """Per-episode values: (E,) each."""
-        return dict(self._metadata)
+        return {name: self._columns[name] for name in METADATA}
+
+    @property
+    def checksums(self) -> NDArray[np.int64]:
+        """(E,) of the collected values of each episode; 0 for those that a release without checksums appended."""
+        return self._columns[columns.CHECKSUM]
 
     def episode(self, index: int, keys: Sequence[str] | None = None) -> Episode:
         """Arrays (T, ...) of one episode. Raises CorruptEpisode, or InputError for unknown or unconverted keys."""
@@ -151,16 +159,16 @@ class EpisodeStore:
     def read(self, key: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
         """Rows of `key` of the episodes first..last-1 (all by default), end to end. Raises as `episode` does."""
         last = len(self) if last is None else last
-        self._check_readable(key, last)
+        self._check_readable(key, first, last)
         if first >= last:
             return np.zeros((0, *self._arrays[key].shape[1:]), self._arrays[key].dtype)
         start, stop = self.bounds(first)[0], self.bounds(last - 1)[1]
-        for row, reason in arrays.faulty_rows(self.path / "data" / key, self._arrays[key], start, stop):
+        for row, reason in faulty_rows(self.path / "data" / key, self._arrays[key], start, stop):
             index = int(np.searchsorted(self.episode_ends, max(row, start), side="right"))
             raise CorruptEpisode(self.path, index, key, reason)
         try:
             return np.asarray(self._arrays[key][start:stop])
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
             if last - first > 1:  # find the one to name
                 return np.concatenate([self.read(key, index, index + 1) for index in range(first, last)])
             raise CorruptEpisode(self.path, first, key, str(error)) from error
@@ -176,33 +184,30 @@ class EpisodeStore:
     @property
     def conversions(self) -> dict[str, dict[str, Any]]:
         """Output key to {keys, episodes, parameters, statistics} of each conversion (see `conversion.py`)."""
-        return read_conversions(self.attributes, str(self.path))
+        return dict(self.attributes.get("conversion", {}))
 
     def field(self, key: str) -> Field:
         """Shape of one step and type of `key`. Raises InputError for keys that are not there."""
-        self._check_readable(key, 0)
+        self._check_readable(key, 0, 0)
         return Field(self._arrays[key].shape[1:], self._arrays[key].dtype.name)
 
     def readable(self, key: str) -> int:
         """How many episodes of `key` can be read: all for collected keys, the converted ones for derived keys."""
         if key in self.specification:
             return len(self)
+        if key not in self._arrays:
+            return 0
         converted = [state["episodes"] for state in self.conversions.values() if key in state["keys"]]
         return min(len(self), max(converted, default=0))
 
     def verify(self) -> list[str]:
-        """One line for every episode and key that cannot be read whole; [] for a sound store. Decodes everything."""
-        problems: list[str] = []
-        for key in self._arrays:
-            for index in range(self.readable(key)):
-                try:
-                    values = self.read(key, index, index + 1)
-                except CorruptEpisode as error:
-                    problems.append(str(error))
-                    continue
-                if values.dtype.kind == "f" and not np.isfinite(values).all():
-                    problems.append(f"{self.path}: episode {index}: data/{key} holds NaN or infinity")
-        return problems
+        """One line for every episode and key that cannot be read whole, or is not what was committed; [] for a sound
+        store.
+
+        The keys are those of the specification and of finished conversions, whether their files are there or not.
+        Decodes everything.
+        """
+        return list(verification.problems(self))
 
     def append(self, episode: Mapping[str, NDArray[Any]], metadata: Mapping[str, Any]) -> int:
         """Commit one episode; its index. Either all of it is in the store afterwards or nothing.
@@ -214,6 +219,9 @@ class EpisodeStore:
         length = check_episode(episode, self.specification)
         check_metadata(metadata)
         index, start = len(self), self.steps
+        grown = {name: np.append(values, values.dtype.type(metadata[name])) for name, values in self.metadata.items()}
+        grown[columns.CHECKSUM] = np.append(self.checksums, columns.episode_checksum(episode))
+        grown[columns.ENDS] = np.append(self.episode_ends, start + length)  # last: its header is the commit
         consequence = f"the episode was not committed, the {index} before it are safe"
         try:
             with disk_errors(self.path, consequence):
@@ -221,15 +229,16 @@ class EpisodeStore:
                     array.resize((start + length, *array.shape[1:]))
                     if key in episode:
                         array[start:] = episode[key]
-                for name, values in self._metadata.items():
-                    arrays.write_column(self.path / "meta" / name, np.append(values, values.dtype.type(metadata[name])))
-                arrays.write_column(self.path / "meta/episode_ends", np.append(self.episode_ends, start + length))
+                for name, values in grown.items():
+                    columns.write_column(self.path / "meta" / name, values)
         except BaseException:  # interrupted: see what is committed, tidy up as far as the disk allows
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, InputError):
                 self._load()
-                self._cut_uncommitted()
+                self._tidy()
             raise
-        self._load_columns()
+        self._take(grown)
+        with contextlib.suppress(OSError):  # the episode is committed; the record may stay behind until the next one
+            columns.record_commit(self.path / "meta", grown)
         return index
 
     def add_array(self, key: str, field: Field) -> None:
@@ -245,13 +254,17 @@ class EpisodeStore:
             self._load()
 
     def write_rows(self, key: str, index: int, values: NDArray[Any]) -> None:
-        """Fill a derived array's rows of episode `index`; (T, ...). Raises InputError for collected keys."""
+        """Fill a derived array's rows of episode `index`; (T, ...). They are on the disk when it returns.
+
+        Raises InputError for collected keys.
+        """
         self._check_writable()
         if key in self.specification:
             raise InputError(f"{self.path}: data/{key} was collected and is not overwritten.")
         start, stop = self.bounds(index)
         with disk_errors(self.path, f"data/{key} of episode {index} was not written"):
             self._arrays[key][start:stop] = values
+            arrays.sync_rows(self.path / "data" / key, self._arrays[key], start, stop)
 
     def update_attributes(self, values: Mapping[str, Any]) -> None:
         """Replace root attributes in one atomic step. Raises InputError for one that data depends on."""
@@ -259,9 +272,10 @@ class EpisodeStore:
         fixed = {*REQUIRED_ATTRIBUTES, "schema_version", "specification"} & set(values)
         if fixed:
             raise InputError(f"{self.path}: attribute {sorted(fixed)[0]!r} of a store cannot change.")
+        changed = check_attributes(plain({**self.attributes, **values}), self.specification, str(self.path))
         with disk_errors(self.path, "the attributes are as they were"):
-            write_json(self.path / ".zattrs", plain({**self.attributes, **values}))
-        self.attributes = read_object(self.path / ".zattrs")
+            write_json(self.path / ".zattrs", changed)
+        self.attributes = changed
 
     def close(self) -> None:
         """Release the writer's lock; nothing else needs closing."""
@@ -277,33 +291,33 @@ class EpisodeStore:
         self.close()
 
     def _load(self) -> None:
-        self._load_columns()
-        self._arrays = arrays.open_arrays(self.path / "data", self.mode == "a")
-        present = {key: field for key, field in self.specification.items() if key in self._arrays}
-        check_same_specification(present, {key: self.field(key) for key in present}, str(self.path))
+        self._take(columns.read_columns(self.path / "meta"))
+        self._open_arrays()
 
-    def _load_columns(self) -> None:
-        self.episode_ends = arrays.read_column(self.path / "meta/episode_ends")
-        if (np.diff(self.episode_ends, prepend=0) < 1).any():
-            raise InputError(f"{self.path}: meta/episode_ends does not increase; restore it from a copy.")
-        self._metadata = {name: arrays.read_column(self.path / "meta" / name)[: len(self)] for name in METADATA}
-        if any(len(values) != len(self) for values in self._metadata.values()):
-            raise InputError(f"{self.path}: meta holds fewer than {len(self)} values; restore it from a copy.")
+    def _take(self, values: columns.Columns) -> None:
+        self._columns, self.episode_ends = values, values[columns.ENDS]
 
-    def _cut_uncommitted(self) -> None:
-        arrays.cut(self.path / "data", self._arrays, self.steps)
-        for name, values in self._metadata.items():
-            if len(arrays.read_column(self.path / "meta" / name)) > len(self):
-                arrays.write_column(self.path / "meta" / name, values)
+    def _open_arrays(self) -> None:
+        derived = {key: None for state in self.conversions.values() for key in state["keys"]}
+        self._arrays = arrays.open_arrays(self.path / "data", {**derived, **self.specification}, self.mode == "a")
+
+    def _tidy(self) -> None:
+        """Cut off what a killed writer left beyond the last commit. Raises InputError where more than that is amiss."""
+        data, meta = self.path / "data", self.path / "meta"
+        arrays.check_complete(data, self._arrays, self.specification, self.steps)
+        columns.tidy_columns(meta, self._columns)
+        shortened = [arrays.cut(data / key, array, self.steps) for key, array in self._arrays.items()]
+        if any(shortened):
+            self._open_arrays()
         arrays.remove_partial(self.path)
 
     def _check_writable(self) -> None:
         if self._lock is None:
             raise InputError(f'{self.path}: open for reading only; open it with mode="a" to write.')
 
-    def _check_readable(self, key: str, last: int) -> None:
+    def _check_readable(self, key: str, first: int, last: int) -> None:
         if key not in self._arrays and key in self.specification:
-            raise CorruptEpisode(self.path, 0, key, "the array is missing")
+            raise CorruptEpisode(self.path, first, key, "the array is missing")
         if key not in self._arrays or last > self.readable(key):
             command = command_line("convert", *self.choice.split(), "again=image" if key == "image" else "")
             raise InputError(

@@ -3,6 +3,7 @@
 Shape letters: To observed steps, Tp planned steps (horizon), Ta executed steps, N points.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -66,6 +67,8 @@ class EnvConfig:
         return f"env={self.family} env.task={self.task}" if of_family else f"env={self.name}"
 
     def _validate(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):  # it names folders and files
+            raise InputError(f"env.name: expected letters, digits, '_', '-' and '.', got {self.name!r}.")
         for key in ("action_repeat", "episode_steps", "points", "horizon", "n_obs_steps", "n_action_steps"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

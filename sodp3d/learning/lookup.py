@@ -27,7 +27,11 @@ log = logging.getLogger(__name__)
 
 
 def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[EpisodeStore]:
-    """The episode stores to learn from. Raises InputError naming the command that makes a missing one."""
+    """The episode stores to learn from: those that `data=` names, in any order, or else one for each task.
+
+    Raises InputError naming the command that makes a missing one, and where a store is of another task than those of
+    `env=`, or named twice.
+    """
     given = [config["data"]] if isinstance(config["data"], str) else config["data"]
     folders = [Path(path).expanduser() for path in given or [data_root(config) / task.name for task in tasks]]
     stores: list[EpisodeStore] = []
@@ -39,7 +43,21 @@ def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Episo
                 f"data: no store at {path}; make it with: {command_line('collect', *missing.choice.split())}"
             )
         stores.append(EpisodeStore.open(path))
+        _require_task(stores[-1], tasks if given else [tasks[len(stores) - 1]])
+        same = [other.path for other in stores[:-1] if other.path.samefile(path)]
+        if same:
+            raise InputError(f"data: {path} and {same[0]} are the same store; name each once.")
     return stores
+
+
+def _require_task(store: EpisodeStore, tasks: list[EnvConfig]) -> None:
+    """Raises InputError where a store holds none of `tasks`."""
+    found, names = store.attributes["env"], [task.name for task in tasks]
+    if found not in names:
+        raise InputError(
+            f"data: {store.path} holds episodes of {found!r}, but env= asks for {', '.join(names)}. Choose that "
+            f"environment ({store.choice}), or name another store with data=."
+        )
 
 
 def make_rollouts(config: Mapping[str, Any], task: EnvConfig, environments: int) -> Rollouts:

@@ -19,6 +19,7 @@ from sodp3d.core.run import WALL_TIME
 from sodp3d.results.archive import SUFFIX, pack, unpack
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
+from sodp3d.tools.card import find_card
 
 CARD = "card.md"
 
@@ -72,8 +73,9 @@ def _keep_run(folder: Path, run: RunRecord) -> None:
 def _keep_store(folder: Path, store: StoreRecord) -> None:
     (folder / "agent").mkdir(parents=True, exist_ok=True)
     write_text(folder / STORE_RECORD, json.dumps(store.facts, sort_keys=True) + "\n")
-    if store.is_original and (store.folder / "README.md").exists():
-        write_text(folder / CARD, _portable_card((store.folder / "README.md").read_text()))
+    card = find_card(store.folder)
+    if store.is_original and card is not None:
+        write_text(folder / CARD, _portable_card(card.read_text(encoding="utf-8")))
     _keep_log(folder / "agent", store.folder / "agent")
 
 
@@ -87,7 +89,7 @@ def _portable_card(text: str) -> str:
 def _keep_log(folder: Path, source: Path) -> None:
     """What was logged, with what, for how long."""
     if (source / "metrics.jsonl").exists():
-        write_text(folder / "metrics.jsonl", (source / "metrics.jsonl").read_text())
+        write_text(folder / "metrics.jsonl", (source / "metrics.jsonl").read_text(encoding="utf-8"))
     if (source / "versions.json").exists():
         versions = read_json(source / "versions.json")
         if "command" in versions:

@@ -41,7 +41,7 @@ def write_all(output: Path, files: Mapping[str, bytes]) -> list[Path]:
 
 def _is_ours(path: Path, digest: str | None) -> bool:
     if path.suffix == ".md":
-        with path.open(errors="replace") as file:
+        with path.open(encoding="utf-8", errors="replace") as file:
             return file.readline().rstrip("\n") == MARK
     return digest is not None and path.is_file() and _digest(path.read_bytes()) == digest
 
@@ -50,7 +50,7 @@ def _read_list(path: Path) -> dict[str, str]:
     """File name to digest. Raises InputError where a foreign file has that name."""
     if not path.exists():
         return {}
-    first, *lines = path.read_text(errors="replace").splitlines() or [""]
+    first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
     if first != _LIST_MARK:
         raise InputError(f"{path}: was not made by `sodp3d results` and is not replaced; move it away.")
     pairs = [line.split("  ", 1) for line in lines]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.core.run import read_metrics
+from sodp3d.data.attributes import each
 from sodp3d.data.hashing import VERSION, data_hash, earlier_data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
@@ -101,8 +102,8 @@ def _facts(folder: Path, store: EpisodeStore) -> dict[str, Any]:
     if not len(store):
         raise InputError(f"{shown(folder)}: no episodes yet.")
     attributes = store.attributes
-    settings = attributes.get("agent")
-    recorded = attributes.get("versions", {})
+    settings, seed = attributes.get("agent"), attributes.get("seed")
+    recorded: dict[str, Any] = next(each(attributes.get("versions")), {})  # of a merged store, the first collector's
     if recorded.get("command") is None:
         command, commit = provenance(folder / "agent")
     else:
@@ -110,8 +111,8 @@ def _facts(folder: Path, store: EpisodeStore) -> dict[str, Any]:
     return {
         "env": attributes["env"],
         "agent": str(settings.get("name", "unknown")) if isinstance(settings, dict) else "unknown",
-        "seed": attributes.get("seed"),
-        "headline": attributes["env_config"].get("success_metric", "any"),
+        "seed": seed if isinstance(seed, int) else None,
+        "headline": attributes["env_config"].get("success_metric") or "any",
         "data_hash": data_hash(store),
         "earlier_hash": earlier_data_hash(store)[:16],
         "learned_hashes": learned_hashes(store),

@@ -23,6 +23,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
+from sodp3d.data.attributes import each
 from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
 from sodp3d.vision.camera import POSE
@@ -74,8 +75,14 @@ def _free_path(folder: Path) -> Path:
     )
 
 
+def find_card(folder: Path) -> Path | None:
+    """The card of the store in `folder`, or None; not a README.md that somebody else wrote."""
+    paths = (folder / name for name in ("README.md", "CARD.md"))
+    return next((path for path in paths if path.is_file() and _is_card(path)), None)
+
+
 def _is_card(path: Path) -> bool:
-    lines = path.read_text(errors="replace").splitlines()[:3]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[:3]
     return lines[:1] == [MARK] or (len(lines) == 3 and lines[2].startswith(_EARLIER_MARK))
 
 
@@ -142,17 +149,15 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
     yield _row("environment", attributes["env"])
     yield _row("control", _pairs(config, ("family", "task", "action_repeat", "episode_steps")))
     yield _row("renderer", attributes["renderer"])
-    if "height" in camera and "width" in camera:
-        yield _row("depth image", f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid")
-    yield _row("camera intrinsics (px)", _numbers(camera.get("intrinsics")))
-    pose = "moves; data/camera_pose" if POSE in store.specification else _numbers(camera.get("pose"))
+    yield _row("depth image", f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid")
+    yield _row("camera intrinsics (px)", _numbers(camera["intrinsics"]))
+    pose = "moves; data/camera_pose" if POSE in store.specification else _numbers(camera["pose"])
     yield _row("camera pose (camera to world, OpenCV axes, m)", pose)
-    if "rendered_again" in attributes:
-        before = attributes["rendered_again"]
+    for before in each(attributes.get("rendered_again")):
         size = "{height} x {width} px".format_map(before["camera"])
         yield _row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
-    if "extracted" in attributes:
-        asked = {key: value for key, value in attributes["extracted"].items() if value is not None}
+    for extracted in each(attributes.get("extracted")):
+        asked = {key: value for key, value in extracted.items() if value is not None}
         whole = "of {episodes} episodes, data hash {data_hash}".format_map(asked)
         yield _row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
     yield _row("seed", attributes.get("seed"))
@@ -238,7 +243,8 @@ def _images(store: EpisodeStore) -> Iterator[str]:
     if not found:
         yield f"None: {_command(store, 'again=image')} for obs=image."
     for output, state in found.items():
-        size = "{height} x {width} px, by {renderer}".format_map(state["parameters"])
+        drawn = state["parameters"]
+        size = f"{drawn.get('height')} x {drawn.get('width')} px, by {drawn.get('renderer')}"
         yield f"data/{escape(output)}: RGB of {state['episodes']} of {len(store)} episodes, {escape(size)}.\n"
 
 
@@ -272,6 +278,12 @@ def _numbers(matrix: Any) -> str:
         return str(matrix)
 
 
+def _show(text: str) -> None:
+    """Print text, with `?` for what the encoding of standard output lacks: a C locale knows ASCII alone."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write and print the card. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="sodp3d card", description="Write and print a dataset card.")
@@ -280,7 +292,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job() -> None:
         path = write_card(folder)
-        sys.stdout.write(f"{path.read_text()}\n(written to {path})\n")
+        _show(f"{path.read_text(encoding='utf-8')}\n(written to {path})\n")
 
     return exit_status(job)
 

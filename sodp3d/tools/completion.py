@@ -130,7 +130,7 @@ def _flags(module: str) -> list[str]:
     """A verb's `--flags`, read from its source: importing it would take seconds."""
     spec = find_spec(module)
     assert spec is not None and spec.origin is not None
-    return re.findall(r"""add_argument\(\s*["'](--[a-z-]+)["']""", Path(spec.origin).read_text())
+    return re.findall(r"""add_argument\(\s*["'](--[a-z-]+)["']""", Path(spec.origin).read_text(encoding="utf-8"))
 
 
 def main(verbs: Mapping[str, tuple[str, str]]) -> int:

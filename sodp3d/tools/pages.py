@@ -37,7 +37,7 @@ def write_page(path: Path, text: str) -> None:
 
 
 def _asset(name: str) -> Markup:
-    return Markup((TEMPLATES / name).read_text())
+    return Markup((TEMPLATES / name).read_text(encoding="utf-8"))
 
 
 def _plotly() -> Markup:

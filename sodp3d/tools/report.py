@@ -40,10 +40,15 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
     Args:
         data: the folder of the store. outputs: holds the run directories. renderer: of the videos, as `render=`.
 
-    Raises InputError where the page cannot be written, or a store or a run is damaged.
+    Raises InputError where the page cannot be written, the store is of another environment, or a store or a run is
+    damaged.
     """
     options, runs = env_options(env), newest_runs(outputs, env)
     store = EpisodeStore.open(data / "episodes.zarr") if (data / "episodes.zarr").exists() else None
+    if store is not None and store.attributes["env"] != env:
+        raise InputError(
+            f"--data: {store.path} holds {store.attributes['env']!r}, but a report of {env!r} is asked for."
+        )
     frames = _frames(store) if store else None
     curves = [*(data_curves(training_parts(store)) if store else []), *run_curves(runs)]
     page = render(
@@ -82,8 +87,8 @@ def _facts(store: EpisodeStore) -> list[tuple[str, Any]]:
     if "point_cloud" in store.keys:
         facts.append(("point clouds", f"{store.field('point_cloud').shape[0]} points each"))
     if len(store):
-        metric = attributes["env_config"].get("success_metric", "count")
-        rate = metadata.get(f"success_{metric}", metadata["success_count"]).mean()
+        metric = attributes["env_config"].get("success_metric") or "count"
+        rate = metadata[f"success_{metric}"].mean()
         facts.append(("successful episodes", f"{100 * rate:.0f} % (by {metric})"))
     return facts
 

@@ -43,13 +43,26 @@ class Camera:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Camera":
-        """Inverse of `to_dict`."""
-        return cls(
-            np.array(values["intrinsics"], dtype=np.float64),
-            None if values["pose"] is None else np.array(values["pose"], dtype=np.float64),
-            int(values["height"]),
-            int(values["width"]),
+        """Inverse of `to_dict`. Raises InputError naming what is missing or not of its kind."""
+        camera = cls(
+            _matrix(values.get("intrinsics"), 3, "camera.intrinsics"),
+            None if values.get("pose") is None else _matrix(values["pose"], 4, "camera.pose"),
+            number(values.get("height"), int, "camera.height"),
+            number(values.get("width"), int, "camera.width"),
         )
+        if min(camera.height, camera.width, camera.intrinsics[0, 0], camera.intrinsics[1, 1]) <= 0:
+            raise InputError(f"camera: expected a size and focal lengths above 0, got {camera}.")
+        return camera
+
+
+def _matrix(values: Any, size: int, where: str) -> NDArray[np.float64]:
+    """(size, size) finite numbers of nested lists."""
+    if not isinstance(values, list | tuple) or len(values) != size:
+        raise InputError(f"{where}: expected {size} x {size} numbers, got {values!r}.")
+    matrix = np.array([numbers(row, size, where) for row in values])
+    if not np.isfinite(matrix).all():
+        raise InputError(f"{where}: expected finite numbers, got {values!r}.")
+    return matrix
 
 
 def intrinsics(fovy: float, height: int, width: int) -> NDArray[np.float64]:
