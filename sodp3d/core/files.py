@@ -1,6 +1,8 @@
 """Files that survive a kill: atomic writes, and locks that the kernel drops with their process."""
 
 import fcntl
+import glob
+import hashlib
 import json
 import os
 import shutil
@@ -20,9 +22,13 @@ PARTIAL = ".partial"  # zarr's own suffix for files in the making
 def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
     """Write `content` to `path` so that a reader, or a kill at any moment, sees the old file or the new one whole.
 
-    durable: wait until the content is on the disk, so that a power cut cannot leave the new name without it.
+    What writers of this file left that were killed is removed. durable: wait until the content is on the disk, so that
+    a power cut cannot leave the new name without it.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    for left in path.parent.glob(f"{glob.escape(path.name)}.{_writer('*')}{PARTIAL}"):
+        if not _lives(int(left.name.split(".")[-3])):
+            left.unlink(missing_ok=True)
+    partial = path.with_name(f"{path.name}.{_writer(str(os.getpid()))}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -35,9 +41,26 @@ def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
         raise
 
 
+def _writer(process: str) -> str:
+    """In names of partial files: the machine, the process on it, and what tells that process's files apart."""
+    machine = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+    return f"{machine}.{process}.{uuid.uuid4().hex[:8] if process != '*' else '*'}"
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
-    """`replace_file`, durably, by text."""
-    replace_file(path, text.encode(), durable=True)
+    """`replace_file`, durably, by text. Raises InputError where the disk refuses."""
+    with disk_errors(path, "what was there stays"):
+        replace_file(path, text.encode(), durable=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -55,7 +78,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: file is missing.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error}).") from None
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
 
 

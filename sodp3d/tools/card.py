@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import replace_file
+from sodp3d.core.files import PARTIAL, replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
 from sodp3d.data.hashing import data_hash, learned_hashes
@@ -57,7 +57,7 @@ def write_card(folder: str | Path) -> Path:
     folder = Path(folder)
     store = EpisodeStore.open(folder / "episodes.zarr")
     path = _free_path(folder)
-    figures = draw_figures(store, folder / "card") if len(store) else []
+    figures = draw_figures(store, folder / "card", _pictures(path)) if len(store) else []
     replace_file(path, card_text(store, figures).encode())
     return path
 
@@ -71,6 +71,12 @@ def _free_path(folder: Path) -> Path:
     raise InputError(
         f"{folder}: README.md and CARD.md were not made by sodp3d; move one away, for the card to be written."
     )
+
+
+def _pictures(card: Path) -> list[str]:
+    """Those that the card that is there now shows."""
+    text = card.read_text(errors="replace") if card.exists() else ""
+    return re.findall(r"^!\[[\w ]*\]\((card/\w+\.png)\)$", text, re.MULTILINE)
 
 
 def _is_card(path: Path) -> bool:
@@ -145,12 +151,11 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
         yield _row("depth image", f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid")
     yield _row("camera intrinsics (px)", _numbers(camera.get("intrinsics")))
     yield _row("camera pose (camera to world, OpenCV axes, m)", _numbers(camera.get("pose")))
-    if "rendered_again" in attributes:
-        before = attributes["rendered_again"]
+    for before in _each(attributes.get("rendered_again")):
         size = "{height} x {width} px".format_map(before["camera"])
         yield _row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
-    if "extracted" in attributes:
-        asked = {key: value for key, value in attributes["extracted"].items() if value is not None}
+    for extracted in _each(attributes.get("extracted")):
+        asked = {key: value for key, value in extracted.items() if value is not None}
         whole = "of {episodes} episodes, data hash {data_hash}".format_map(asked)
         yield _row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
     yield _row("seed", attributes.get("seed"))
@@ -164,6 +169,11 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
             yield _row(f"{key} {name}".strip(), item)
 
 
+def _each(value: Any) -> list[dict[str, Any]]:
+    """What one store was made by, or each of those that were merged."""
+    return [made for made in (value if isinstance(value, list) else [value]) if isinstance(made, dict)]
+
+
 def _contents(store: EpisodeStore) -> Iterator[str]:
     lengths = np.diff(store.episode_ends, prepend=0)
     if len(lengths):
@@ -172,7 +182,8 @@ def _contents(store: EpisodeStore) -> Iterator[str]:
     for key in store.keys:
         shape, dtype = store.field(key)
         size = store.steps * int(np.prod(shape)) * np.dtype(dtype).itemsize
-        disk = sum(file.stat().st_size for file in (store.path / "data" / key).iterdir())
+        files = (file for file in (store.path / "data" / key).iterdir() if file.suffix != PARTIAL)
+        disk = sum(file.stat().st_size for file in files)
         yield _row(f"data/{key}", dtype, f"{(store.steps, *shape)}", f"{size / 1e6:.1f}", f"{disk / 1e6:.1f}")
 
 
