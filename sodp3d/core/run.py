@@ -30,6 +30,7 @@ from sodp3d.core.versions import recorded_versions
 
 log = logging.getLogger(__name__)
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, ten times faster
+_DEEPEST = 50  # levels of a configuration; ours have five
 WALL_TIME = "wall_time.json"
 Difference = tuple[str, Any, Any]  # dotted name of an option, its value there, its value here
 TIME_EVERY = 30.0  # seconds between two notes of the time spent, so that a kill loses no more
@@ -197,7 +198,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The configuration a run was started with. Raises InputError where there is none, or a broken one."""
     path = directory / "config.yaml"
     try:
-        config = yaml.load(path.read_text(), _YAML)
+        config = _parse(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{directory}: not a run directory (config.yaml is missing).") from None
     except OSError as error:
@@ -207,6 +208,16 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not _has_names(config):
         raise InputError(f"{path}: expected a run's configuration, got {_shortened(config)}.")
     return config
+
+
+def _parse(text: str) -> Any:
+    """YAML as plain values. Raises ValueError where it nests so deep that the parser's recursion would crash."""
+    depth = 0
+    for event in yaml.parse(text, _YAML):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels deep")
+    return yaml.load(text, _YAML)
 
 
 def _has_names(config: Mapping[Any, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Planner checkpoints: what they say of a planner, and how it comes back from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -64,11 +65,8 @@ def planner_config(state: Mapping[str, Any], directory: Path) -> PlannerConfig:
     """
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
-    try:
-        with checkpoint.restoring(directory):
-            config = PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
-    except InputError as error:
-        raise InputError(f"{directory}: {error}") from error
+    with _restoring(directory):
+        config = PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
     for name, kind in get_type_hints(PlannerConfig).items():
         value = getattr(config, name)
         try:
@@ -77,6 +75,16 @@ def planner_config(state: Mapping[str, Any], directory: Path) -> PlannerConfig:
             expected = getattr(kind, "__name__", kind)
             raise InputError(f"{directory}: planner.{name}: expected {expected}, got {value!r}.") from None
     return config
+
+
+@contextmanager
+def _restoring(directory: Path) -> Iterator[None]:
+    """`checkpoint.restoring`, where what is wrong with a value is told with the checkpoint that has it."""
+    try:
+        with checkpoint.restoring(directory):
+            yield
+    except InputError as error:
+        raise InputError(str(error) if str(directory) in str(error) else f"{directory}: {error}") from error
 
 
 def load_planner_and_state(
@@ -91,7 +99,7 @@ def load_planner_and_state(
     config = planner_config(state, directory).sampled(**sampler)
     _check_description(state, directory)
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    with checkpoint.restoring(directory):
+    with _restoring(directory):
         planner = make_planner(config)
     try:
         planner.load_state_dict(weights)

@@ -47,7 +47,10 @@ class KeptRollouts:
     def read(cls, path: Path) -> "KeptRollouts":
         """From `rollouts.npz`. Raises InputError where it is damaged."""
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with (
+                path.open("rb") as file,
+                np.load(file, allow_pickle=False) as data,
+            ):  # which leaves open what it refuses
                 seeds, ends, actions = data["seeds"], data["ends"], data["actions"]
                 success = data["success"].astype(bool)
                 returns = data.get("returns")
