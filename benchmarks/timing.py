@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sodp3d.core.run import git_commit
+from sodp3d.core.versions import git_commit
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
 

@@ -18,6 +18,7 @@ from sodp3d.data.conversion import convert_store
 from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
 from sodp3d.tools.card import MARK, find_card, main, write_card
+from sodp3d.tools.plot import is_own_png
 
 
 @pytest.fixture
@@ -129,3 +130,22 @@ def test_only_our_own_card_is_published(folder: Path) -> None:
     assert find_card(folder) is None
     write_card(folder)
     assert find_card(folder) == folder / "CARD.md"
+
+
+def test_a_picture_of_somebody_else_is_left_alone(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "card").mkdir()
+    (folder / "card/depth.png").write_bytes(b"mine")
+    assert "card/depth.png" not in write_card(folder).read_text()
+    assert (folder / "card/depth.png").read_bytes() == b"mine" and "left alone" in caplog.text
+    (folder / "README.md").write_text(f"{MARK}\n\n![depth](card/depth.png)\n")  # a card of a release without the mark
+    assert "card/depth.png" in write_card(folder).read_text()
+    assert is_own_png(folder / "card/depth.png")
+
+
+def test_stores_that_were_merged_tell_what_each_was_extracted_from(tmp_path: Path) -> None:
+    asked = {"data_hash": "abc", "episodes": 9, "quality": "all", "fraction": 1.0, "success": None, "max_episodes": 3}
+    attributes = {**ATTRIBUTES, "extracted": [asked, None, {**asked, "episodes": 7}]}
+    with EpisodeStore.create(tmp_path / "episodes.zarr", attributes, SPECIFICATION) as store:
+        store.append(episode(0), metadata(0))
+    text = write_card(tmp_path).read_text()
+    assert "of 9 episodes, data hash abc" in text and "of 7 episodes, data hash abc" in text

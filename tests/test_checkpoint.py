@@ -1,7 +1,9 @@
+import json
 import multiprocessing
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import time
@@ -87,6 +89,7 @@ def test_a_pickle_is_refused_and_its_code_does_not_run(tmp_path: Path) -> None:
 
     checkpoint.save(tmp_path, 1, tensors(1), {})
     (tmp_path / "00000001" / checkpoint.TENSORS).write_bytes(pickle.dumps(Bomb()))
+    (tmp_path / "00000001" / checkpoint.STATE).write_text("{}")  # of a release without digests
     with pytest.raises(InputError, match="pickled files are refused"):
         checkpoint.load(tmp_path / "00000001")
     assert not sentinel.exists()
@@ -124,3 +127,48 @@ def test_optimizer_round_trip_continues_bit_for_bit() -> None:
     for seed in range(3, 6):
         step(second, fresh, seed)
     assert torch.equal(straight.weight, second.weight)
+
+
+def test_checkpoints_of_any_number_of_steps_are_found_in_their_order(tmp_path: Path) -> None:
+    for step in (99_999_999, 10**8, 10**9 + 5):
+        checkpoint.save(tmp_path, step, tensors(0), {}, keep=3)
+    (tmp_path / "000000001").mkdir()  # no name of ours
+    assert checkpoint.steps(tmp_path) == [99_999_999, 10**8, 10**9 + 5]
+    step, _, state = checkpoint.load_latest(tmp_path) or pytest.fail("no checkpoint")
+    assert step == state["step"] == 10**9 + 5
+    checkpoint.drop_after(tmp_path, 10**8)
+    assert checkpoint.steps(tmp_path) == [99_999_999, 10**8]
+
+
+def test_a_flipped_bit_is_told_and_a_checkpoint_without_a_digest_loads(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, 1, tensors(1), {})
+    content = bytearray((path / checkpoint.TENSORS).read_bytes())
+    content[-1] ^= 1
+    (path / checkpoint.TENSORS).write_bytes(content)
+    with pytest.raises(InputError, match="damaged, its sha256 is not the one in"):
+        checkpoint.load(path)
+    state = checkpoint.read_state(path)
+    assert checkpoint.digest_of(path) == state.pop(checkpoint.DIGEST)
+    (path / checkpoint.STATE).write_text(json.dumps(state))
+    assert checkpoint.load(path)[1] == {"step": 1}
+    assert checkpoint.digest_of(path) == checkpoint.digest(path / checkpoint.TENSORS)
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "3", '"step"'])
+def test_a_state_that_is_no_object_is_told(tmp_path: Path, text: str) -> None:
+    path = checkpoint.save(tmp_path, 1, tensors(1), {})
+    (path / checkpoint.STATE).write_text(text)
+    with pytest.raises(InputError, match=r"state\.json: expected a JSON object.*remove 00000001"):
+        checkpoint.load_latest(tmp_path)
+
+
+def test_a_disk_that_fills_while_saving_leaves_no_litter(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, 1, tensors(1), {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*earlier checkpoints stay"):
+            checkpoint.save(tmp_path, 2, tensors(2), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]

@@ -68,6 +68,12 @@ def test_it_learns_and_continues_after_a_kill_as_if_never_stopped(
     run(monkeypatch, *options)
     one, other = (load_file(folder / "encoder.safetensors") for folder in (straight, broken))
     assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    written = (broken / "encoder.safetensors").read_bytes()
+    (broken / "result.json").unlink()  # killed after the encoder was written, and before that
+    run(monkeypatch, *options)
+    assert read_json(broken / "result.json")["accuracy"] == read_json(straight / "result.json")["accuracy"]
+    assert (broken / "encoder.safetensors").read_bytes() == written
+    assert (broken / "metrics.jsonl").read_text() == (straight / "metrics.jsonl").read_text()
     encoder = PixelEncoder(0, 4, seed=5)
     encoder.load_stage1(str(straight / "encoder.safetensors"))
     assert torch.equal(encoder.network.convolutions[4].weight, one["convolutions.4.weight"])

@@ -25,6 +25,7 @@ def finished(seed: int) -> Finished:
 def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_were_made(tmp_path: Path) -> None:
     episodes = [finished(seed) for seed in (5, 6)]
     config = {"agent": {"name": "vrl3"}, "demos": "/some/where/door-expert-v0", "demo_episodes": 25, "seed": 3}
+    (tmp_path / ".mine.partial/data").mkdir(parents=True)  # left by a recording that was killed
     save(tmp_path / "mine", ENV, Kept(episodes, attempts=7, steps=1234, config=config))
     loaded = demos.load(ENV, str(tmp_path / "mine"), (39, 28), 25, 25)
     assert len(loaded.trajectories) == 2
@@ -35,6 +36,7 @@ def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_wer
     assert "of 7 roll-outs" in card and "1234 control steps with seed 3" in card and "(door-expert-v0)" in card
     everything = card + (tmp_path / "mine" / "data" / "metadata.json").read_text()
     assert "/some/where" not in everything
+    assert {path.name for path in tmp_path.iterdir()} == {".mine.partial", "mine"}
 
 
 def test_the_shipped_demonstrations_load_and_are_small() -> None:

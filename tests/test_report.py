@@ -13,6 +13,7 @@ import yaml
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
 from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.evaluate import wilson_interval
@@ -187,3 +188,42 @@ def test_what_a_store_calls_itself_is_only_text(malicious: Path, tmp_path: Path,
     tags = Tags(text).found
     assert not [tag for tag, attributes in tags if tag == "img" or "onerror" in attributes]
     assert sum(tag == "script" for tag, _ in tags) == 2, "the data and the page's own script"
+
+
+def test_pages_and_videos_that_are_not_ours_are_not_replaced(root: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.html"
+    notes.write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.html: was not made by sodp3d"):
+        write_view(root / "data" / ENV, output=notes)
+    with pytest.raises(InputError, match=r"notes\.html: was not made by sodp3d"):
+        report.write_report(ENV, root / "data" / ENV, root / "outputs", notes)
+    earlier = b'<!DOCTYPE html><output id="episodeName"></output>'  # of a release without the mark
+    (tmp_path / "view.html").write_bytes(earlier)
+    for _ in range(2):
+        write_view(root / "data" / ENV, output=tmp_path / "view.html")
+    frames = list(np.zeros((2, 16, 32, 3), np.uint8))
+    for folder in (tmp_path / "mine", tmp_path / "run/videos"):
+        folder.mkdir(parents=True)
+        (folder / "a.mp4").write_bytes(b"mine, or of a release without the mark")
+    with pytest.raises(InputError, match=r"a\.mp4: was not made by sodp3d"):
+        write_video(tmp_path / "mine/a.mp4", frames, 10)
+    (tmp_path / "run/config.yaml").touch()
+    for _ in range(2):
+        write_video(tmp_path / "run/videos/a.mp4", frames, 10)
+        write_video(tmp_path / "mine/b.mp4", frames, 10)
+    assert (tmp_path / "mine/a.mp4").read_bytes().startswith(b"mine")
+
+
+def test_damaged_roll_outs_of_a_run_are_one_message(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kept,) = (root / "outputs/finetune").rglob("rollouts.npz")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert report.main([ENV]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "rollouts.npz: damaged" in said
+
+
+def test_a_damaged_run_is_left_out_of_the_report(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (result,) = (root / "outputs/finetune").rglob("result.json")
+    result.write_text('{"before": {}, "evaluation": {"success": 3}}')
+    assert report.main([ENV]) == 0 and "left out" in caplog.text
+    assert set(newest_runs(root / "outputs", ENV)) == {"pretrain"}

@@ -1,10 +1,16 @@
 import json
 import os
+import resource
 import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from sodp3d.core import files
+from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run, is_finished, newest_finished, open_run, seconds_spent
 
@@ -58,14 +64,38 @@ def test_two_processes_cannot_share_a_run(tmp_path: Path) -> None:
         pass
 
 
-def test_the_first_signal_asks_to_stop_and_handlers_are_put_back(tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with Run(tmp_path, CONFIG) as run:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert run.stop_requested
-        with pytest.raises(KeyboardInterrupt):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_asks_to_stop_and_the_command_tells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], number: signal.Signals, status: int
+) -> None:
+    before = signal.getsignal(number)
+    reached = []
+
+    def job() -> None:
+        with Run(tmp_path, CONFIG) as run:
+            os.kill(os.getpid(), number)
+            assert run.stop_requested
+            reached.append("the end of its step")
+        reached.append("the next task of a set")
+
+    assert exit_status(job) == status and reached == ["the end of its step"]
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_stops_at_once_and_so_does_the_first_without_a_run(tmp_path: Path) -> None:
+    def twice() -> None:
+        with Run(tmp_path, CONFIG):
             os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it went on")
+
+    def once() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it went on")
+
+    assert exit_status(twice) == exit_status(once) == 143
+    assert exit_status(lambda: None) == 0
 
 
 def test_wall_time_adds_up_over_the_processes_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,3 +111,88 @@ def test_wall_time_adds_up_over_the_processes_of_a_run(tmp_path: Path, monkeypat
             now += 20
             run.log(step, {"train/loss": 1.0})
         assert seconds_spent(tmp_path) == 7 + 60, "a run killed now would have lost this"
+
+
+@pytest.mark.parametrize("name", ["versions.json", "metrics.jsonl", "checkpoints/.partial-mine", "notes.txt"])
+def test_a_folder_with_files_that_are_no_run_s_is_left_as_it_is(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine\n")
+    with pytest.raises(InputError, match=r"holds files that are no run's .*name a new folder"):
+        open_run(tmp_path, CONFIG, 1, tmp_path)
+    assert [path.read_text() for path in tmp_path.rglob("*") if path.is_file()] == ["mine\n"]
+
+
+def test_another_project_s_config_and_a_file_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("name: mine\n")
+    with pytest.raises(InputError, match="another configuration"):
+        open_run(tmp_path, CONFIG, 1, tmp_path)
+    with pytest.raises(InputError, match="is a file"):
+        open_run(tmp_path, CONFIG, 1, tmp_path / "config.yaml")
+
+
+def test_an_empty_folder_and_one_that_a_killed_run_left_are_begun(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    died = subprocess.Popen(["true"])
+    died.wait()
+    litter = tmp_path / f"config.yaml.{files._writer(str(died.pid))}.partial"
+    litter.write_text("seed:")
+    with open_run(tmp_path, CONFIG, 1, tmp_path):
+        assert not litter.exists() and (tmp_path / "config.yaml").exists()
+
+
+def test_what_ends_a_run_is_logged_once_however_often_it_is_made(tmp_path: Path) -> None:
+    for _ in range(2):
+        with Run(tmp_path, CONFIG) as run:
+            run.log_once(3, {"evaluation/return": 1.0})
+            run.log_once(4, {"evaluation/return": 1.0})
+    assert [record["step"] for record in run.metrics()] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("full", "write"),
+    [
+        ("metrics.jsonl", lambda run: run.log(2, {"train/loss": 0.25})),
+        ("tensorboard/*", lambda run: run.log(2, {"train/loss": 0.25})),
+        ("wall_time.json", lambda run: run._note_time()),
+        ("result.json", lambda run: run.finish({"done": True})),
+    ],
+)
+def test_a_full_disk_is_one_message_and_the_same_command_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], full: str, write: Callable[[Run], None]
+) -> None:
+    def job() -> None:
+        with Run(tmp_path, CONFIG) as run:
+            run.log(1, {"train/loss": 0.5})
+            grown = sum(path.stat().st_size for path in tmp_path.glob(full) if path.suffix != ".json")
+            with full_disk(grown + 3):
+                write(run)
+
+    assert exit_status(job) == 2
+    said = capsys.readouterr().err
+    assert said.count("error:") == 1 and "cannot write" in said and "the same command again" in said
+    assert not list(tmp_path.glob("*.partial")) and not is_finished(tmp_path)
+    with Run(tmp_path, CONFIG) as run:
+        run.rewind(1)
+        run.log(2, {"train/loss": 0.25})
+    assert [record["step"] for record in run.metrics()] == [1, 2]
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file of this process grow past `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"seconds": null}', '{"seconds": -1}', "x", '{"seconds": NaN}'])
+def test_a_broken_note_of_the_time_stops_no_run(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wall_time.json").write_text(text)
+    with pytest.raises(InputError, match=r"wall_time\.json"):
+        seconds_spent(tmp_path)
+    with Run(tmp_path, CONFIG):
+        pass
+    assert "is taken as 0" in caplog.text and seconds_spent(tmp_path) is not None

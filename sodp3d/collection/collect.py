@@ -48,13 +48,11 @@ def main(config: dict[str, Any]) -> None:
     if config["data"] and len(tasks) > 1:
         raise InputError(f"data: one folder cannot hold {len(tasks)} tasks; leave it out or choose a single task.")
     for task in tasks:
-        if not collect(config, task):
-            log.info("%s: stopped; the same command continues", task.name)
-            return
+        collect(config, task)
 
 
-def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
-    """Collect one task. Returns whether it is complete. Raises InputError before anything is written."""
+def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
+    """Collect one task. Raises InputError before anything is written, Stopped after a signal, with all kept."""
     from sodp3d.core import checkpoint
     from sodp3d.core.device import prepare_torch
     from sodp3d.parallel import make_workers
@@ -73,9 +71,8 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> bool:
         if agent.needs_demonstrations and fresh:
             agent.demonstrate(demonstrations(shown, env, facts, workers, agent.image_size))
         with open_store(folder, env, facts, config) as store, run:
-            complete = Collection(agent, store, run, workers, settings, common.seed).run_all()
+            Collection(agent, store, run, workers, settings, common.seed).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
-    return complete
 
 
 def build_agent(
@@ -118,7 +115,7 @@ def _open_run(folder: Path, config: dict[str, Any]) -> Any:
 
 def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
     """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind."""
-    from sodp3d.core.run import git_commit, recorded_versions
+    from sodp3d.core.versions import git_commit, recorded_versions
     from sodp3d.data.schema import step_specification
     from sodp3d.data.store import EpisodeStore
 

@@ -76,7 +76,7 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
 
 def progress_lines(name: str) -> Callable[[int, int], None]:
     """A function of (done, total) that logs rate and time left at most every two seconds, and the end."""
-    from sodp3d.core.run import progress_line
+    from sodp3d.core.progress import progress_line
 
     started, last, before = time.monotonic(), [0.0], list[int]()
 

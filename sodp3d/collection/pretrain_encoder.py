@@ -7,7 +7,6 @@ The folder holds train/<class>/* and val/<class>/*. The same command continues a
 """
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,6 @@ def main(config: dict[str, Any]) -> None:
 
     named = read_keys(EncoderSettings, config)
     images, output = (Path(path or "").expanduser().resolve() for path in (named.images, named.output))
-    if output.exists():
-        raise InputError(f"output: {output} exists already and is never overwritten; name another.")
     settings, common = read_section(Stage1Settings, config["stage1"]), read_keys(CommonSettings, config)
     if isinstance(common.workers, str):
         raise InputError(f"workers: expected a number of processes, or null, got {common.workers!r}.")
@@ -54,14 +51,17 @@ def main(config: dict[str, Any]) -> None:
     directory = Path(common.run_dir).expanduser() if common.run_dir else None
     device = prepare_torch(config)
     workers = core_count() if common.workers is None else common.workers
-    with open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences) as run:
-        stage = Stage1(settings, common.seed, len(classes), device, workers)
+    run = open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences)
+    stage = Stage1(settings, common.seed, len(classes), device, workers)
+    if output.exists() and not stage.wrote(output, run):
+        raise InputError(f"output: {output} exists already and is never overwritten; name another.")
+    with run:
         stage.load(run)
         accuracy = stage.train((paths, labels), validation, run)
-        if accuracy is None:
-            log.info("stopped; the same command continues")
+        if accuracy is None or run.stop_requested:
             return
-        stage.write(output, {"classes": len(classes), "accuracy": accuracy, "epochs": settings.epochs})
+        if not output.exists():
+            stage.write(output, {"classes": len(classes), "accuracy": accuracy, "epochs": settings.epochs})
         run.finish({"accuracy": accuracy, "output": str(output)})
         log.info("validation accuracy %.1f %%; encoder in %s", 100 * accuracy, output)
 
@@ -91,6 +91,7 @@ class Stage1:
             weight_decay=settings.weight_decay,
         )
         self.step = 0  # batches learned from
+        self.recent: list[tuple[float, float]] = []  # (loss, accuracy) since the last line of the log
 
     def train(
         self, training: tuple[list[Path], list[int]], validation: tuple[list[Path], list[int]], run: "Run"
@@ -102,31 +103,31 @@ class Stage1:
         batch, epochs = self.settings.batch_size, self.settings.epochs
         per_epoch = -(-len(training[0]) // batch)
         run.rewind(self.step)
-        unseen = ImageFolder(*validation, IMAGE_SIZE)
-        accuracy = self.accuracy(unseen) if self.step >= epochs * per_epoch else 0.0
-        while self.step < epochs * per_epoch:
-            epoch = self.step // per_epoch
+        unseen, total = ImageFolder(*validation, IMAGE_SIZE), epochs * per_epoch
+        while True:
+            epoch, done = divmod(self.step, per_epoch)
+            if epoch and not done:
+                accuracy = self.accuracy(unseen)
+                run.log_once(self.step, {"validation/accuracy": accuracy})
+                self.save(run)
+                if self.step >= total:
+                    return accuracy
             for group in self.optimizer.param_groups:
                 group["lr"] = self.settings.learning_rate * 0.1 ** (epoch // self.settings.decay_every)
             order = np.random.default_rng((self.seed, epoch)).permutation(len(training[0]))
             dataset = ImageFolder(*training, IMAGE_SIZE, self.seed, epoch)
-            if not self._epoch(dataset, order[batch * (self.step % per_epoch) :], run, epochs * per_epoch):
+            if not self._epoch(dataset, order[batch * done :], run, total):
                 return None
-            accuracy = self.accuracy(unseen)
-            run.log(self.step, {"validation/accuracy": accuracy}, epochs * per_epoch)
-            self.save(run)
-        return accuracy
 
     def _epoch(self, dataset: "Dataset[Any]", order: Any, run: "Run", total: int) -> bool:
         """The rest of an epoch. Returns False when stopped before its end, after saving."""
-        recent: list[tuple[Tensor, Tensor]] = []
         for images, labels in self._batches(dataset, order):
-            recent.append(self._update(images, labels))
+            self.recent.append(self._update(images, labels))
             self.step += 1
             if self.step % self.settings.log_every == 0:
-                loss, hits = (float(sum(values)) / len(recent) for values in zip(*recent, strict=True))
+                loss, hits = (sum(values) / len(self.recent) for values in zip(*self.recent, strict=True))
                 run.log(self.step, {"train/loss": loss, "train/accuracy": hits}, total)
-                recent.clear()
+                self.recent.clear()
             if run.stop_requested or self.step % self.settings.checkpoint_every == 0:
                 self.save(run)
             if run.stop_requested:
@@ -150,7 +151,7 @@ class Stage1:
         except InputError as error:  # a loading process puts its traceback before the message
             raise InputError(str(error).strip().splitlines()[-1].removeprefix(_RAISED)) from None
 
-    def _update(self, images: "Tensor", labels: "Tensor") -> "tuple[Tensor, Tensor]":
+    def _update(self, images: "Tensor", labels: "Tensor") -> tuple[float, float]:
         """One step; returns loss and accuracy on the batch. Raises FloatingPointError where the loss is not finite."""
         from torch.nn.functional import cross_entropy
 
@@ -162,7 +163,7 @@ class Stage1:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.detach(), (scores.argmax(1) == labels).float().mean()
+        return float(loss), float((scores.argmax(1) == labels).float().mean())
 
     def accuracy(self, dataset: "Dataset[Any]") -> float:
         """Share of images whose best class is the right one."""
@@ -184,7 +185,7 @@ class Stage1:
 
         tensors = checkpoint.with_prefix("model", self.model.state_dict())
         tensors |= checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer))
-        checkpoint.save(run.checkpoints, self.step, tensors, {})
+        checkpoint.save(run.checkpoints, self.step, tensors, {"recent": self.recent})
 
     def load(self, run: "Run") -> None:
         """Continue from the newest checkpoint, if there is one."""
@@ -192,26 +193,49 @@ class Stage1:
 
         found = checkpoint.load_latest(run.checkpoints)
         if found is not None:
-            self.step, tensors, _ = found
-            self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
-            checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
+            self.step, tensors, state = found
+            with checkpoint.restoring(checkpoint.path_of(run.checkpoints, self.step)):
+                self.model.load_state_dict(checkpoint.without_prefix("model", tensors))
+                checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
+                self.recent = [(float(loss), float(hits)) for loss, hits in state.get("recent", [])]
             log.info("resumed at batch %d", self.step)
 
-    def write(self, output: Path, facts: Mapping[str, Any]) -> None:
-        """Write encoder and classifier as one file, in one step; facts: for its header."""
-        from safetensors.torch import save_file
+    def wrote(self, output: Path, run: "Run") -> bool:
+        """Whether `output` holds what the newest checkpoint of `run` does: it was killed before it was finished."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
 
+        from sodp3d.core import checkpoint
+
+        found = checkpoint.load_latest(run.checkpoints)
+        if found is None:
+            return False
+        try:
+            there = load_file(output)
+        except (SafetensorError, OSError):
+            return False
+        with checkpoint.restoring(run.checkpoints):
+            self.model.load_state_dict(checkpoint.without_prefix("model", found[1]))
+        own = self._tensors()
+        return own.keys() == there.keys() and all(value.equal(there[name]) for name, value in own.items())
+
+    def _tensors(self) -> "dict[str, Tensor]":
         from sodp3d.collection.agents.pixels import CLASSIFIER
         from sodp3d.core.checkpoint import with_prefix
 
         tensors = self.encoder.state_dict() | with_prefix(CLASSIFIER, self.classifier.state_dict())
-        output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+        return {name: value.cpu().contiguous() for name, value in tensors.items()}
+
+    def write(self, output: Path, facts: Mapping[str, Any]) -> None:
+        """Write encoder and classifier as one file, in one step; facts: for its header."""
+        from safetensors.torch import save
+
+        from sodp3d.core.files import disk_errors, replace_file
+
         header = {key: str(value) for key, value in facts.items()}
-        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, partial, metadata=header)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(output)
+        with disk_errors(output, "the run's checkpoint stays"):
+            output.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(output, save(self._tensors(), metadata=header), durable=True)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,13 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
     group = (env, settle(common.render))
     with make_workers(common.workers, CollectionGroup, group, at_most=settings.environments) as workers:
         (facts,) = workers.call("describe", [()])
-        agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
-        agent.load_state(found[1], found[2]["agent"])
+        step, tensors, state = found
+        with checkpoint.restoring(checkpoint.path_of(folder / "checkpoints", step)):
+            agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
+            agent.load_state(tensors, state["agent"])
+            steps = state["loop"]["steps"]
         kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], settings)
-    return Kept(kept, attempts, found[2]["loop"]["steps"], trained)
+    return Kept(kept, attempts, steps, trained)
 
 
 def _successes(
@@ -104,8 +107,10 @@ def _successes(
 
 
 def save(output: Path, env: EnvConfig, recording: Kept) -> None:
-    """Write the dataset and, beside it, the card that says how it was made."""
-    from sodp3d.core.files import write_text
+    """Write the dataset and, beside it, the card that says how it was made; both appear in one step."""
+    from tempfile import TemporaryDirectory
+
+    from sodp3d.core.files import disk_errors, write_text
 
     episodes = recording.episodes
     name = f"sodp3d/{env.name}-v0"
@@ -117,8 +122,13 @@ def save(output: Path, env: EnvConfig, recording: Kept) -> None:
         "versions": _versions(),
     }
     shown = [Trajectory(e.states, e.actions, e.rewards, e.terminated) for e in episodes]  # states, whatever it saw
-    demos.write(output, env, shown, [e.seed for e in episodes], facts)
-    write_text(output / "README.md", card(name, env, recording))
+    with disk_errors(output, "nothing was recorded"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output.parent, prefix=".recording-") as folder:
+            whole = Path(folder) / "dataset"
+            demos.write(whole, env, shown, [e.seed for e in episodes], facts)
+            write_text(whole / "README.md", card(name, env, recording))
+            whole.rename(output)
 
 
 def card(name: str, env: EnvConfig, recording: Kept) -> str:
@@ -151,7 +161,7 @@ Agent settings:
 
 def _versions() -> dict[str, str]:
     """Without the command line: a dataset that is handed on should hold no paths of this machine."""
-    from sodp3d.core.run import recorded_versions
+    from sodp3d.core.versions import recorded_versions
 
     return {key: value for key, value in recorded_versions().items() if key != "command"}
 

@@ -3,13 +3,16 @@
 checkpoints/
   00000500/
     tensors.safetensors   weights, optimizer moments, generator states, buffers
-    state.json            step, counters, what the tensors are of (a planner's architecture, tasks, view, sampler, data)
-  00001000/ ...           newest complete directory = where to resume
+    state.json            step, counters, what the tensors are of (a planner's architecture, tasks, view, data), and
+                          the digest of their file, by which damage shows
+  00001000/ ...           newest complete directory = where to resume; of 10**8 steps or more with more digits
 """
 
+import hashlib
 import os
-import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import fsync_directory, read_json, require_space, write_json
+from sodp3d.core.files import disk_errors, fsync_directory, read_json, require_space, write_json
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+DIGEST = "sha256"  # key in the state, beside `step`; checkpoints of earlier releases have none
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 
 
 def save(directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
@@ -31,32 +36,69 @@ def save(directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str
     A kill at any moment leaves either the old set or the old set plus a complete new one.
     Raises InputError when the disk is too full; earlier checkpoints stay.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    require_space(directory, int(1.1 * sum(value.nbytes for value in tensors.values())) + 1_000_000)
-    for leftover in directory.glob(".partial-*"):
-        shutil.rmtree(leftover)
-    staging = directory / f".partial-{step:08d}"
-    staging.mkdir()
-    save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, staging / TENSORS)
-    with (staging / TENSORS).open("rb+") as file:
-        os.fsync(file.fileno())
-    write_json(staging / STATE, {"step": step, **state})
-    final = directory / f"{step:08d}"
-    if final.exists():  # the same step saved twice: the first is as good
-        shutil.rmtree(staging)
-        return final
-    staging.rename(final)
-    fsync_directory(directory)
-    for old in steps(directory)[:-keep]:
-        _remove(directory, old)
+    with disk_errors(directory, "earlier checkpoints stay"):
+        directory.mkdir(parents=True, exist_ok=True)
+        require_space(directory, int(1.1 * sum(value.nbytes for value in tensors.values())) + 1_000_000)
+        for leftover in directory.glob(".partial-*"):
+            shutil.rmtree(leftover)
+        final = directory / _name(step)
+        if final.exists():  # the same step saved twice: the first is as good
+            return final
+        staging = directory / f".partial-{_name(step)}"
+        staging.mkdir()
+        try:
+            _write(staging, step, tensors, state)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        staging.rename(final)
+        fsync_directory(directory)
+        for old in steps(directory)[:-keep]:
+            _remove(directory, old)
     return final
+
+
+def _write(staging: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    path = staging / TENSORS
+    try:
+        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, path)
+    except SafetensorError as error:  # of the disk: a full one is none to Rust's writer
+        raise OSError(f"{path.name}: {error}") from error
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+    write_json(staging / STATE, {"step": step, DIGEST: digest(path), **state})
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(path: Path) -> str:
+    """The digest of one checkpoint's tensors: as noted, or made now for one of an earlier release."""
+    return str(read_state(path).get(DIGEST) or digest(path / TENSORS))
+
+
+def _name(step: int) -> str:
+    return f"{step:08d}"
 
 
 def steps(directory: Path) -> list[int]:
     """Steps of the complete checkpoints, ascending."""
     if not directory.is_dir():
         return []
-    return sorted(int(entry.name) for entry in directory.iterdir() if re.fullmatch(r"\d{8}", entry.name))
+    return sorted(int(entry.name) for entry in directory.iterdir() if is_name(entry.name))
+
+
+def is_name(name: str) -> bool:
+    """Whether a checkpoint's directory has such a name."""
+    return name.isascii() and name.isdigit() and name == _name(int(name))
+
+
+def path_of(directory: Path, step: int) -> Path:
+    """The directory of the checkpoint of `step`."""
+    return directory / _name(step)
 
 
 def drop_after(directory: Path, step: int) -> None:
@@ -67,8 +109,8 @@ def drop_after(directory: Path, step: int) -> None:
 
 
 def _remove(directory: Path, step: int) -> None:
-    doomed = directory / f".partial-old-{step:08d}"
-    (directory / f"{step:08d}").rename(doomed)  # so that a kill while removing leaves no half of a checkpoint
+    doomed = directory / f".partial-old-{_name(step)}"
+    path_of(directory, step).rename(doomed)  # so that a kill while removing leaves no half of a checkpoint
     shutil.rmtree(doomed)
 
 
@@ -76,14 +118,30 @@ def load_state(path: Path) -> dict[str, Any]:
     """The state of one checkpoint directory, without its tensors. Raises InputError where there is none."""
     if not (path / TENSORS).is_file():
         raise InputError(f"{path}: no checkpoint here ({TENSORS} is missing).")
-    return read_json(path / STATE)
+    return read_state(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """`load_state`, of a kept record too, which has no tensors."""
+    state = read_json(path / STATE)
+    if not isinstance(state, dict):
+        raise InputError(f"{path / STATE}: expected a JSON object, got {str(state)[:40]!r}; {_advice(path)}")
+    return state
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and state of one checkpoint directory. Raises InputError naming what is wrong."""
+    """Tensors (on the CPU) and state of one checkpoint directory.
+
+    Raises InputError naming what is wrong: a file that is missing or damaged, tensors that are not those that were
+    saved.
+    """
     state = load_state(path)
     try:
+        if DIGEST in state and state[DIGEST] != digest(path / TENSORS):
+            raise InputError(f"{path / TENSORS}: damaged, its sha256 is not the one in {STATE}; {_advice(path)}")
         return load_file(path / TENSORS), state
+    except OSError as error:
+        raise InputError(f"{path / TENSORS}: cannot read ({error.strerror or error}).") from None
     except SafetensorError as error:
         raise InputError(f"{path / TENSORS}: not a safetensors file ({error}); pickled files are refused.") from None
 
@@ -93,8 +151,24 @@ def load_latest(directory: Path) -> tuple[int, dict[str, Tensor], dict[str, Any]
     available = steps(directory)
     if not available:
         return None
-    tensors, state = load(directory / f"{available[-1]:08d}")
+    tensors, state = load(path_of(directory, available[-1]))
     return available[-1], tensors, state
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """Turn what goes wrong where a checkpoint's values are put back into an InputError: it is not whole."""
+    try:
+        yield
+    except _DAMAGED as error:
+        if isinstance(error, InputError):
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise InputError(f"{path}: damaged, or of something else ({what}); {_advice(path)}") from error
+
+
+def _advice(path: Path) -> str:
+    return f"restore it from a copy, or remove {path.name} to go on from the one before."
 
 
 def with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

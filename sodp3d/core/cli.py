@@ -7,16 +7,19 @@ import difflib
 import functools
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from sodp3d.core import registry
-from sodp3d.core.errors import InputError
+from sodp3d.core.errors import AlreadyFinishedError, InputError
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import CONFIGS
+from sodp3d.core.stopping import Stopped, on_signal, stop_at_once
 
+log = logging.getLogger(__name__)
 MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
 
 
@@ -27,7 +30,7 @@ def command(
 
     `complete` may add to the command line's arguments.
 
-    Wrong options and InputError end with one message on stderr and exit status 2; misspelt options name the valid ones.
+    Mistakes and signals end it as `exit_status` says; misspelt options name the valid ones. A signal ends a sweep too.
     """
 
     def decorate(function: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
@@ -44,15 +47,21 @@ def command(
 
 
 def exit_status(job: Callable[[], None]) -> int:
-    """Do a command's job: 0, or 2 after one message on stderr where the user can mend what is wrong.
+    """Do a command's job: 0, or another number after one message on stderr.
 
-    That is wrong input, and learning that diverged.
+    2 where the user can mend what is wrong: wrong input, and learning that diverged. 130 or 143 where SIGINT or SIGTERM
+    stopped it, so that no other command goes on with a part of its work.
     """
     try:
-        job()
+        with on_signal(stop_at_once):
+            job()
     except MENDABLE as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
+    except KeyboardInterrupt as error:
+        stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+        sys.stderr.write(f"stopped by {stopped}; the same command goes on with what is left to do.\n")
+        return 128 + stopped.number
     return 0
 
 
@@ -60,6 +69,8 @@ def _run(
     config_name: str, function: Callable[[dict[str, Any]], None], complete: Callable[[list[str]], list[str]]
 ) -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
@@ -73,6 +84,11 @@ def _run(
         try:
             refuse_targets(config)
             function(config)  # type: ignore[arg-type]
+        except AlreadyFinishedError as error:
+            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+                failures.append(error)
+                return
+            log.info("%s The sweep goes on.", error)  # as the same command does after a stop
         except MENDABLE as error:
             failures.append(error)
 

@@ -1,6 +1,7 @@
 """Files that survive a kill: atomic writes, and locks that the kernel drops with their process."""
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -18,26 +19,42 @@ from sodp3d.core.errors import InputError
 
 PARTIAL = ".partial"  # zarr's own suffix for files in the making
 _ABANDONED = 3600.0  # seconds after which nobody can still be writing a partial file
+_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 
 
 def partial_path(path: Path) -> Path:
-    """A name beside `path` for what becomes it when it is whole; `remove_leftovers` knows it again."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    """A name beside `path` for what becomes it when it is whole; `remove_leftovers` knows it, and its writer, again."""
+    return path.with_name(f"{path.name}.{_MACHINE}-{os.getpid()}-{uuid.uuid4().hex}{PARTIAL}")
 
 
 def remove_leftovers(path: Path, seconds: float = _ABANDONED) -> None:
-    """Remove what killed writers of `path` left beside it, unless it was touched in the last `seconds`.
+    """Remove what killed writers of `path` left beside it.
 
+    That is what a process of this machine left that lives no more, and what nobody touched in the last `seconds`.
     seconds: 0 for a caller who knows, by a lock, that nobody else writes `path`.
     """
-    pattern = re.compile(rf"\.?{re.escape(path.name)}\.[0-9a-f]{{32}}{re.escape(PARTIAL)}")
+    pattern = re.compile(
+        rf"\.?{re.escape(path.name)}\.(?:({_MACHINE})-(\d+)-|\w+-\d+-)?[0-9a-f]{{32}}{re.escape(PARTIAL)}"
+    )
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
-            if not pattern.fullmatch(entry.name):
+            found = pattern.fullmatch(entry.name)
+            if found is None:
                 continue
             with suppress(OSError):
-                if time.time() - entry.stat(follow_symlinks=False).st_mtime >= seconds:
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age >= seconds or (found[1] and not _lives(int(found[2]))):
                     remove(Path(entry.path))
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
 
 
 def remove(path: Path) -> None:
@@ -51,7 +68,8 @@ def remove(path: Path) -> None:
 def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
     """Write `content` to `path` so that a reader, or a kill at any moment, sees the old file or the new one whole.
 
-    durable: wait until the content is on the disk, so that a power cut cannot leave the new name without it.
+    What killed writers of this file left is removed. durable: wait until the content is on the disk, so that
+    a power cut cannot leave the new name without it.
     """
     remove_leftovers(path)
     partial = partial_path(path)
@@ -68,8 +86,9 @@ def replace_file(path: Path, content: bytes, durable: bool = False) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`replace_file`, durably, by text."""
-    replace_file(path, text.encode(), durable=True)
+    """`replace_file`, durably, by text. Raises InputError where the disk refuses."""
+    with disk_errors(path, "what was there stays"):
+        replace_file(path, text.encode(), durable=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -8,76 +8,45 @@ outputs/<mode>/<label>/<time>-s<seed>/
 import json
 import logging
 import math
-import platform
-import shlex
-import signal
-import subprocess
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeGuard
 
 import yaml
 
-from sodp3d.core.errors import InputError
-from sodp3d.core.files import Lock, read_json, write_json, write_text
+from sodp3d.core.errors import AlreadyFinishedError, InputError
+from sodp3d.core.events import Scalars
+from sodp3d.core.files import PARTIAL, Lock, disk_errors, read_json, write_json, write_text
 from sodp3d.core.mappings import flat
-from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.progress import progress_bar, progress_line
+from sodp3d.core.stopping import Stopped, on_signal
+from sodp3d.core.versions import recorded_versions
 
 log = logging.getLogger(__name__)
-RECORDED_PACKAGES = (
-    "torch",
-    "mujoco",
-    "gymnasium",
-    "gymnasium-robotics",
-    "metaworld",
-    "open3d",
-    "zarr",
-    "numpy",
-    "sodp3d",
-)
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, ten times faster
+_DEEPEST = 50  # levels of a configuration; ours have five
 WALL_TIME = "wall_time.json"
 Difference = tuple[str, Any, Any]  # dotted name of an option, its value there, its value here
 TIME_EVERY = 30.0  # seconds between two notes of the time spent, so that a kill loses no more
 
 
-def git_commit() -> str:
-    """The checkout's commit (with `+changes` if the tree differs), or `unknown` where the package is installed."""
-    if CHECKOUT is None:
-        return "unknown"
-    command = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def recorded_versions() -> dict[str, str]:
-    """Versions of Python and the packages that shape results, the project's commit, and the command that runs."""
-    program, *options = sys.argv
-    words = program.split() if program.startswith("sodp3d ") else [program]  # a verb of the `sodp3d` command
-    found = {"python": platform.python_version(), "git_commit": git_commit(), "command": shlex.join([*words, *options])}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
 class Run:
-    """An open run directory; as a context manager it holds its lock and turns SIGINT/SIGTERM into `stop_requested`."""
+    """An open run directory; as a context manager it holds its lock and turns SIGINT/SIGTERM into `stop_requested`.
+
+    Leaving it after such a signal raises Stopped, so that no command that was stopped seems to have succeeded.
+    """
 
     def __init__(self, directory: Path, config: dict[str, Any]):
         self.directory = directory
         self.config = config
         self.stop_requested = False
+        self._stopped_by: int | None = None  # the signal
         self._stack = ExitStack()
         self._entered = self._started = time.monotonic()
         self._seconds_before = 0.0  # spent by earlier processes on this run
@@ -85,6 +54,7 @@ class Run:
         self._first_step: int | None = None  # logged by this process; a resumed run does not start at 0
         self._last_line = -math.inf
         self._bar: Any = None
+        self._scalars: Scalars | None = None
 
     def __enter__(self) -> "Run":
         taken = f"run directory {self.directory} is in use by {{holder}}; wait for it or stop it first."
@@ -92,29 +62,37 @@ class Run:
         if not (self.directory / "config.yaml").exists():
             write_text(self.directory / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
         write_json(self.directory / "versions.json", recorded_versions())
-        self._seconds_before, self._entered = seconds_spent(self.directory) or 0.0, time.monotonic()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous = signal.signal(number, self._request_stop)
-            self._stack.callback(signal.signal, number, previous)
+        self._seconds_before, self._entered = self._noted_time(), time.monotonic()
+        self._stack.enter_context(on_signal(self._request_stop))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._note_time()
+            with suppress(InputError) if kind else nullcontext():  # what went wrong first is told
+                self._note_time()
         finally:
             self._stack.close()
+        if kind is None and self._stopped_by is not None:
+            raise Stopped(self._stopped_by)
+
+    def _noted_time(self) -> float:
+        try:
+            return seconds_spent(self.directory) or 0.0
+        except InputError as error:
+            log.warning("%s The time spent before is taken as 0.", error)
+            return 0.0
 
     def _note_time(self) -> None:
         self._last_timed = time.monotonic()
         seconds = self._seconds_before + self._last_timed - self._entered
         write_json(self.directory / WALL_TIME, {"seconds": round(seconds, 1)})
 
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+    def _request_stop(self, number: int) -> None:
         if self.stop_requested:
-            raise KeyboardInterrupt
-        self.stop_requested = True
+            raise Stopped(number)
+        self.stop_requested, self._stopped_by = True, number
         log.warning("stopping after this step: a checkpoint is saved first (once more to stop at once)")
 
     @property
@@ -126,7 +104,7 @@ class Run:
         """Drop metrics logged after `step`, so that a resumed run leaves neither gaps nor duplicates."""
         path = self.directory / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            kept = [line for line in _lines(path) if _step_of(line) <= step]
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
@@ -138,13 +116,18 @@ class Run:
             total: where the counter ends, for the time left.
         """
         record = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in metrics.items():
-            self._board().add_scalar(name, value, step)
+        with disk_errors(self.directory, "what was learned since the last checkpoint is lost"):
+            with (self.directory / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            self._board().add(step, metrics)
         self._show(step, total, metrics)
         if time.monotonic() - self._last_timed > TIME_EVERY:
             self._note_time()
+
+    def log_once(self, step: int, metrics: dict[str, float]) -> None:
+        """`log`, unless these numbers of this step are there: what a run logs last, and makes again when it goes on."""
+        if not any(record["step"] == step and metrics.keys() <= record.keys() for record in self.metrics()):
+            self.log(step, metrics)
 
     def _show(self, step: int, total: int | None, metrics: dict[str, float]) -> None:
         now = time.monotonic()
@@ -153,7 +136,7 @@ class Run:
         values = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
         if total and sys.stderr.isatty():
             if self._bar is None:
-                self._bar = self._stack.enter_context(_progress())
+                self._bar = self._stack.enter_context(progress_bar())
                 self._task = self._bar.add_task("", total=total, values="")
             self._bar.update(self._task, completed=step, total=total, values=values)
         elif now - self._last_line > 2 or step == total:
@@ -166,16 +149,14 @@ class Run:
         return read_metrics(self.directory)
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Mark the run as finished."""
+        """Mark the run as finished: the last thing to do, since such a run is never gone on with."""
         write_json(self.directory / "result.json", result)
 
-    def _board(self) -> Any:
-        if not hasattr(self, "_writer"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self.directory / "tensorboard"))
-            self._stack.callback(self._writer.close)
-        return self._writer
+    def _board(self) -> Scalars:
+        if self._scalars is None:
+            self._scalars = Scalars(self.directory / "tensorboard")
+            self._stack.callback(self._scalars.close)
+        return self._scalars
 
 
 def _plain(value: float) -> float | None:
@@ -183,29 +164,29 @@ def _plain(value: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _step_of(line: str) -> float:
+def _lines(path: Path) -> list[str]:
+    with disk_errors(path, "nothing was changed"):
+        return path.read_text(errors="replace").splitlines() if path.exists() else []
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """A line of metrics.jsonl; None for what is none, such as the torn last line of a killed run."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError):
-        return math.inf  # the torn last line of a killed run
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not _is_number(record.get("step")):
+        return None
+    return record if all(value is None or _is_number(value) for value in record.values()) else None
 
 
-def _progress() -> Any:
-    """A bar with count, time left and the newest metrics, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[values]}"))
-    return Progress(*columns, console=Console(stderr=True))
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def progress_line(step: int, total: int | None, new: int, seconds: float, values: str) -> str:
-    """Count, seconds, and once steps were made, their rate and the time left; `new`: steps since `seconds` ago."""
-    rate = new / seconds if new > 0 and seconds > 0 else 0.0
-    pace = (
-        f"  {rate:.3g}/s" + (f"  {(total - step) / rate:.0f}s left" if total and total > step else "") if rate else ""
-    )
-    return f"{step}{f'/{total}' if total else ''}  {seconds:.0f}s{pace}  {values}"
+def _step_of(line: str) -> float:
+    record = _record(line)
+    return math.inf if record is None else record["step"]
 
 
 def is_finished(directory: Path) -> bool:
@@ -217,14 +198,60 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The configuration a run was started with. Raises InputError where there is none, or a broken one."""
     path = directory / "config.yaml"
     try:
-        config = yaml.load(path.read_text(), _YAML)
+        config = _parse(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{directory}: not a run directory (config.yaml is missing).") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error}).") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: expected a run's configuration, got {config!r}.")
+    if not isinstance(config, dict) or not _has_names(config):
+        raise InputError(f"{path}: expected a run's configuration, got {_shortened(config)}.")
     return config
+
+
+def _parse(text: str) -> Any:
+    """YAML as plain values. Raises ValueError where it nests so deep that the parser's recursion would crash."""
+    depth = 0
+    for event in yaml.parse(text, _YAML):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"more than {_DEEPEST} levels deep")
+    return yaml.load(text, _YAML)
+
+
+def _has_names(config: Mapping[Any, Any]) -> bool:
+    """Whether all keys are texts, at every depth."""
+    return all(
+        isinstance(key, str) and (not isinstance(value, Mapping) or _has_names(value)) for key, value in config.items()
+    )
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 80 else f"{text[:77]}..."
+
+
+def read_result(directory: Path) -> dict[str, Any]:
+    """What a finished run told last. Raises InputError where there is nothing, or something broken."""
+    return _read_mapping(directory / "result.json")
+
+
+def read_versions(directory: Path) -> dict[str, str]:
+    """With what a run worked: its command, the commit, packages. Raises InputError where that is broken."""
+    path = directory / "versions.json"
+    versions = _read_mapping(path) if path.exists() else {}
+    for name, value in versions.items():
+        if not isinstance(value, str):
+            raise InputError(f"{path}: {name}: expected a text, got {_shortened(value)}.")
+    return versions
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, got {_shortened(value)}.")
+    return value
 
 
 def readable_config(directory: Path) -> dict[str, Any] | None:
@@ -252,12 +279,15 @@ def open_run(
 ) -> Run:
     """The unfinished run of this configuration under `parent`, newest first, or else a new one.
 
-    `directory` names one explicitly; it is continued if it holds the same configuration and refused otherwise.
+    `directory` names one explicitly; it is continued if it holds the same configuration, begun if it is empty or not
+    there yet, and refused otherwise. Nothing is written yet.
     `differences` of a recorded configuration and this one says what makes them two runs; nothing: it is the same run.
     """
     if directory is not None:
         if is_finished(directory):
-            raise InputError(f"run_dir: {directory} holds a finished run; choose another folder, or leave run_dir out.")
+            finished = f"run_dir: {directory} holds a finished run; choose another folder, or leave run_dir out."
+            raise AlreadyFinishedError(finished)
+        _require_run_or_empty(directory)
         found = differences(read_config(directory), config) if (directory / "config.yaml").exists() else []
         if found:
             changed = ", ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in found)
@@ -272,24 +302,40 @@ def open_run(
     return Run(parent / f"{stamp}-s{seed}", config)
 
 
+def _require_run_or_empty(directory: Path) -> None:
+    """Raise InputError for a folder with files that are no run's: not one of them may be replaced or removed."""
+    if not directory.exists() or (directory / "config.yaml").exists():  # whose configuration is compared
+        return
+    if not directory.is_dir():
+        raise InputError(f"run_dir: {directory} is a file; name a new folder, or an empty one.")
+    left = re.compile(rf"\.lock|config\.yaml\.[\w.]+{re.escape(PARTIAL)}")  # by a run killed before it had begun
+    foreign = sorted(path.name for path in directory.iterdir() if not left.fullmatch(path.name))
+    if foreign:
+        some = ", ".join([*foreign[:3], *(["..."] if len(foreign) > 3 else [])])
+        raise InputError(
+            f"run_dir: {directory} holds files that are no run's ({some}), and nothing is written beside them; name a "
+            "new folder, or an empty one."
+        )
+
+
 def read_metrics(directory: Path) -> list[dict[str, Any]]:
     """Records of a run's metrics.jsonl; a torn line, as a kill leaves it, is skipped."""
-    path = directory / "metrics.jsonl"
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records
+    records = map(_record, _lines(directory / "metrics.jsonl"))
+    return [record for record in records if record is not None]
 
 
 def seconds_spent(directory: Path) -> float | None:
-    """Wall-clock seconds that all processes together spent on a run, the last 30 s before a kill left out; or None."""
+    """Wall-clock seconds that all processes together spent on a run, the last 30 s before a kill left out; or None.
+
+    Raises InputError where the note is broken.
+    """
     path = directory / WALL_TIME
-    return float(read_json(path)["seconds"]) if path.exists() else None
+    if not path.exists():
+        return None
+    seconds = _read_mapping(path).get("seconds")
+    if not _is_number(seconds) or seconds < 0:
+        raise InputError(f"{path}: seconds: expected a number of at least 0, got {_shortened(seconds)}.")
+    return float(seconds)
 
 
 def newest_finished(parent: Path) -> Path | None:

@@ -130,7 +130,7 @@ def render_depth(
 
 def _open_target(source: EpisodeStore, path: Path, config: EnvConfig, renderer: str) -> EpisodeStore:
     """The target of `render_depth`, new or checked, open for appending."""
-    from sodp3d.core.run import recorded_versions
+    from sodp3d.core.versions import recorded_versions
 
     environment = make_env(config, renderer)
     attributes = {

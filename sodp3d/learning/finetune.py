@@ -12,6 +12,7 @@ from sodp3d.core.run import Run
 from sodp3d.core.seeds import FINETUNING, episode_seed
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import load_planner, planner_state
 from sodp3d.models.planner import Planner
@@ -30,10 +31,11 @@ def finetune(
     task: EnvConfig,
     rollouts: Rollouts,
     recorded: Sequence[EpisodeRecord] = (),
-) -> None:
+) -> dict[str, Any] | None:
     """Fine-tune `pretrained` on `task`, from its first roll-outs to the final evaluation.
 
-    data_hash: of what it was pre-trained on. recorded: episodes that stand in for roll-outs.
+    data_hash: of what it was pre-trained on. recorded: episodes that stand in for roll-outs. Returns the run's result,
+    None where it was stopped before its end.
     """
     options = settings.finetune
     if recorded:
@@ -70,8 +72,7 @@ def finetune(
         if any(_due(tuning.episodes, count, every) for every in (options.checkpoint_every, options.evaluate_every)):
             tuning.save(run, described)
     tuning.save(run, described)
-    if tuning.episodes >= options.episodes:
-        _conclude(settings, run, tuning, task, rollouts)
+    return _measure(settings, run, tuning, task, rollouts) if tuning.episodes >= options.episodes else None
 
 
 def _begin(
@@ -131,20 +132,25 @@ def _due(done: int, new: int, every: int) -> bool:
     return every > 0 and done // every > (done - new) // every
 
 
-def _conclude(settings: TrainSettings, run: Run, tuning: Finetuning, task: EnvConfig, rollouts: Rollouts) -> None:
-    """Evaluate the final planner and the best one on the test seeds."""
-    seeds, scores = settings.evaluation.test_seeds, tuning.keeper.scores
-    final = evaluate(tuning.planner, rollouts, task, seeds)
-    final.save(run.directory / "evaluation" / task.name)
+def _measure(
+    settings: TrainSettings, run: Run, tuning: Finetuning, task: EnvConfig, rollouts: Rollouts
+) -> dict[str, Any] | None:
+    """Evaluate the final planner and the best one on the test seeds; None where it was stopped meanwhile."""
+    seeds, scores, best = settings.evaluation.test_seeds, tuning.keeper.scores, run.directory / "best"
+    final = evaluate_newest(tuning.planner, run.checkpoints, run, task, seeds, rollouts)
+    if final is None:
+        return None
     result: dict[str, Any] = {"before": tuning.before, "evaluation": final.summary(), "episodes": tuning.episodes}
     if scores:
-        best = load_planner(run.directory / "best", tuning.planner.device)
-        result["best"] = evaluate(best, rollouts, task, seeds).summary()
+        planner = load_planner(best, tuning.planner.device)
+        found = evaluate_newest(planner, best, run, task, seeds, rollouts, place="best")
+        if found is None:
+            return None
+        result["best"] = found.summary()
         result["validation_top5"] = float(np.mean(sorted(scores)[-5:]))
-    result["interactions"] = tuning.interactions(settings.evaluation.validation_episodes)
-    run.log(tuning.environment_steps, final.metrics())
-    run.finish(result)
+    result["interactions"] = counts = tuning.interactions(settings.evaluation.validation_episodes)
+    run.log_once(tuning.environment_steps, final.metrics())
     log.info("final: %s", sentence(result["evaluation"]))
-    counts = result["interactions"]
     purposes = ", ".join(f"{count} {purpose}" for purpose, count in counts.items())
     log.info("interactions: %d episodes (%s)", sum(counts.values()), purposes)
+    return result

@@ -1,13 +1,20 @@
-"""The best planner so far, by validations, and the way back to it after a collapse."""
+"""What a run keeps beside its checkpoints: the best planner by validations, and what was measured at its end."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
+from sodp3d.core.run import Run
+from sodp3d.envs.config import EnvConfig
 from sodp3d.models.planner import Planner
+from sodp3d.rollouts.evaluate import Evaluation
+from sodp3d.rollouts.kept import evaluate_and_keep
+from sodp3d.rollouts.rollout import Rollouts
 
 log = logging.getLogger(__name__)
 Verdict = Literal["best", "collapsed", "neither"]
@@ -47,7 +54,26 @@ def keep(folder: Path, step: int, planner: Planner, described: dict[str, Any]) -
 
 
 def kept(folder: Path) -> dict[str, Tensor]:
-    """The best planner's weights."""
+    """The best planner's weights. Raises InputError where they are gone."""
     found = checkpoint.load_latest(folder)
-    assert found is not None, "a validation is the best before another can collapse"
+    if found is None:
+        raise InputError(f"{folder}: the best planner is gone; restore it from a copy, or begin a new run.")
     return checkpoint.without_prefix("planner", found[1])
+
+
+def evaluate_newest(
+    planner: Planner,
+    checkpoints: Path,
+    run: Run,
+    task: EnvConfig,
+    seeds: Sequence[int],
+    rollouts: Rollouts,
+    place: str = "",
+) -> Evaluation | None:
+    """Evaluate `planner`, of the newest of `checkpoints`, and keep that in the run, so that it is never done twice.
+
+    place: folder of it within evaluation/. None where the run was stopped before its end.
+    """
+    digest = checkpoint.digest_of(checkpoint.path_of(checkpoints, checkpoint.steps(checkpoints)[-1]))
+    folder = run.directory / "evaluation" / place / task.name
+    return evaluate_and_keep(planner, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested)

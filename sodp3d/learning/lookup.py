@@ -140,7 +140,8 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
     for stage in stages:
         finished = (path.parent for path in (outputs_root(config) / stage).glob("*/*/result.json"))
         for directory in sorted(finished, key=lambda path: path.name, reverse=True):
-            if _kind(readable_config(directory) or {}) == _kind(config):
+            untrained = checkpoint.steps(directory / "checkpoints")[-1:] == [0]
+            if not untrained and _kind(readable_config(directory) or {}) == _kind(config):
                 return directory
     overrides = f"obs={config['obs']['name']}", *EnvConfig.from_config(config["env"]).choice.split()
     raise InputError(

@@ -19,6 +19,7 @@ from sodp3d.data.hashing import Identity, identify
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
+from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.lookup import open_stores
 from sodp3d.models.loading import make_planner, planner_state
 from sodp3d.models.planner import Planner, PlannerConfig
@@ -45,6 +46,7 @@ class Pretraining:
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
         self.step = 0
+        self.recent: list[float] = []  # losses since the last line of the log
 
     def update(self, batch: dict[str, Tensor]) -> Tensor:
         """One gradient step; returns the loss. Raises FloatingPointError where it is not finite."""
@@ -70,7 +72,8 @@ class Pretraining:
             **checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
             "noise": self.noise.get_state(),
         }
-        checkpoint.save(run.checkpoints, self.step, tensors, {**state, "batches": self.batches.bit_generator.state})
+        own = {"batches": self.batches.bit_generator.state, "recent": self.recent}
+        checkpoint.save(run.checkpoints, self.step, tensors, {**state, **own})
 
     def load(self, run: Run, data: Identity) -> str:
         """Continue from the newest checkpoint, if there is one; the hash under which the data is noted.
@@ -82,20 +85,25 @@ class Pretraining:
         if found is None:
             return data.current
         self.step, tensors, state = found
-        agreeing = data.agreeing_with(state["data_hash"])
-        if agreeing is None:
-            raise InputError(
-                f"data: {run.directory} began with data {state['data_hash']}, but now there is {data.current}; give "
-                "the data that it began with (data=), or begin anew with run_dir=<a new folder>."
-            )
+        with checkpoint.restoring(checkpoint.path_of(run.checkpoints, self.step)):
+            agreeing = data.agreeing_with(state["data_hash"])
+            if agreeing is None:
+                raise InputError(
+                    f"data: {run.directory} began with data {state['data_hash']}, but now there is {data.current}; "
+                    "give the data that it began with (data=), or begin anew with run_dir=<a new folder>."
+                )
+            self._restore(tensors, state)
+        log.info("resumed at step %d", self.step)
+        return agreeing
+
+    def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
         self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
         self.ema.step = self.step
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
         self.noise.set_state(tensors["noise"])
         self.batches.bit_generator.state = state["batches"]
-        log.info("resumed at step %d", self.step)
-        return agreeing
+        self.recent = [float(loss) for loss in state.get("recent", [])]
 
 
 def check_acceleration(settings: PretrainSettings, device: torch.device) -> None:
@@ -114,8 +122,11 @@ def learning_rate(settings: PretrainSettings, step: int) -> float:
 
 def pretrain(
     config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None
-) -> None:
-    """Pre-train on the stores of `tasks`; with roll-outs, looks at validation seeds on the way and tests at the end."""
+) -> dict[str, Any] | None:
+    """Pre-train on the stores of `tasks`; with roll-outs, looks at validation seeds on the way and tests at the end.
+
+    Returns the run's result, None where it was stopped before its end.
+    """
     whole = TrainSettings.from_config(config)
     settings = whole.pretrain
     dataset, data = load_data(config, tasks)
@@ -126,17 +137,16 @@ def pretrain(
     digest = training.load(run, data)
     run.rewind(training.step)
     state = planner_state(planner, tasks, digest)
-    recent: list[float] = []
     pace = Pace("pretrain")
     while training.step < settings.steps and not run.stop_requested:
         batch = to_device(dataset.sample(settings.batch_size, training.batches), device)
         pace.begin()
-        recent.append(float(training.update(batch)))
+        training.recent.append(float(training.update(batch)))
         pace.end()
         step, last = training.step, training.step == settings.steps
         if step % settings.log_every == 0 or last:
-            run.log(step, {"train/loss": float(np.mean(recent))}, total=settings.steps)
-            recent.clear()
+            run.log(step, {"train/loss": float(np.mean(training.recent))}, total=settings.steps)
+            training.recent.clear()
         if rollouts and settings.evaluate_every and (step % settings.evaluate_every == 0 and not last):
             seen = evaluate(training.ema.planner, rollouts, tasks[0], whole.evaluation.validation_seeds)
             run.log(step, seen.metrics("validation"))
@@ -144,14 +154,16 @@ def pretrain(
             training.save(run, state)
     if training.step < settings.steps:
         training.save(run, state)
-        return
+        return None
     result: dict[str, Any] = {"steps": training.step}
     if rollouts:
-        final = evaluate(training.ema.planner, rollouts, tasks[0], whole.evaluation.test_seeds)
-        run.log(training.step, final.metrics())
-        final.save(run.directory / "evaluation" / tasks[0].name)
+        tests = whole.evaluation.test_seeds
+        final = evaluate_newest(training.ema.planner, run.checkpoints, run, tasks[0], tests, rollouts)
+        if final is None:
+            return None
+        run.log_once(training.step, final.metrics())
         result["evaluation"] = final.summary()
-    run.finish(result)
+    return result
 
 
 def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, Identity]:

@@ -2,18 +2,21 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sodp3d.core import checkpoint
 from sodp3d.core.cli import command
 from sodp3d.core.device import prepare_torch
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import outputs_root
-from sodp3d.core.run import Run, open_run
+from sodp3d.core.run import Run, is_finished, open_run
 from sodp3d.envs.config import EnvConfig, task_configs
+from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.learner import check_likelihood
 from sodp3d.learning.lookup import (
@@ -26,9 +29,12 @@ from sodp3d.learning.lookup import (
 )
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.recorded import recorded_episodes
-from sodp3d.models.loading import load_planner_and_state, require_same_task
+from sodp3d.models.loading import checkpoint_of, load_planner_and_state, require_same_task
+from sodp3d.models.planner import Planner
 from sodp3d.models.unet import require_unet
-from sodp3d.rollouts.evaluate import evaluate, sentence
+from sodp3d.rollouts.evaluate import Evaluation, sentence
+from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep
+from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings, differences
 from sodp3d.tools.plot import plot_run
 from sodp3d.tools.video import write_rollout_videos
@@ -62,8 +68,7 @@ def run_pretrain(config: dict[str, Any]) -> None:
     single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
     evaluation = make_rollouts(config, tasks[0], settings.evaluation.environments) if single else nullcontext()
     with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:
-        pretrain(config, run, tasks, device, rollouts)
-        _conclude(run, "pretrain")
+        _conclude(run, "pretrain", pretrain(config, run, tasks, device, rollouts))
 
 
 def run_finetune(config: dict[str, Any]) -> None:
@@ -79,19 +84,29 @@ def run_finetune(config: dict[str, Any]) -> None:
     planner, state = load_planner_and_state(path, device, **settings.sampler)
     require_same_task(state, planner, config, task)
     check_likelihood(planner, settings.finetune, settings.reg)
-    offline = settings.finetune.offline
-    recorded = recorded_episodes(Path(offline).expanduser(), planner, settings.finetune, task) if offline else []
+    recorded = _recorded(settings, planner, task)
     environments = max(settings.evaluation.environments, settings.finetune.episodes_per_iteration)
     with (
         _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), settings.reg.name) as run,
         make_rollouts(config, task, environments) as rollouts,
     ):
-        finetune(settings, run, planner, state["data_hash"], task, rollouts, recorded)
-        _conclude(run, "finetune")
+        _conclude(run, "finetune", finetune(settings, run, planner, state["data_hash"], task, rollouts, recorded))
+
+
+def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> list[EpisodeRecord]:
+    """The episodes that `finetune.offline=` names."""
+    if not settings.finetune.offline:
+        return []
+    path = Path(settings.finetune.offline).expanduser()
+    with checkpoint.restoring(path):
+        return recorded_episodes(path, planner, settings.finetune, task)
 
 
 def run_eval(config: dict[str, Any]) -> None:
-    """mode=eval: success rates with intervals on held-out seeds, and videos, for every task of `env=`."""
+    """mode=eval: success rates with intervals on held-out seeds, and videos, for every task of `env=`.
+
+    What was measured before a stop or a kill, of that very planner, is kept: it goes on with the next wave of episodes.
+    """
     tasks, device = _begin(config)
     path = find_planner(config, ("finetune", "pretrain"))
     config = as_planner_was_trained(config, path)
@@ -99,32 +114,52 @@ def run_eval(config: dict[str, Any]) -> None:
     planner, state = load_planner_and_state(path, device, **settings.sampler)
     for task in tasks:
         require_same_task(state, planner, config, task)
-    results = {}
+    digest = checkpoint.digest_of(checkpoint_of(path))
     with _open({**config, "planner": str(path)}, ("planner",)) as run:
+        results = {}
         for task in tasks:
-            with make_rollouts(config, task, settings.evaluation.environments) as rollouts:
-                result = evaluate(planner, rollouts, task, settings.evaluation.test_seeds)
-            result.save(run.directory / "evaluation" / task.name)
+            result = _evaluate(config, settings, run, planner, digest, task)
+            if result is None:
+                return
             results[task.name] = result.summary()
-            log.info("%s", sentence(result.summary()))
-        run.finish({"planner": str(path), "tasks": results})
-        _write_videos(run, config)
-    log.info("videos and numbers: %s", run.directory)
+            log.info("%s", sentence(results[task.name]))
+        _finish(run, config, {"planner": str(path), "tasks": results})
+        log.info("videos and numbers: %s", run.directory)
 
 
-def _conclude(run: Run, mode: str) -> None:
-    """Draw the curve, write the videos of the last evaluation, and say where things are."""
+def _evaluate(
+    config: dict[str, Any], settings: TrainSettings, run: Run, planner: Planner, digest: str, task: EnvConfig
+) -> Evaluation | None:
+    """Evaluate on one task; its workers live as long as that takes, and are not started for what is kept."""
+    folder, seeds = run.directory / "evaluation" / task.name, settings.evaluation.test_seeds
+    with ExitStack() as stack:
+
+        @cache
+        def rollouts() -> Rollouts:
+            return stack.enter_context(make_rollouts(config, task, settings.evaluation.environments))
+
+        return evaluate_and_keep(planner, digest, task, seeds, folder, rollouts, lambda: run.stop_requested)
+
+
+def _conclude(run: Run, mode: str, result: dict[str, Any] | None) -> None:
+    """Draw the curve, and of a run that came to its end the videos; say where things are."""
     plot_run(run.directory, mode, run.metrics())
-    if (run.directory / "evaluation").is_dir() and not run.stop_requested:
-        _write_videos(run, run.config)
-    log.info("%s %s", "stopped; the same command continues" if run.stop_requested else "finished:", run.directory)
+    if result is not None:
+        _finish(run, run.config, result)
+    log.info("%s %s", "finished:" if is_finished(run.directory) else "not finished yet:", run.directory)
 
 
-def _write_videos(run: Run, config: dict[str, Any]) -> None:
-    count = config["evaluation"]["videos"]
-    for task in task_configs(config) if count else []:
+def _finish(run: Run, config: dict[str, Any], result: dict[str, Any]) -> None:
+    """Write the videos of the last evaluation, then publish the result; a stopped run does the rest when it goes on."""
+    for task in task_configs(config) if config["evaluation"]["videos"] else []:
+        if run.stop_requested:
+            return
         folder = run.directory / "evaluation" / task.name
-        write_rollout_videos(folder, task, config["render"], count, run.directory / "videos")
+        if (folder / ROLLOUTS).is_file():
+            count = config["evaluation"]["videos"]
+            write_rollout_videos(folder, task, config["render"], count, run.directory / "videos")
+    if not run.stop_requested:
+        run.finish(result)
 
 
 STAGES: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -100,7 +100,14 @@ class Finetuning:
         found = checkpoint.load_latest(run.checkpoints)
         if found is None:
             return False
-        _, tensors, state = found
+        step, tensors, state = found
+        with checkpoint.restoring(checkpoint.path_of(run.checkpoints, step)):
+            self._restore(tensors, state)
+        checkpoint.drop_after(run.directory / "best", self.environment_steps)
+        log.info("resumed after %d episodes", self.episodes)
+        return True
+
+    def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         for name, generator in self._generators().items():
             generator.set_state(tensors[name])
         for name, part in self._parts().items():
@@ -109,9 +116,6 @@ class Finetuning:
             checkpoint.load_optimizer(optimizer, checkpoint.without_prefix(name, tensors))
         for key, holder in self._counters().items():
             setattr(holder, key, state["counters"][key])
-        checkpoint.drop_after(run.directory / "best", self.environment_steps)
-        log.info("resumed after %d episodes", self.episodes)
-        return True
 
     def _parts(self) -> dict[str, Any]:
         memory = self.memory

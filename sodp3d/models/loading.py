@@ -1,10 +1,12 @@
 """Planner checkpoints: what they say of a planner, and how it comes back from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from sodp3d.core import checkpoint, registry
 from sodp3d.core.errors import InputError
@@ -44,14 +46,14 @@ def checkpoint_of(path: Path) -> Path:
         return path
     for folder in (path / "best", path / "checkpoints", path):
         if checkpoint.steps(folder):
-            return folder / f"{checkpoint.steps(folder)[-1]:08d}"
+            return checkpoint.path_of(folder, checkpoint.steps(folder)[-1])
     raise InputError(f"planner: {path} is neither a run directory with checkpoints nor a checkpoint.")
 
 
 def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planner:
     """A planner from a run directory or a checkpoint, ready for `planner.plan(observation)`.
 
-    Raises InputError where there is none, or one of another format.
+    Raises InputError where there is none, one of another format, or one that is damaged.
     """
     return load_planner_and_state(Path(path), device)[0]
 
@@ -63,7 +65,26 @@ def planner_config(state: Mapping[str, Any], directory: Path) -> PlannerConfig:
     """
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
-    return PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
+    with _restoring(directory):
+        config = PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
+    for name, kind in get_type_hints(PlannerConfig).items():
+        value = getattr(config, name)
+        try:
+            TypeAdapter(kind).validate_python(value, strict=True)
+        except ValidationError:
+            expected = getattr(kind, "__name__", kind)
+            raise InputError(f"{directory}: planner.{name}: expected {expected}, got {value!r}.") from None
+    return config
+
+
+@contextmanager
+def _restoring(directory: Path) -> Iterator[None]:
+    """`checkpoint.restoring`, where what is wrong with a value is told with the checkpoint that has it."""
+    try:
+        with checkpoint.restoring(directory):
+            yield
+    except InputError as error:
+        raise InputError(str(error) if str(directory) in str(error) else f"{directory}: {error}") from error
 
 
 def load_planner_and_state(
@@ -76,13 +97,29 @@ def load_planner_and_state(
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
     config = planner_config(state, directory).sampled(**sampler)
+    _check_description(state, directory)
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
-    planner = make_planner(config)
+    with _restoring(directory):
+        planner = make_planner(config)
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:
         raise InputError(f"{directory}: the weights do not fit their configuration ({error}).") from None
+    for name, value in planner.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{directory}: {name} holds values that are not finite; take another checkpoint.")
     return planner.to(device).eval(), state
+
+
+def _check_description(state: Mapping[str, Any], directory: Path) -> None:
+    """Raise InputError where what is said of a planner, beside its configuration, is not as `planner_state` has it."""
+    tasks = state.get("tasks")
+    if not isinstance(tasks, list) or not tasks or not all(isinstance(name, str) for name in tasks):
+        raise InputError(f"{directory}: tasks: expected a list of names, got {tasks!r}.")
+    for key, kind, absent in (("data_hash", str, None), ("view", dict, {})):  # `view` is younger than the format
+        value = state.get(key, absent)
+        if not isinstance(value, kind):
+            raise InputError(f"{directory}: {key}: expected a {kind.__name__}, got {value!r}.")
 
 
 def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mapping[str, Any], task: EnvConfig) -> None:

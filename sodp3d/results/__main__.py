@@ -20,7 +20,7 @@ from sodp3d.results.groups import Group, group_runs
 from sodp3d.results.keep import keep_records
 from sodp3d.results.output import write_all
 from sodp3d.results.pages import make_pages
-from sodp3d.results.scan import Scan, scan, shown
+from sodp3d.results.scan import BROKEN, RunRecord, Scan, reason, scan, shown
 from sodp3d.results.stores import StoreRecord
 from sodp3d.results.tables import (
     Record,
@@ -48,25 +48,45 @@ def make_results(sources: Sequence[Path], output: Path, keep: Path | None = None
             figures = plan_figures(tables["table9"], groups, stores)
             pages = make_pages(tables, groups, [(figure.title, figure.file) for figure in figures])
             paths = write_all(output, pages | {figure.file: figure.draw() for figure in figures})
-            return paths + ([keep_records(keep, found.runs, stores)] if keep else [])
+            return paths + ([keep_records(keep, _sound_runs(found.runs)[0], stores)] if keep else [])
     except OSError as error:
         raise InputError(f"{error.filename or output}: cannot write there ({error.strerror or error}).") from error
 
 
 def make_tables(found: Scan) -> tuple[dict[str, list[Record]], list[Group], list[StoreRecord]]:
     """Every table by its key, and the groups and stores that they report."""
-    groups = group_runs(found.runs)
+    runs, broken = _sound_runs(found.runs)
+    groups = group_runs(runs)
     stores, unreadable = _read_stores(found)
-    tables = {
+    tables = _run_tables(runs, groups) | {
+        "collection": collection_table(stores),
+        "unfinished": _left_out(found, [*broken, *unreadable]),
+    }
+    return tables, groups, stores
+
+
+def _run_tables(runs: Sequence[RunRecord], groups: Sequence[Group]) -> dict[str, list[Record]]:
+    return {
         "table9": table9(groups),
         "table8": table8(groups),
         "settings": settings_table(groups),
-        "evaluations": evaluation_table(found.runs, groups),
-        "collection": collection_table(stores),
-        "runs": run_table(found.runs, groups),
-        "unfinished": _left_out(found, unreadable),
+        "evaluations": evaluation_table(runs, groups),
+        "runs": run_table(runs, groups),
     }
-    return tables, groups, stores
+
+
+def _sound_runs(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[tuple[str, str]]]:
+    """The runs of which, each alone, all tables can be made; name and reason of the others, which stop no other."""
+    sound, broken = [], []
+    for run in runs:
+        try:
+            groups = group_runs([run])
+            plan_figures(_run_tables([run], groups)["table9"], groups, [])
+        except BROKEN as error:
+            broken.append((run.name, reason(error, run.path)))
+        else:
+            sound.append(run)
+    return sound, broken
 
 
 def _read_stores(found: Scan) -> tuple[list[StoreRecord], list[tuple[str, str]]]:
@@ -76,8 +96,9 @@ def _read_stores(found: Scan) -> tuple[list[StoreRecord], list[tuple[str, str]]]
     for folder in found.stores:
         try:
             record = StoreRecord.read(folder)
-        except InputError as error:
-            unreadable.append((shown(folder), str(error).replace(str(folder), "...")))
+            collection_table([record])
+        except BROKEN as error:
+            unreadable.append((shown(folder), reason(error, folder)))
             continue
         same = [index for index, other in enumerate(stores) if _is_copy(record, other)]
         if not same:

@@ -78,12 +78,12 @@ def canonical(value: Any) -> str:
 
 def _ancestors(run: RunRecord, by_name: Mapping[str, RunRecord]) -> list[RunRecord]:
     """The runs whose planners it began with, the nearest first, as far back as they are found."""
-    found = []
+    found: dict[str, RunRecord] = {}
     source = by_name.get(run.planner or "")
-    while source is not None:
-        found.append(source)
+    while source is not None and source.name not in found:  # a damaged record may name itself
+        found[source.name] = source
         source = by_name.get(source.planner or "")
-    return found
+    return list(found.values())
 
 
 def _order(group: Group) -> tuple[Any, ...]:

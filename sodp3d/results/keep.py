@@ -14,8 +14,8 @@ import yaml
 
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import read_json, write_json, write_text
-from sodp3d.core.run import WALL_TIME
+from sodp3d.core.files import write_json, write_text
+from sodp3d.core.run import WALL_TIME, read_versions
 from sodp3d.results.archive import SUFFIX, pack, unpack
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
@@ -64,7 +64,7 @@ def _keep_run(folder: Path, run: RunRecord) -> None:
     write_text(folder / "config.yaml", yaml.safe_dump(without_machine(run.config), sort_keys=False))
     write_json(folder / "result.json", without_machine(run.result))
     if run.data_hash:
-        state = folder / "checkpoints" / f"{0:08d}"
+        state = checkpoint.path_of(folder / "checkpoints", 0)
         state.mkdir(parents=True, exist_ok=True)
         write_json(state / checkpoint.STATE, {"data_hash": run.data_hash})
     _keep_log(folder, run.path)
@@ -89,9 +89,10 @@ def _portable_card(text: str) -> str:
 def _keep_log(folder: Path, source: Path) -> None:
     """What was logged, with what, for how long."""
     if (source / "metrics.jsonl").exists():
-        write_text(folder / "metrics.jsonl", (source / "metrics.jsonl").read_text(encoding="utf-8"))
+        text = (source / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
+        write_text(folder / "metrics.jsonl", text)
     if (source / "versions.json").exists():
-        versions = read_json(source / "versions.json")
+        versions = read_versions(source)
         if "command" in versions:
             versions["command"] = portable(versions["command"])
         write_json(folder / "versions.json", versions)

@@ -14,17 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import read_json
-from sodp3d.core.run import is_finished, read_config, read_metrics, seconds_spent
+from sodp3d.core.run import is_finished, read_config, read_metrics, read_result, read_versions, seconds_spent
 from sodp3d.envs.config import SUCCESS_METRICS
 
 ROOTS = ("outputs", "data")
 STAGES = ("pretrain", "finetune", "eval")
 STORE_RECORD = "store.json"  # stands for a store in kept records
+BROKEN = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)  # of one run
 _INSIDE_RUNS = {"checkpoints", "best", "tensorboard", "videos", "evaluation", "card"}
 
 
@@ -131,7 +129,7 @@ class RunRecord:
         if not given:
             return None
         path = Path(given)
-        while path.name in ("best", "checkpoints") or re.fullmatch(r"\d{8}", path.name):
+        while path.name in ("best", "checkpoints") or checkpoint.is_name(path.name):
             path = path.parent
         return shown(path)
 
@@ -140,7 +138,7 @@ class RunRecord:
         """The start of the hash of the data behind the weights, from a checkpoint; None where none is left."""
         for folder in (self.path / "best", self.path / "checkpoints"):
             for step in reversed(checkpoint.steps(folder)):
-                return read_json(folder / f"{step:08d}" / checkpoint.STATE).get("data_hash")
+                return checkpoint.read_state(checkpoint.path_of(folder, step)).get("data_hash")
         return None
 
     @property
@@ -150,10 +148,23 @@ class RunRecord:
 
     def check(self) -> None:
         """Read everything a table needs, so that what is missing shows here. Raises as reading a dict does."""
-        _ = self.task, self.observation, self.seed, self.config["env"]["success_metric"], self.scores, self.task_scores
-        _ = self.validations, self.planner, self.data_hash, seconds(self.path), provenance(self.path)
+        texts = {"env.name": self.task, "obs.name": self.observation, "planner": self.planner or ""}
+        texts |= {"data_hash": self.data_hash or "", "env.success_metric": self.config["env"]["success_metric"]}
+        for name, value in texts.items():
+            _require(name, value, str)
+        _require("seed", self.seed, int)
+        _require("top5", self.top5 or 0, int | float)
+        for step, rate in self.validations:
+            _require("step", step, int | float)
+            _require("validation", rate, int | float)
+        _ = self.scores, self.task_scores, seconds(self.path), provenance(self.path)
         if self.stage not in STAGES:
             raise ValueError(f"mode {self.stage!r}")
+
+
+def _require(name: str, value: Any, kind: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise ValueError(f"{name} {value!r}")
 
 
 @dataclass(frozen=True)
@@ -180,14 +191,20 @@ def scan(folders: Iterable[Path]) -> Scan:
         if (directory / "config.yaml").is_file():
             try:
                 record = _read_run(directory)
-            except (InputError, yaml.YAMLError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
-                broken.append((shown(directory), f"{type(error).__name__}: {error}".replace(str(directory), "...")))
+            except BROKEN as error:
+                broken.append((shown(directory), reason(error, directory)))
             else:
                 runs += [record] if record else []
     runs = _without_copies(runs)
     finished = [run for run in runs if run.result is not None]
     unfinished = [run for run in runs if run.result is None]
     return Scan(finished, unfinished, sorted(stores, key=lambda path: (shown(path), path)), sorted(broken))
+
+
+def reason(error: BaseException, directory: Path) -> str:
+    """Why a run is left out, without the machine's part of its path."""
+    told = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return told.replace(str(directory), "...")
 
 
 def _without_copies(runs: list[RunRecord]) -> list[RunRecord]:
@@ -214,9 +231,7 @@ def _read_run(directory: Path) -> RunRecord | None:
     config = read_config(directory)
     if "mode" not in config and "agent" in config:
         return None
-    result = read_json(directory / "result.json") if is_finished(directory) else None
-    if not isinstance(result, dict | None):
-        raise ValueError(f"result.json holds a {type(result).__name__}")
+    result = read_result(directory) if is_finished(directory) else None
     record = RunRecord(directory, config, result)
     record.check()
     return record
@@ -238,8 +253,7 @@ def seconds(directory: Path) -> float | None:
 
 def provenance(directory: Path) -> tuple[str, str]:
     """(command, commit) of a run; `unknown` where not recorded."""
-    path = directory / "versions.json"
-    recorded = read_json(path) if path.exists() else {}
+    recorded = read_versions(directory)
     command = recorded.get("command")
     return portable(command) if command else "unknown", recorded.get("git_commit", "unknown")
 

@@ -4,12 +4,10 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sodp3d.core.files import write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.rollout import Episode, Rollouts
@@ -57,20 +55,6 @@ class Evaluation:
             "return_mean": float(np.mean([episode.episode_return for episode in self.episodes])),
         }
 
-    def save(self, directory: Path) -> None:
-        """`evaluation.json`, and `rollouts.npz` (seeds and executed actions) from which videos are made again."""
-        directory.mkdir(parents=True, exist_ok=True)
-        write_json(directory / "evaluation.json", self.summary())
-        actions = [np.concatenate(episode.actions) for episode in self.episodes]
-        np.savez_compressed(
-            directory / "rollouts.npz",
-            seeds=np.array([episode.seed for episode in self.episodes]),
-            ends=np.cumsum([len(steps) for steps in actions]),
-            actions=np.concatenate(actions),
-            success=np.array([[episode.success[m] for m in SUCCESS_METRICS] for episode in self.episodes]),
-            returns=np.array([episode.episode_return for episode in self.episodes]),
-        )
-
 
 def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int]) -> Evaluation:
     """Roll out one episode on each of `seeds`, by the planner's own sampler.
@@ -89,6 +73,20 @@ def wilson_interval(successes: int, count: int) -> tuple[float, float]:
     centre = (rate + Z95**2 / (2 * count)) / scale
     half = Z95 * math.sqrt(rate * (1 - rate) / count + Z95**2 / (4 * count**2)) / scale
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def check_summary(summary: Any) -> None:
+    """Raises ValueError, TypeError or LookupError for what `Evaluation.summary` never tells, as a damaged file may."""
+    rates = [summary["success"][metric][key] for metric in SUCCESS_METRICS for key in ("rate", "low95", "high95")]
+    first, last = summary["seeds"]
+    texts, numbers = (summary["env"], summary["headline_metric"]), (*rates, summary["return_mean"])
+    counts = (summary["episodes"], first, last)
+    if not all(isinstance(text, str) for text in texts) or summary["headline_metric"] not in SUCCESS_METRICS:
+        raise ValueError(f"env {summary['env']!r}, headline_metric {summary['headline_metric']!r}")
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"success or return_mean: {numbers}")
+    if set(summary["success"]) != set(SUCCESS_METRICS) or not all(type(count) is int for count in counts):
+        raise ValueError(f"success by {sorted(summary['success'])}, episodes {counts[0]!r}, seeds {summary['seeds']!r}")
 
 
 def sentence(summary: dict[str, Any]) -> str:

@@ -91,7 +91,7 @@ class Rollouts:
     ):
         values = (config, observation, renderer, backend, device)
         self._workers = make_workers(workers, EnvironmentGroup, values, at_most=environments)
-        self._environments = environments
+        self.environments = environments
 
     def __enter__(self) -> "Rollouts":
         return self
@@ -111,8 +111,8 @@ class Rollouts:
             keep_chains: keep observations, features, latents and log-probabilities, for learning from them.
         """
         episodes: list[Episode] = []
-        for start in range(0, len(seeds), self._environments):
-            episodes += self._wave(planner, seeds[start : start + self._environments], options, keep_chains)
+        for start in range(0, len(seeds), self.environments):
+            episodes += self._wave(planner, seeds[start : start + self.environments], options, keep_chains)
         return episodes
 
     @torch.no_grad()

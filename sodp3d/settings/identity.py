@@ -71,7 +71,7 @@ def _over(defaults: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
     return {**defaults, **values, **inside}
 
 
-def _below_root(planner: str | None) -> str | None:
-    """A planner's path from `outputs/` on: the root above it is a resource."""
-    _, outputs, below = (planner or "").rpartition("/outputs/")
+def _below_root(planner: Any) -> Any:
+    """A planner's path from `outputs/` on: the root above it is a resource. A damaged record may hold anything."""
+    _, outputs, below = planner.rpartition("/outputs/") if isinstance(planner, str) else ("", "", "")
     return below if outputs else planner

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import replace_file
+from sodp3d.core.files import PARTIAL, replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
 from sodp3d.data.attributes import each
@@ -59,7 +59,7 @@ def write_card(folder: str | Path) -> Path:
     folder = Path(folder)
     store = EpisodeStore.open(folder / "episodes.zarr")
     path = _free_path(folder)
-    figures = draw_figures(store, folder / "card") if len(store) else []
+    figures = draw_figures(store, folder / "card", _pictures(path)) if len(store) else []
     replace_file(path, card_text(store, figures).encode())
     return path
 
@@ -79,6 +79,12 @@ def find_card(folder: Path) -> Path | None:
     """The card of the store in `folder`, or None; not a README.md that somebody else wrote."""
     paths = (folder / name for name in ("README.md", "CARD.md"))
     return next((path for path in paths if path.is_file() and _is_card(path)), None)
+
+
+def _pictures(card: Path) -> list[str]:
+    """Those that the card that is there now shows."""
+    text = card.read_text(encoding="utf-8", errors="replace") if card.exists() else ""
+    return re.findall(r"^!\[[\w ]*\]\((card/\w+\.png)\)$", text, re.MULTILINE)
 
 
 def _is_card(path: Path) -> bool:
@@ -179,7 +185,8 @@ def _contents(store: EpisodeStore) -> Iterator[str]:
     for key in store.keys:
         shape, dtype = store.field(key)
         size = store.steps * int(np.prod(shape)) * np.dtype(dtype).itemsize
-        disk = sum(file.stat().st_size for file in (store.path / "data" / key).iterdir())
+        files = (file for file in (store.path / "data" / key).iterdir() if file.suffix != PARTIAL)
+        disk = sum(file.stat().st_size for file in files)
         yield _row(f"data/{key}", dtype, f"{(store.steps, *shape)}", f"{size / 1e6:.1f}", f"{disk / 1e6:.1f}")
 
 

@@ -1,22 +1,25 @@
 """Pictures of a dataset card: depth frames and point clouds of a few episodes, drawn without a display."""
 
+import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sodp3d.core.errors import InputError
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
-from sodp3d.tools.plot import save_png
+from sodp3d.tools.plot import is_own_png, save_png
 
+log = logging.getLogger(__name__)
 _EPISODES, _FRAMES = 4, 3
 
 
-def draw_figures(store: EpisodeStore, folder: Path) -> list[str]:
+def draw_figures(store: EpisodeStore, folder: Path, listed: Collection[str] = ()) -> list[str]:
     """Write depth.png, and point_cloud.png and image.png where there are any; paths relative to the folder's parent.
 
-    Takes a few episodes spread over the store, each at its start, middle and end; damaged ones are left out.
+    Takes a few episodes spread over the store, each at its start, middle and end; damaged ones are left out. A picture
+    of that name that is neither marked nor among `listed`, those of an earlier card, is somebody else's and left alone.
     Raises InputError when the folder cannot be written.
     """
     drawn = []
@@ -24,13 +27,13 @@ def draw_figures(store: EpisodeStore, folder: Path) -> list[str]:
         count = store.readable(key) if key in store.keys else 0
         episodes = sorted({round(index) for index in np.linspace(0, count - 1, _EPISODES)}) if count else []
         samples = [sample for index in episodes if (sample := _sample(store, key, index))]
-        if samples:
-            path = folder / f"{key}.png"
-            try:
-                _draw(path, key, samples)
-            except OSError as error:
-                raise InputError(f"{path}: cannot write ({error.strerror or error}).") from error
-            drawn.append(f"{folder.name}/{path.name}")
+        name = f"{folder.name}/{key}.png"
+        path = folder.parent / name
+        if path.exists() and name not in listed and not is_own_png(path):
+            log.warning("%s was not made by sodp3d and is left alone.", path)
+        elif samples:
+            _draw(path, key, samples)
+            drawn.append(name)
     return drawn
 
 

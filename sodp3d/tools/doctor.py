@@ -6,12 +6,10 @@ Exits with 0 where everything needed is there, with 1 otherwise. `--frames` sets
 import argparse
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
-from importlib import metadata
 
 from rich.console import Console
 from rich.table import Table
@@ -19,6 +17,7 @@ from rich.table import Table
 from sodp3d.core.errors import InputError
 from sodp3d.core.machine import core_count
 from sodp3d.core.paths import CHECKOUT, CONFIGS, root
+from sodp3d.core.versions import NOT_INSTALLED, package_versions
 
 ENVIRONMENT = "adroit_door"
 REQUIRED_PACKAGES = (
@@ -35,17 +34,6 @@ REQUIRED_PACKAGES = (
 LIBRARIES = "apt-get install -y libgl1 libegl1 libosmesa6 libusb-1.0-0 libgomp1"
 LOW_DISK, LOW_MEMORY = 10, 4  # GB
 _TIMEOUT = 300
-
-
-def installed_versions() -> dict[str, str]:
-    """Package name to installed version, or "missing"."""
-    found = {"python": platform.python_version()}
-    for package in REQUIRED_PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "missing"
-    return found
 
 
 def time_frames(backend: str, frames: int) -> float:
@@ -143,8 +131,8 @@ def _table(title: str, rows: list[tuple[str, ...]]) -> Table:
 
 def report(console: Console, frames: int) -> bool:
     """Print everything; returns whether all that is needed is there."""
-    found = installed_versions()
-    missing = [name for name, version in found.items() if version == "missing"]
+    found = package_versions(REQUIRED_PACKAGES)
+    missing = [name for name, version in found.items() if version == NOT_INSTALLED]
     console.print(_table("Versions", list(found.items())))
     if missing:
         how = "pip install --editable . in the project folder" if CHECKOUT else "pip install with sodp3d's wheel again"

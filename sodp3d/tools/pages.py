@@ -6,9 +6,11 @@ from typing import Any
 from markupsafe import Markup
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import replace_file
+from sodp3d.core.files import disk_errors, replace_file
 
 TEMPLATES = Path(__file__).with_name("templates")
+# Of our pages; the second and the third of those of earlier releases.
+_MARKS = (b'<meta name="generator" content="sodp3d">', b": report of sodp3d</title>", b'<output id="episodeName">')
 
 
 def render(template: str, **values: Any) -> str:
@@ -27,13 +29,23 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
+def require_page(path: Path) -> None:
+    """Raise InputError where a file is in the way that is no page of ours: it is not replaced."""
+    if not path.exists():
+        return
+    content = path.read_bytes() if path.is_file() else b""
+    if not any(mark in content for mark in _MARKS):
+        raise InputError(
+            f"{path}: was not made by sodp3d and is not replaced; move it away, or choose another --output."
+        )
+
+
 def write_page(path: Path, text: str) -> None:
-    """Write a page in one step; makes its folder. Raises InputError where the disk refuses."""
-    try:
+    """Write a page in one step; makes its folder. Raises InputError as `require_page`, and where the disk refuses."""
+    require_page(path)
+    with disk_errors(path, "no page was written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())
-    except OSError as error:
-        raise InputError(f"{path}: cannot write ({error.strerror or error}).") from error
 
 
 def _asset(name: str) -> Markup:

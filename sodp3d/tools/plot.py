@@ -1,11 +1,15 @@
 """Curves of a run, from its metrics.jsonl; and how figures are written."""
 
+import io
 from pathlib import Path
 from typing import Any
 
-from sodp3d.core.files import read_json
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import disk_errors, replace_file
+from sodp3d.core.run import read_versions
 
 LABELS = {"pretrain": "gradient steps", "finetune": "environment steps", "collect": "agent steps"}
+_MADE_BY = "sodp3d"
 
 
 def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
@@ -32,23 +36,33 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     axes[-1, 0].set_xlabel(LABELS.get(mode, "steps"))
     axes[0, 0].set_title(_title(directory), fontsize=9)
     figure.tight_layout()
-    path = directory / "curve.png"
-    figure.savefig(path, dpi=110)
+    save_png(figure, directory / "curve.png", dpi=110)
     plt.close(figure)
-    return path
+    return directory / "curve.png"
 
 
-def save_png(figure: Any, path: Path) -> None:
-    """Write a matplotlib Figure in one step, without a display; equal figures give equal bytes."""
+def save_png(figure: Any, path: Path, dpi: int = 100) -> None:
+    """Write a matplotlib Figure in one step, without a display; equal figures give equal bytes.
+
+    Raises InputError where the disk refuses.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial.png")
-    FigureCanvasAgg(figure).print_figure(partial, dpi=100, metadata={"Software": None})
-    partial.replace(path)
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(content, format="png", dpi=dpi, metadata={"Software": _MADE_BY})
+    with disk_errors(path, "no picture was written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content.getvalue())
+
+
+def is_own_png(path: Path) -> bool:
+    """Whether a picture was written by `save_png`; earlier releases left no mark."""
+    return path.is_file() and b"Software\0" + _MADE_BY.encode() in path.read_bytes()[:1000]
 
 
 def _title(directory: Path) -> str:
-    versions = directory / "versions.json"
-    commit = read_json(versions)["git_commit"] if versions.exists() else "unknown"
+    try:
+        commit = read_versions(directory).get("git_commit", "unknown")
+    except InputError:
+        commit = "unknown"
     return f"{directory.parent.parent.name} {directory.parent.name} ({commit})"

@@ -18,7 +18,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.tools.card import training_parts
 from sodp3d.tools.curves import data_curves, run_curves
 from sodp3d.tools.frames import store_frames
-from sodp3d.tools.pages import render, write_page
+from sodp3d.tools.pages import render, require_page, write_page
 from sodp3d.tools.runs import env_options, newest_runs, results
 from sodp3d.tools.same_seed import Pair, choose_pair, video
 
@@ -40,9 +40,10 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
     Args:
         data: the folder of the store. outputs: holds the run directories. renderer: of the videos, as `render=`.
 
-    Raises InputError where the page cannot be written, the store is of another environment, or a store or a run is
-    damaged.
+    Raises InputError where the page cannot be written, the store is of another environment, or the store or a run's
+    roll-outs are damaged. Of damaged runs only a warning tells.
     """
+    require_page(output)
     options, runs = env_options(env), newest_runs(outputs, env)
     store = EpisodeStore.open(data / "episodes.zarr") if (data / "episodes.zarr").exists() else None
     if store is not None and store.attributes["env"] != env:

@@ -1,14 +1,19 @@
 """What the newest runs of an environment say: before and after fine-tuning, for the summary and the report."""
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sodp3d.core.files import read_json
+from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CONFIGS
-from sodp3d.core.run import read_config
+from sodp3d.core.run import read_config, read_result, readable_config
+from sodp3d.envs.config import EnvConfig
+from sodp3d.rollouts.evaluate import check_summary
 
+log = logging.getLogger(__name__)
 MODES = ("pretrain", "finetune", "eval")
+_MEASURED = ("before", "evaluation", "best")  # keys of summaries in a result
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ def env_options(env: str) -> list[str]:
 def newest_runs(outputs: Path, env: str) -> dict[str, Path]:
     """The newest finished run of each mode for `env`, whatever it sees and whichever method made it.
 
-    The pre-training run is the one that the newest fine-tuning began with, where it is still there.
+    The pre-training run is the one that the newest fine-tuning began with, where it is still there. A damaged run is
+    left out, with a warning.
     """
     found = {}
     for mode in MODES:
@@ -50,32 +56,52 @@ def newest_runs(outputs: Path, env: str) -> dict[str, Path]:
         if finished:
             found[mode] = max(finished, key=lambda run: run.name)
     if "finetune" in found:
-        found |= _origin(found["finetune"], outputs)
+        found |= _origin(found["finetune"], outputs, env)
     return found
 
 
 def results(runs: dict[str, Path]) -> list[Result]:
     """Before and after fine-tuning, as far as `runs` (of `newest_runs`) have got."""
-    found = []
+    names = {}
     if "finetune" in runs:
-        told = read_json(runs["finetune"] / "result.json")
         names = {"before": "before fine-tuning", "evaluation": "after fine-tuning", "best": "best by validation"}
-        found = [Result(words, told[key]) for key, words in names.items() if told.get(key)]
     elif "pretrain" in runs:
-        told = read_json(runs["pretrain"] / "result.json")
-        found = [Result("before fine-tuning", told["evaluation"])] if told.get("evaluation") else []
-    return found
+        names = {"evaluation": "before fine-tuning"}
+    told = read_result(runs["finetune" if "finetune" in runs else "pretrain"]) if names else {}
+    return [Result(words, told[key]) for key, words in names.items() if told.get(key)]
 
 
 def _is_of(run: Path, env: str) -> bool:
-    return (run / "config.yaml").is_file() and read_config(run)["env"]["name"] == env
+    """Whether a finished run is of `env`, and whole."""
+    config = readable_config(run) if (run / "config.yaml").is_file() else None
+    if config is None:
+        return False
+    try:
+        if config["env"]["name"] != env:
+            return False
+        EnvConfig.from_config(config["env"])
+        _check_result(run)
+    except (InputError, LookupError, TypeError, ValueError, AttributeError) as error:
+        log.warning("%s: damaged (%s); this run is left out.", run, error)
+        return False
+    return True
 
 
-def _origin(finetuned: Path, outputs: Path) -> dict[str, Path]:
-    """The pre-training run that a fine-tuning run began with; {} where it is gone or was no pre-training."""
-    planner = Path(read_config(finetuned)["planner"])
+def _check_result(run: Path) -> None:
+    """Raises ValueError where what a run told last is not what the stages tell."""
+    result = read_result(run)
+    tasks = result.get("tasks", {})
+    if not isinstance(tasks, dict):
+        raise ValueError("result.json: tasks")
+    for summary in [*(result[key] for key in _MEASURED if result.get(key)), *tasks.values()]:
+        check_summary(summary)
+
+
+def _origin(finetuned: Path, outputs: Path, env: str) -> dict[str, Path]:
+    """The pre-training run that a fine-tuning run began with; {} where it is gone, damaged or was no pre-training."""
+    planner = Path(str(read_config(finetuned).get("planner")))
     run = planner.parents[1] if planner.parent.name == "checkpoints" else planner
     moved = outputs / "pretrain" / run.parent.name / run.name  # the whole root may have been copied
     return next(
-        ({"pretrain": path} for path in (run, moved) if path.parents[1].name == "pretrain" and path.is_dir()), {}
+        ({"pretrain": path} for path in (run, moved) if path.parent.parent.name == "pretrain" and _is_of(path, env)), {}
     )

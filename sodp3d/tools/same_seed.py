@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from sodp3d.core.run import read_config
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 from sodp3d.tools.video import write_rollout_videos
 
 
@@ -41,12 +40,12 @@ def choose_pair(before: Path, after: Path) -> Pair | None:
 def outcomes(run: Path) -> dict[int, bool]:
     """Seed to success, by the task's own metric, of the roll-outs that ended `run`; {} where there are none."""
     task = _task(run)
-    path = _rollouts(run, task) / "rollouts.npz"
+    path = _rollouts(run, task) / ROLLOUTS
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as data:
-        success = data["success"][:, SUCCESS_METRICS.index(task.success_metric)]
-        return dict(zip(data["seeds"].tolist(), success.tolist(), strict=True))
+    kept = KeptRollouts.read(path)
+    success = kept.success[:, SUCCESS_METRICS.index(task.success_metric)]
+    return dict(zip(kept.seeds.tolist(), success.tolist(), strict=True))
 
 
 def video(run: Path, seed: int, renderer: str) -> Path:

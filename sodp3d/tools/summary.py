@@ -7,8 +7,8 @@ from typing import Any
 
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import read_json
 from sodp3d.core.paths import command_line, data_root, outputs_root, root
+from sodp3d.core.run import read_result
 from sodp3d.rollouts.evaluate import sentence
 from sodp3d.tools.runs import env_options, newest_runs, results
 
@@ -23,7 +23,7 @@ def before_and_after(runs: dict[str, Path], env: str) -> list[str]:
 
 def stage_lines(run: Path) -> list[str]:
     """What to say of one run: its folder, the evaluations of mode=eval, curves and videos."""
-    told: dict[str, Any] = read_json(run / "result.json")
+    told = read_result(run)
     files = [path for path in (run / "curve.png", *sorted((run / "videos").glob("*.mp4"))) if path.exists()]
     return [str(run), *(sentence(summary) for summary in told.get("tasks", {}).values()), *map(str, files)]
 

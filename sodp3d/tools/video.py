@@ -9,21 +9,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.files import disk_errors
 from sodp3d.core.paths import command_line
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
 from sodp3d.envs.base import RobotEnv
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 SIZE = 256  # pixels of each half
+_MARK = "Made by sodp3d"
 
 
 def write_video(path: Path, frames: Iterator[NDArray[np.uint8]] | Sequence[NDArray[np.uint8]], fps: int) -> None:
-    """Write (H, W, 3) frames as H.264 mp4; the file appears only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.partial.mp4")
-    iio.imwrite(partial, np.stack(list(frames)), fps=fps, codec="libx264", macro_block_size=2)
-    partial.replace(path)
+    """Write (H, W, 3) frames as H.264 mp4; the file appears only when it is whole.
+
+    Raises InputError where a file of that name is no video of ours, and where the disk refuses.
+    """
+    _require_ours(path)
+    with disk_errors(path, "no video was written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.stem}.partial.mp4")
+        mark = ["-metadata", f"comment={_MARK}"]
+        iio.imwrite(partial, np.stack(list(frames)), fps=fps, codec="libx264", macro_block_size=2, output_params=mark)
+        partial.replace(path)
+
+
+def _require_ours(path: Path) -> None:
+    """Videos of earlier releases have no mark, but a folder that is ours: `videos` of a run or a store."""
+    beside = path.parent.parent
+    own = path.parent.name == "videos" and ((beside / "config.yaml").exists() or (beside / "episodes.zarr").exists())
+    if path.exists() and not own and not (path.is_file() and _MARK.encode() in path.read_bytes()):
+        raise InputError(
+            f"{path}: was not made by sodp3d and is not replaced; move it away, or choose another output=."
+        )
 
 
 def frame(env: RobotEnv, achieved: bool) -> NDArray[np.uint8]:
@@ -68,23 +87,21 @@ def write_rollout_videos(
 
     only: the episode seeds to show instead. Raises InputError where there are none, or not those.
     """
-    path = directory / "rollouts.npz"
+    path = directory / ROLLOUTS
     if not path.is_file():
         evaluate = command_line("train", "mode=eval", *config.choice.split())
         raise InputError(f"run: {path} is missing; evaluate first: {evaluate}")
-    with np.load(path, allow_pickle=False) as data:
-        seeds, ends, actions, success = data["seeds"], data["ends"], data["actions"], data["success"]
-    headline = success[:, SUCCESS_METRICS.index(config.success_metric)]
+    kept = KeptRollouts.read(path)
+    seeds, headline = kept.seeds, kept.success[:, SUCCESS_METRICS.index(config.success_metric)]
     missing = sorted(set(only) - set(seeds.tolist()))
     if missing:
         raise InputError(f"seeds: {missing[0]} was not evaluated; {path} holds seeds {seeds.min()} to {seeds.max()}.")
     env = make_env(config, renderer)
     written = []
     for episode in [int(np.flatnonzero(seeds == seed)[0]) for seed in only] or _some_of_each(headline, count):
-        start = ends[episode - 1] if episode else 0
         outcome = "success" if headline[episode] else "failure"
         name = output / f"{config.name}-seed{seeds[episode]}-{outcome}.mp4"
-        write_video(name, rollout_frames(env, int(seeds[episode]), actions[start : ends[episode]]), frame_rate(env))
+        write_video(name, rollout_frames(env, int(seeds[episode]), kept.actions_of(episode)), frame_rate(env))
         written.append(name)
     env.close()
     return written

@@ -14,7 +14,7 @@ from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.data.store import EpisodeStore
 from sodp3d.tools.frames import store_frames
-from sodp3d.tools.pages import render, write_page
+from sodp3d.tools.pages import render, require_page, write_page
 
 _BYTES = 9_000_000  # of frames; plotly.js adds about 5 MB
 _MOST_FRAMES = 50
@@ -24,15 +24,16 @@ def write_view(folder: str | Path, episodes: int = 10, output: str | Path | None
     """Write the page of `folder`/episodes.zarr to `output` (view.html in the folder by default); its path.
 
     Shows up to `episodes` episodes spread over the store, each with as many evenly spaced frames as keep the file
-    near 15 MB; the page says how many. Raises InputError without a store or without a readable episode.
+    near 15 MB; the page says how many. Raises InputError without a store or a readable episode, and as `require_page`.
     """
     folder = Path(folder)
+    path = Path(output) if output is not None else folder / "view.html"
+    require_page(path)
     store = EpisodeStore.open(folder / "episodes.zarr")
     if episodes < 1:
         raise InputError(f"episodes: expected at least 1, got {episodes}.")
     data = store_frames(store, episodes, _BYTES, _MOST_FRAMES)
     title = f"{store.attributes['env']}: {len(store)} episodes, {store.steps} steps"
-    path = Path(output) if output is not None else folder / "view.html"
     write_page(path, render("view.html", title=title, data=data))
     return path
 

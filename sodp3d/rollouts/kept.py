@@ -1,0 +1,144 @@
+"""Evaluations kept in a folder: wave by wave while they are measured, for a run that goes on, and for videos.
+
+evaluation/<task>/
+  rollouts.npz      seeds, executed actions, outcomes, and the digest of the planner that was measured
+  evaluation.json   the summary, once all episodes are there
+
+Shape letters: E episodes, T control steps of all of them together, Da actions.
+"""
+
+import io
+import logging
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import disk_errors, replace_file, write_json
+from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.models.planner import Planner
+from sodp3d.rollouts.evaluate import Evaluation, evaluate
+from sodp3d.rollouts.rollout import Episode, Rollouts
+
+log = logging.getLogger(__name__)
+ROLLOUTS = "rollouts.npz"
+_DAMAGED = (
+    OSError, EOFError, LookupError, TypeError, ValueError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class KeptRollouts:
+    """What an evaluation's episodes were, enough to make them again."""
+
+    seeds: NDArray[np.int64]  # (E,)
+    ends: NDArray[np.int64]  # (E,) cumulative lengths
+    actions: NDArray[np.float32]  # (T, Da)
+    success: NDArray[np.bool_]  # (E, 3) by SUCCESS_METRICS
+    returns: NDArray[np.float64] | None  # (E,); None and
+    planner: str | None  # the digest of its weights; None in files of earlier releases
+
+    @classmethod
+    def read(cls, path: Path) -> "KeptRollouts":
+        """From `rollouts.npz`. Raises InputError where it is damaged."""
+        try:
+            with (
+                path.open("rb") as file,
+                np.load(file, allow_pickle=False) as data,
+            ):  # which leaves open what it refuses
+                seeds, ends, actions = data["seeds"], data["ends"], data["actions"]
+                success = data["success"].astype(bool)
+                returns = data.get("returns")
+                planner = str(data["planner"]) if "planner" in data else None
+        except _DAMAGED as error:
+            raise InputError(f"{path}: damaged ({error}); remove it and evaluate again.") from error
+        found = cls(seeds, ends, actions, success, returns, planner)
+        found._check(path)
+        return found
+
+    def _check(self, path: Path) -> None:
+        count = len(self.seeds) if self.seeds.ndim == 1 else 0
+        whole = self.seeds.dtype.kind == self.ends.dtype.kind == "i" and self.actions.dtype.kind == "f"
+        shapes = self.ends.shape == (count,) and self.success.shape == (count, len(SUCCESS_METRICS))
+        values = self.returns is None or (self.returns.shape == (count,) and self.returns.dtype.kind == "f")
+        if not (count and whole and shapes and values and self.actions.ndim == 2):
+            raise InputError(f"{path}: damaged (its arrays do not fit together); remove it and evaluate again.")
+        if (np.diff(self.ends, prepend=0) < 1).any() or self.ends[-1] != len(self.actions):
+            raise InputError(f"{path}: damaged (its episodes do not end where its steps do); remove it.")
+
+    def actions_of(self, episode: int) -> NDArray[np.float32]:
+        """(steps, Da) of one episode, by its place."""
+        return self.actions[self.ends[episode - 1] if episode else 0 : self.ends[episode]]
+
+
+def evaluate_and_keep(
+    planner: Planner,
+    digest: str,
+    config: EnvConfig,
+    seeds: Sequence[int],
+    folder: Path,
+    rollouts: Callable[[], Rollouts],
+    stopped: Callable[[], bool],
+) -> Evaluation | None:
+    """`evaluate`, going on from what of it `folder` holds; None where `stopped()` ended it, between two waves.
+
+    digest: of the planner's weights; what is kept of another's is measured again. rollouts: not called where all is
+    there.
+    """
+    episodes = _kept_episodes(folder, digest, seeds)
+    if episodes:
+        log.info("%s: %d of %d episodes were evaluated before", config.name, len(episodes), len(seeds))
+    while len(episodes) < len(seeds):
+        if stopped():
+            return None
+        workers = rollouts()
+        wave = seeds[len(episodes) : len(episodes) + workers.environments]
+        episodes += evaluate(planner, workers, config, wave).episodes
+        _keep(episodes, digest, folder)
+    found = Evaluation(config, episodes)
+    write_json(folder / "evaluation.json", found.summary())
+    return found
+
+
+def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:
+    actions = [np.concatenate(episode.actions) for episode in episodes]
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        seeds=np.array([episode.seed for episode in episodes]),
+        ends=np.cumsum([len(steps) for steps in actions]),
+        actions=np.concatenate(actions),
+        success=np.array([[episode.success[metric] for metric in SUCCESS_METRICS] for episode in episodes]),
+        returns=np.array([episode.episode_return for episode in episodes]),
+        planner=np.array(digest),
+    )
+    with disk_errors(folder, "the episodes before these are kept"):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / ROLLOUTS, content.getvalue(), durable=True)
+
+
+def _kept_episodes(folder: Path, digest: str, seeds: Sequence[int]) -> list[Episode]:
+    """The first episodes of `seeds`, as far as they were measured with that planner."""
+    if not (folder / ROLLOUTS).is_file():
+        return []
+    try:
+        kept = KeptRollouts.read(folder / ROLLOUTS)
+    except InputError as error:
+        log.warning("%s", error)
+        return []
+    if kept.planner != digest or kept.returns is None or kept.seeds.tolist() != list(seeds[: len(kept.seeds)]):
+        return []
+    return [
+        Episode(
+            seed,
+            actions=[kept.actions_of(place)],
+            rewards=[np.array([kept.returns[place]])],
+            success=dict(zip(SUCCESS_METRICS, kept.success[place].tolist(), strict=True)),
+        )
+        for place, seed in enumerate(kept.seeds.tolist())
+    ]

@@ -1,0 +1,111 @@
+"""Evaluations that are kept: a stop loses no wave, and nothing is measured twice or taken from another planner."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_planner import make_planner
+
+from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json
+from sodp3d.envs.config import EnvConfig
+from sodp3d.rollouts.evaluate import Evaluation
+from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts, evaluate_and_keep
+from sodp3d.rollouts.rollout import Episode
+
+TASK = EnvConfig.from_config(compose("train")["env"])
+SEEDS = range(100, 105)
+
+
+class Rollouts:
+    """Made-up episodes, each following from its seed; two at once. Counts what it was asked for."""
+
+    environments = 2
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def run(self, planner: Any, seeds: list[int], options: Any) -> list[Episode]:
+        self.asked += seeds
+        return [self.episode(seed) for seed in seeds]
+
+    def episode(self, seed: int) -> Episode:
+        random = np.random.default_rng(seed)
+        made = Episode(
+            seed, success=dict(zip(("final", "count", "any"), (random.random(3) < 0.5).tolist(), strict=True))
+        )
+        made.actions = [random.random((steps, 2)).astype(np.float32) for steps in (3, 3, 1)]
+        made.rewards = [random.normal(size=3), random.normal(size=3), random.normal(size=1)]
+        return made
+
+
+def evaluate(folder: Path, waves: int = 9, digest: str = "one") -> tuple[Evaluation | None, list[int]]:
+    """The evaluation, stopped after so many waves; and the seeds that were rolled out."""
+    rollouts = Rollouts()
+    found = evaluate_and_keep(
+        make_planner(), digest, TASK, SEEDS, folder, lambda: rollouts, lambda: len(rollouts.asked) >= 2 * waves
+    )  # type: ignore[arg-type]
+    return found, rollouts.asked
+
+
+def test_stopped_between_waves_it_goes_on_with_the_next_one(tmp_path: Path) -> None:
+    whole, asked = evaluate(tmp_path / "whole")
+    assert whole is not None and asked == list(SEEDS)
+    assert evaluate(tmp_path / "parts", waves=1) == (None, [100, 101])
+    assert not (tmp_path / "parts/evaluation.json").exists(), "no number of a part is told as a whole one"
+    parts, asked = evaluate(tmp_path / "parts")
+    assert parts is not None and asked == [102, 103, 104] and parts.summary() == whole.summary()
+    for name in (ROLLOUTS, "evaluation.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    again, asked = evaluate(tmp_path / "whole")
+    assert again is not None and asked == [] and again.summary() == read_json(tmp_path / "whole/evaluation.json")
+
+
+def test_what_another_planner_did_or_what_is_damaged_is_measured_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluate(tmp_path)
+    assert evaluate(tmp_path, digest="two")[1] == list(SEEDS)
+    (tmp_path / ROLLOUTS).write_bytes((tmp_path / ROLLOUTS).read_bytes()[:-30])
+    assert evaluate(tmp_path, digest="two")[1] == list(SEEDS) and "damaged" in caplog.text
+
+
+@pytest.mark.parametrize("position", range(0, 1100, 50))
+def test_damaged_roll_outs_are_one_message_or_what_they_were(tmp_path: Path, position: int) -> None:
+    evaluate(tmp_path)
+    path = tmp_path / ROLLOUTS
+    content = bytearray(path.read_bytes())
+    content[position % len(content)] ^= 0xFF
+    path.write_bytes(content)
+    expected = Rollouts().episode(101)
+    try:
+        kept = KeptRollouts.read(path)
+    except InputError as error:
+        assert str(path) in str(error)
+    else:
+        np.testing.assert_array_equal(kept.actions_of(1), np.concatenate(expected.actions))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seeds", np.zeros((2, 2), np.int64)),
+        ("ends", np.array([7, 7, 14, 21, 35])),
+        ("ends", np.array([7, 14, 21, 28, 36])),
+        ("actions", np.zeros(35)),
+        ("success", np.zeros((5, 2), bool)),
+        ("success", np.array(["x"] * 5)),
+        ("returns", np.zeros(4)),
+        ("actions", None),
+    ],
+)
+def test_roll_outs_that_do_not_fit_together_are_refused(tmp_path: Path, key: str, value: Any) -> None:
+    evaluate(tmp_path)
+    with np.load(tmp_path / ROLLOUTS) as data:
+        arrays = {name: data[name] for name in data}
+    arrays |= {key: value}
+    np.savez(tmp_path / ROLLOUTS, **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(InputError, match=r"rollouts\.npz: damaged"):
+        KeptRollouts.read(tmp_path / ROLLOUTS)
