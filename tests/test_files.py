@@ -47,16 +47,17 @@ def test_what_a_killed_writer_left_goes_with_a_later_one(tmp_path: Path) -> None
         writer.send_signal(signal.SIGKILL)
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".partial")
-    replace_file(path, b"whole")
-    assert left.exists(), "its writer may still be at work"
-    os.utime(left, (time.time() - 7200,) * 2)
+    working = [partial_path(path), tmp_path / f"card.md.{'0' * 32}.partial"]  # this process's, and who knows whose
     kept = [tmp_path / "card.md.partial", tmp_path / f"other.md.{'0' * 32}.partial"]
-    for foreign in kept:
-        shutil.copy2(left, foreign)
+    for other in (*working, *kept):
+        shutil.copy2(left, other)
+    replace_file(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([path, *working, *kept]), "what may still be written stays"
+    for left in working:
+        os.utime(left, (time.time() - 7200,) * 2)
     replace_file(path, b"whole again")
     assert sorted(tmp_path.iterdir()) == sorted([path, *kept])
     assert path.read_bytes() == b"whole again"
-    assert partial_path(path).parent == tmp_path
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"[" * 100_000, b"", b"{"])

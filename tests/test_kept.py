@@ -12,8 +12,9 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.evaluate import Evaluation
-from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts, evaluate_and_keep
+from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts, evaluate_and_keep, recall
 from sodp3d.rollouts.rollout import Episode
+from sodp3d.settings import measured_alike
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 SEEDS = range(100, 105)
@@ -70,6 +71,30 @@ def test_what_another_planner_did_or_what_is_damaged_is_measured_again(
     assert evaluate(tmp_path, digest="two")[1] == list(SEEDS)
     (tmp_path / ROLLOUTS).write_bytes((tmp_path / ROLLOUTS).read_bytes()[:-30])
     assert evaluate(tmp_path, digest="two")[1] == list(SEEDS) and "damaged" in caplog.text
+
+
+def test_a_test_is_recalled_only_whole_and_of_that_planner_and_those_seeds(tmp_path: Path) -> None:
+    evaluate(tmp_path, waves=1)
+    assert recall("one", TASK, SEEDS, tmp_path) is None
+    found, _ = evaluate(tmp_path)
+    recalled = recall("one", TASK, SEEDS, tmp_path)
+    assert found is not None and recalled is not None and recalled.metrics() == found.metrics()
+    assert recall("two", TASK, SEEDS, tmp_path) is None and recall("one", TASK, range(101, 106), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "alike"),
+    [
+        ("evaluation.eta=0.5", False),
+        ("model.sampling_steps=5", False),
+        ("env.points=128", False),
+        ("evaluation.validation_episodes=3", True),
+        ("finetune.episodes=3", True),
+        ("threads=1", True),
+    ],
+)
+def test_what_decides_an_evaluation(override: str, alike: bool) -> None:
+    assert measured_alike(compose("train"), compose("train", [override])) is alike
 
 
 @pytest.mark.parametrize("position", range(0, 1100, 50))

@@ -198,7 +198,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The configuration a run was started with. Raises InputError where there is none, or a broken one."""
     path = directory / "config.yaml"
     try:
-        config = _parse(path.read_text())
+        config = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{directory}: not a run directory (config.yaml is missing).") from None
     except OSError as error:

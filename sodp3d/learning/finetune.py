@@ -16,7 +16,7 @@ from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import load_planner, planner_state
 from sodp3d.models.planner import Planner
-from sodp3d.rollouts.evaluate import evaluate, sentence
+from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
 from sodp3d.settings import TrainSettings
 
@@ -31,11 +31,12 @@ def finetune(
     task: EnvConfig,
     rollouts: Rollouts,
     recorded: Sequence[EpisodeRecord] = (),
+    before: Evaluation | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune `pretrained` on `task`, from its first roll-outs to the final evaluation.
 
-    data_hash: of what it was pre-trained on. recorded: episodes that stand in for roll-outs. Returns the run's result,
-    None where it was stopped before its end.
+    data_hash: of what it was pre-trained on. recorded: episodes that stand in for roll-outs. before: the test of
+    `pretrained`, where it was made. Returns the run's result, None where it was stopped before its end.
     """
     options = settings.finetune
     if recorded:
@@ -49,7 +50,10 @@ def finetune(
         return found.metrics("validation")
 
     if not tuning.load(run):
-        _begin(settings, run, tuning, pretrained, task, rollouts, bool(recorded))
+        run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
+        checkpoint.drop_after(run.directory / "best", -1)
+        before = before or evaluate(pretrained, rollouts, task, settings.evaluation.test_seeds)
+        _begin(settings, run, tuning, before, pretrained, task, rollouts, bool(recorded))
         if options.evaluate_every > 0:  # the first of the best: what an early collapse goes back to
             run.log(tuning.environment_steps, validate())
         tuning.save(run, described)
@@ -79,15 +83,13 @@ def _begin(
     settings: TrainSettings,
     run: Run,
     tuning: Finetuning,
+    before: Evaluation,
     pretrained: Planner,
     task: EnvConfig,
     rollouts: Rollouts,
     offline: bool,
 ) -> None:
-    """Measure the pre-trained planner, and fill memory with its first roll-outs."""
-    run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
-    checkpoint.drop_after(run.directory / "best", -1)
-    before = evaluate(pretrained, rollouts, task, settings.evaluation.test_seeds)
+    """Note the pre-trained planner's test, and fill memory with its first roll-outs."""
     run.log(0, before.metrics())
     log.info("before: %s", sentence(before.summary()))
     tuning.before = before.summary()

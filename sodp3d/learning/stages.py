@@ -14,7 +14,7 @@ from sodp3d.core.cli import command
 from sodp3d.core.device import prepare_torch
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import outputs_root
-from sodp3d.core.run import Run, is_finished, open_run
+from sodp3d.core.run import Run, is_finished, open_run, readable_config
 from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.finetune import finetune
@@ -33,9 +33,9 @@ from sodp3d.models.loading import checkpoint_of, load_planner_and_state, require
 from sodp3d.models.planner import Planner
 from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import Evaluation, sentence
-from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep
+from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep, recall
 from sodp3d.rollouts.rollout import Rollouts
-from sodp3d.settings import TrainSettings, differences
+from sodp3d.settings import TrainSettings, differences, measured_alike
 from sodp3d.tools.plot import plot_run
 from sodp3d.tools.video import write_rollout_videos
 
@@ -90,7 +90,18 @@ def run_finetune(config: dict[str, Any]) -> None:
         _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), settings.reg.name) as run,
         make_rollouts(config, task, environments) as rollouts,
     ):
-        _conclude(run, "finetune", finetune(settings, run, planner, state["data_hash"], task, rollouts, recorded))
+        before = _before(run.config, settings, path, task)
+        result = finetune(settings, run, planner, state["data_hash"], task, rollouts, recorded, before)
+        _conclude(run, "finetune", result)
+
+
+def _before(config: dict[str, Any], settings: TrainSettings, path: Path, task: EnvConfig) -> Evaluation | None:
+    """The test of the planner in the run directory `path`, where it was made there just as it would be made here."""
+    recorded = readable_config(path) if (path / "config.yaml").is_file() else None
+    if recorded is None or not measured_alike(recorded, config):
+        return None
+    digest = checkpoint.digest_of(checkpoint_of(path))
+    return recall(digest, task, settings.evaluation.test_seeds, path / "evaluation" / task.name)
 
 
 def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> list[EpisodeRecord]:

@@ -105,6 +105,12 @@ def evaluate_and_keep(
     return found
 
 
+def recall(digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path) -> Evaluation | None:
+    """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it."""
+    episodes = _kept_episodes(folder, digest, seeds)
+    return Evaluation(config, episodes) if len(episodes) == len(seeds) else None
+
+
 def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:
     actions = [np.concatenate(episode.actions) for episode in episodes]
     content = io.BytesIO()

@@ -61,6 +61,12 @@ def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[
     return found
 
 
+def measured_alike(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether one planner makes the same episodes on the same seeds under both configurations."""
+    deciding = ("env.", "obs.", "evaluation.eta", "evaluation.sigma_floor", "model.sampling_steps")
+    return not any(name.startswith(deciding) for name, _, _ in differences(recorded, config))
+
+
 def _over(defaults: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, and where they lack one the default; section by section."""
     inside = {
