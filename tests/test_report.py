@@ -75,7 +75,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(same_seed, "write_rollout_videos", film)
     monkeypatch.setenv("SODP3D_ROOT", str(tmp_path))
-    make_store(tmp_path / "data" / ENV / "episodes.zarr", range(3), length=5)
+    make_store(tmp_path / "data" / ENV / "episodes.zarr", range(3), length=5, env=ENV)
     make_run(tmp_path / "outputs", "pretrain", f"{ENV}-pointcloud", BEFORE, {"evaluation": told(1)})
     make_run(
         tmp_path / "outputs", "finetune", f"{ENV}-pointcloud-bc", AFTER, {"before": told(1), "evaluation": told(3)}

@@ -111,7 +111,7 @@ def outcome(path: Path, clouds: "np.ndarray") -> str:
 
 
 @settings(
-    max_examples=int(ASKED or 40),
+    max_examples=int(ASKED or 30),
     deadline=None,
     derandomize=not ASKED,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

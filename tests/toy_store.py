@@ -77,9 +77,9 @@ def metadata(number: int) -> dict[str, Any]:
     }
 
 
-def make_store(path: Path, numbers: range | list[int], length: int | None = None) -> EpisodeStore:
+def make_store(path: Path, numbers: range | list[int], length: int | None = None, env: str = "toy") -> EpisodeStore:
     """A store of these episodes, closed and opened again for reading."""
-    with EpisodeStore.create(path, ATTRIBUTES, SPECIFICATION) as store:
+    with EpisodeStore.create(path, {**ATTRIBUTES, "env": env}, SPECIFICATION) as store:
         for number in numbers:
             store.append(episode(number, length), metadata(number))
     return EpisodeStore.open(path)
