@@ -72,7 +72,7 @@ def draw_little() -> None:
     from sodp3d.tools import video
 
     video.SIZE = 16
-    FigureCanvasAgg.print_figure = lambda self, content, **_: content.write(b"a picture")
+    FigureCanvasAgg.print_figure = lambda self, content, **_: content.write(b"Software\0sodp3d")
     Figure.tight_layout = lambda self: None
 
 
