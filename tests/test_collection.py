@@ -220,3 +220,17 @@ def test_a_set_is_collected_task_by_task_and_finished_tasks_are_left_alone(tmp_p
     assert changed[0] == changed[1]
     for task in ("drawer-close", "reach"):
         assert EpisodeStore.open(tmp_path / "data" / f"metaworld_{task}" / "episodes.zarr").steps == 24
+
+
+@pytest.mark.parametrize("damage", ["loop", "agent", "tensors"])
+def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, damage: str) -> None:
+    collect(tmp_path, ToyWorkers(), stop_after=9)
+    newest = max((tmp_path / "agent/checkpoints").iterdir())
+    if damage == "tensors":
+        (newest / checkpoint.TENSORS).write_bytes(b"nothing")
+    else:
+        state = json.loads((newest / checkpoint.STATE).read_text())
+        del state[damage]
+        (newest / checkpoint.STATE).write_text(json.dumps(state))
+    with pytest.raises(InputError, match="agent/checkpoints/"):
+        collect(tmp_path, ToyWorkers())

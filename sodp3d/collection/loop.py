@@ -137,11 +137,12 @@ class Collection:
         found = checkpoint.load_latest(self.run.checkpoints)
         seen = 0
         if found is not None:
-            _, tensors, state = found
-            loop = state["loop"]
-            self.agent.load_state(tensors, state["agent"])
-            self._update_debt, self.offline_total = loop["update_debt"], loop["offline_total"]
-            self._last_evaluation, seen = loop["last_evaluation"], loop["episodes"]
+            step, tensors, state = found
+            with checkpoint.restoring(checkpoint.path_of(self.run.checkpoints, step)):
+                loop = state["loop"]
+                self.agent.load_state(tensors, state["agent"])
+                self._update_debt, self.offline_total = float(loop["update_debt"]), int(loop["offline_total"])
+                self._last_evaluation, seen = int(loop["last_evaluation"]), int(loop["episodes"])
             if seen > len(self.store):
                 raise InputError(
                     f"{self.run.directory}: its checkpoint knows {seen} episodes, but {self.store.path} holds only "
