@@ -1,5 +1,6 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes; its last line is the report's path
 # make test         lint, types and tests, on a fresh machine
+# make slow-test    the tests that take long: learning, kills, whole commands
 # make coverage     the tests once more, with how much of sodp3d/ they run
 # make results      tables and figures in results/ again, from its records, outputs/ and data/
 # make docs         the documentation as a site, in site/
@@ -9,7 +10,7 @@ QUICK := env=adroit_door preset=quick
 ANY_PYTHON := $(firstword $(wildcard $(PYTHON)) python3)  # 3.11 or newer; pages need no package of ours installed
 DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
-.PHONY: quickstart test lint coverage results docs setup
+.PHONY: quickstart test slow-test lint coverage results docs setup
 
 quickstart: setup
 	.venv/bin/sodp3d doctor
@@ -21,7 +22,10 @@ quickstart: setup
 	.venv/bin/sodp3d report adroit_door
 
 test: setup lint
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup -m "not slow"
+
+slow-test: setup
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup -m slow
 
 lint: setup
 	$(PYTHON) -m ruff format --check .

@@ -180,6 +180,7 @@ def test_quality_is_checked() -> None:
         CollectSettings(**compose("collect", ["collect.quality=best"])["collect"])
 
 
+@pytest.mark.slow
 def test_killed_command_continues(tmp_path: Path) -> None:
     options = [
         "env=adroit_door", "agent=scripted", "agent.policy=random", "env.episode_steps=8", "env.camera.height=16",
@@ -204,6 +205,7 @@ def test_killed_command_continues(tmp_path: Path) -> None:
     assert seeds == [episode_seed(0, 0, index) for index in range(12)] and seeds[: len(kept)] == kept
 
 
+@pytest.mark.slow
 def test_a_set_is_collected_task_by_task_and_finished_tasks_are_left_alone(tmp_path: Path) -> None:
     options = [
         "env=mt10_paper", "agent=scripted", "env.episode_steps=6", "env.camera.height=16", "env.camera.width=16",

@@ -91,6 +91,7 @@ class _DiedError(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_death_at_every_file_of_a_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrays, "_CHUNK_STEPS", 4)
     original = make_store(tmp_path / "original.zarr", range(2)).path

@@ -47,6 +47,7 @@ def run(installed: Path, folder: Path, *arguments: str, fails: bool = False) -> 
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_package_of_ones_own_goes_through_every_stage(installed: Path, tmp_path: Path) -> None:
     run(installed, tmp_path, "collect", *SMALL, *COLLECT)
     run(installed, tmp_path, "convert", *SMALL)

@@ -231,7 +231,7 @@ def test_depth_goes_neither_into_its_source_nor_into_other_episodes(store_path: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["again=colour"], "again: expected image, depth"),
+        (["again=colour"], "again: expected image or depth, or null"),
         (["again=depth"], "output_data: names"),
         (["output_data=x"], "output_data: names"),
     ],
@@ -253,6 +253,7 @@ def run(script: str, *arguments: str, folder: Path) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_a_planner_learns_from_images_and_is_evaluated_on_them(live: dict[str, Any], store_path: Path) -> None:
     folder = store_path.parents[3]
     run("data_collection/convert.py", "again=image", folder=folder)

@@ -19,7 +19,7 @@ from sodp3d.core.mappings import flat
 from sodp3d.envs.config import task_configs
 from sodp3d.learning import stages
 
-EXAMPLES = int(os.environ.get("SODP3D_FUZZ_EXAMPLES", 60))
+EXAMPLES = int(os.environ.get("SODP3D_FUZZ_EXAMPLES", 30))
 VALUES = (
     "0", "-1", "1", "2", "1.5", "-0.5", "1e99", "1e400", "100000000000", "inf", "-inf", "nan", "null", "true", "many",
     "''", "[]", "[1,2]", "{}", "{a: 1}", "/nowhere", "cuda:7", "ray:0",

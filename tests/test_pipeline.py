@@ -97,6 +97,7 @@ def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     assert refused.returncode == 2 and "holds seeds 100000 to 100001" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["pretrain", "last", "best"])
 def test_evaluation_repeats_the_number_that_training_reported(folder: Path, finetuned: Path, which: str) -> None:
     directory = runs(folder, "pretrain")[0].parent if which == "pretrain" else finetuned
@@ -154,6 +155,7 @@ def test_missing_stages_name_the_command_that_makes_them(tmp_path: Path) -> None
     assert "train.py mode=pretrain" in run("train.py", "mode=finetune", folder=tmp_path, fails=True)
 
 
+@pytest.mark.slow
 def test_wrong_planners_and_devices_are_refused(folder: Path) -> None:
     planner = runs(folder, "pretrain")[0].parent
     said = run("train.py", "mode=eval", "obs=state", f"planner={planner}", folder=folder, fails=True)

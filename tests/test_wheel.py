@@ -113,6 +113,7 @@ def test_messages_name_commands_of_the_installed_package(installed: Installed) -
     assert "sodp3d collect env=adroit_pen" in installed("summary", "adroit_pen", fails=True)
 
 
+@pytest.mark.slow
 def test_the_smallest_pipeline_from_an_empty_folder(installed: Installed) -> None:
     folder = installed.folder
     installed("collect", *SMALL, *COLLECT)

@@ -163,7 +163,7 @@ class Stage1:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        return loss.item(), (scores.argmax(1) == labels).float().mean().item()
+        return loss.detach().item(), (scores.argmax(1) == labels).float().mean().item()
 
     def accuracy(self, dataset: "Dataset[Any]") -> float:
         """Share of images whose best class is the right one."""

@@ -308,7 +308,7 @@ def _require_run_or_empty(directory: Path) -> None:
         return
     if not directory.is_dir():
         raise InputError(f"run_dir: {directory} is a file; name a new folder, or an empty one.")
-    left = re.compile(rf"\.lock|config\.yaml\.[\w.]+{re.escape(PARTIAL)}")  # by a run killed before it had begun
+    left = re.compile(rf"\.lock|config\.yaml\.[\w-]+{re.escape(PARTIAL)}")  # by a run killed before it had begun
     foreign = sorted(path.name for path in directory.iterdir() if not left.fullmatch(path.name))
     if foreign:
         some = ", ".join([*foreign[:3], *(["..."] if len(foreign) > 3 else [])])
