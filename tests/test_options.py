@@ -1,6 +1,6 @@
 """Any option with any value: one message before any work is done, or the work begins. Never a traceback.
 
-SODP3D_FUZZ_EXAMPLES=<n> tries n lines instead of a few dozen.
+SODP3D_FUZZ=<n> tries n lines instead of a few dozen.
 """
 
 import os
@@ -19,7 +19,7 @@ from sodp3d.core.mappings import flat
 from sodp3d.envs.config import task_configs
 from sodp3d.learning import stages
 
-EXAMPLES = int(os.environ.get("SODP3D_FUZZ_EXAMPLES", 30))
+EXAMPLES = int(os.environ.get("SODP3D_FUZZ", 30))
 VALUES = (
     "0", "-1", "1", "2", "1.5", "-0.5", "1e99", "1e400", "100000000000", "inf", "-inf", "nan", "null", "true", "many",
     "''", "[]", "[1,2]", "{}", "{a: 1}", "/nowhere", "cuda:7", "ray:0",
@@ -82,7 +82,7 @@ def names(command: str) -> list[str]:
     return sorted(flat(compose("train" if command in stages.STAGES else command)))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, derandomize="SODP3D_FUZZ_EXAMPLES" not in os.environ, database=None,
+@settings(max_examples=EXAMPLES, deadline=None, derandomize="SODP3D_FUZZ" not in os.environ, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(data=st.data())
 def test_an_option_is_taken_or_refused_by_one_message(data: st.DataObject) -> None:

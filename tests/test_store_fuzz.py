@@ -1,6 +1,6 @@
 """Damage of any kind to a small store: one InputError, or `verify` names it, or the right values; never another end.
 
-SODP3D_FUZZ_EXAMPLES=10000 tries so many, on other seeds each time, and prints what came of them.
+SODP3D_FUZZ=10000 tries so many, on other seeds each time, and prints what came of them.
 """
 
 import json
@@ -25,7 +25,7 @@ from sodp3d.data import arrays
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.store import EpisodeStore
 
-ASKED = os.environ.get("SODP3D_FUZZ_EXAMPLES")
+ASKED = os.environ.get("SODP3D_FUZZ")
 NUMBERS = range(4)
 HEADER = [{"shape": 5}, {"chunks": 0}, {"dtype": "<f8"}, {"order": "F"}, {"fill_value": None}, {"compressor": None}]
 _ATTEMPTS: Counter[str] = Counter()
