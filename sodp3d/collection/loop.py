@@ -53,8 +53,8 @@ class Collection:
         """Agent steps committed to the store."""
         return self.store.steps
 
-    def run_all(self) -> bool:
-        """Stage 2, then stage 3 up to the asked number of steps. Returns False when stopped before the end."""
+    def run_all(self) -> None:
+        """Stage 2, then stage 3 up to the asked number of steps, or to a stop."""
         self._resume()
         self._learn_offline()
         while self.steps_done < self.settings.steps and not self.run.stop_requested:
@@ -64,7 +64,6 @@ class Collection:
             if self._due(self.settings.checkpoint_every, self._last_checkpoint):
                 self._save()
         self._save()
-        return self.steps_done >= self.settings.steps
 
     # ---- stages -----------------------------------------------------------------------------------------------------
 

@@ -214,7 +214,7 @@ class Stage1:
             there = load_file(output)
         except (SafetensorError, OSError):
             return False
-        with checkpoint.restoring(run.checkpoints):
+        with checkpoint.restoring(checkpoint.path_of(run.checkpoints, found[0])):
             self.model.load_state_dict(checkpoint.without_prefix("model", found[1]))
         own = self._tensors()
         return own.keys() == there.keys() and all(value.equal(there[name]) for name, value in own.items())

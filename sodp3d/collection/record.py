@@ -80,8 +80,8 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
     with make_workers(common.workers, CollectionGroup, group, at_most=settings.environments) as workers:
         (facts,) = workers.call("describe", [()])
         step, tensors, state = found
+        agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
         with checkpoint.restoring(checkpoint.path_of(folder / "checkpoints", step)):
-            agent = build_agent(trained["agent"], env, facts, trained["seed"], device, fresh=False)
             agent.load_state(tensors, state["agent"])
             steps = state["loop"]["steps"]
         kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], settings)

@@ -27,7 +27,7 @@ from sodp3d.core.files import disk_errors, fsync_directory, read_json, require_s
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
 DIGEST = "sha256"  # key in the state, beside `step`; checkpoints of earlier releases have none
-_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
 
 def save(directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], keep: int = 2) -> Path:
@@ -161,7 +161,7 @@ def restoring(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
-        if isinstance(error, InputError):
+        if isinstance(error, InputError | torch.OutOfMemoryError):
             raise
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise InputError(f"{path}: damaged, or of something else ({what}); {_advice(path)}") from error

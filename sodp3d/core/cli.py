@@ -60,7 +60,10 @@ def exit_status(job: Callable[[], None]) -> int:
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-        sys.stderr.write(f"stopped by {stopped}; the same command goes on with what is left to do.\n")
+        rest = (
+            "this run was finished by then" if stopped.finished else "the same command goes on with what is left to do"
+        )
+        sys.stderr.write(f"stopped by {stopped}; {rest}.\n")
         return 128 + stopped.number
     return 0
 

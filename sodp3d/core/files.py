@@ -19,7 +19,9 @@ from sodp3d.core.errors import InputError
 
 PARTIAL = ".partial"  # zarr's own suffix for files in the making
 _ABANDONED = 3600.0  # seconds after which nobody can still be writing a partial file
-_MACHINE = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_NUMBERED_IN = Path("/proc/self/ns/pid")  # containers of one name count their processes apart
+_SPACE = os.readlink(_NUMBERED_IN) if _NUMBERED_IN.is_symlink() else ""
+_MACHINE = hashlib.sha256(f"{socket.gethostname()}{_SPACE}".encode()).hexdigest()[:8]
 
 
 def partial_path(path: Path) -> Path:

@@ -110,8 +110,8 @@ class Pace:
         if self._usual is not None and seconds > 10 * self._usual and self._clock() - self._told >= 60:
             self._told = self._clock()
             log.warning(
-                "%s: a step took %.2g s instead of %.2g s, as beside other work on the same cores; threads=1 is then "
-                "the fastest, and waiting for the other work faster still",
+                "%s: a step took %.2g s instead of %.2g s, as beside other work on the same cores; a learner on the "
+                "CPU loses least with threads=1",
                 self.what,
                 seconds,
                 self._usual,

@@ -75,7 +75,7 @@ class Run:
         finally:
             self._stack.close()
         if kind is None and self._stopped_by is not None:
-            raise Stopped(self._stopped_by)
+            raise Stopped(self._stopped_by, finished=is_finished(self.directory))
 
     def _noted_time(self) -> float:
         try:
@@ -165,8 +165,10 @@ def _plain(value: float) -> float | None:
 
 
 def _lines(path: Path) -> list[str]:
-    with disk_errors(path, "nothing was changed"):
-        return path.read_text(errors="replace").splitlines() if path.exists() else []
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error}).") from None
 
 
 def _record(line: str) -> dict[str, Any] | None:
@@ -284,11 +286,11 @@ def open_run(
     `differences` of a recorded configuration and this one says what makes them two runs; nothing: it is the same run.
     """
     if directory is not None:
-        if is_finished(directory):
-            finished = f"run_dir: {directory} holds a finished run; choose another folder, or leave run_dir out."
-            raise AlreadyFinishedError(finished)
         _require_run_or_empty(directory)
         found = differences(read_config(directory), config) if (directory / "config.yaml").exists() else []
+        if is_finished(directory):
+            finished = f"run_dir: {directory} holds a finished run; choose another folder, or leave run_dir out."
+            raise InputError(finished) if found else AlreadyFinishedError(finished)
         if found:
             changed = ", ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in found)
             raise InputError(f"{directory} was started with another configuration ({changed}); choose another run_dir.")

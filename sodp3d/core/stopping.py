@@ -12,10 +12,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):  # so that nothing takes it for a failure and goes on, the rest of a sweep included
-    """A signal has asked this process to stop, and work has ended before its end."""
+    """A signal has asked this process to stop, and work has ended before its end, unless it was `finished` by then."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, finished: bool = False) -> None:
+        self.number, self.finished = number, finished
         super().__init__(signal.Signals(number).name)
 
 
@@ -26,11 +26,15 @@ def stop_at_once(number: int) -> None:
 
 @contextmanager
 def on_signal(act: Callable[[int], None]) -> Iterator[None]:
-    """Call `act(number)` for each signal inside the block. Other threads than the main one get none."""
+    """Call `act(number)` for each signal inside the block, but for those that whoever began this process ignores.
+
+    Other threads than the main one get none.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = [(number, signal.signal(number, lambda number, _: act(number))) for number in SIGNALS]
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = [(number, signal.signal(number, lambda number, _: act(number))) for number in heeded]
     try:
         yield
     finally:

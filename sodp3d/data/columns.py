@@ -135,7 +135,7 @@ def tidy_columns(meta: Path, columns: Columns) -> None:
             )
         if header["shape"][0] != len(values):
             other_length.append(name)
-    if not (meta / CHECKSUM).exists():
+    if not (meta / CHECKSUM / ".zarray").exists():  # nor what a kill left of it in the making
         _make_column(meta / CHECKSUM, _KINDS[CHECKSUM])
     for name in other_length:
         write_column(meta / name, columns[name])
@@ -211,7 +211,7 @@ def checksum_of(digest: "hashlib.blake2b") -> np.int64:
 
 
 def _read_checksums(folder: Path, count: int) -> NDArray[Any]:
-    known = read_column(folder, _KINDS[CHECKSUM])[:count] if folder.exists() else np.zeros(0, np.int64)
+    known = read_column(folder, _KINDS[CHECKSUM])[:count] if (folder / ".zarray").exists() else np.zeros(0, np.int64)
     return np.append(known, np.zeros(count - len(known), np.int64))
 
 

@@ -68,7 +68,9 @@ def require_poses(store: EpisodeStore) -> None:
         environment = make_env(EnvConfig.from_config(store.attributes["env_config"]), "raycast")
     except (InputError, ImportError):  # recorded elsewhere, or by a package that is not installed
         return
-    if environment.camera_moves:
+    moves = environment.camera_moves
+    environment.close()
+    if moves:
         again = command_line("convert", *store.choice.split(), "again=depth", "output_data=<new folder>")
         raise InputError(
             f"{store.path}: its camera {camera['name']!r} moves, and the store does not say where it was: it has no "

@@ -237,7 +237,9 @@ class EpisodeStore:
                 self._tidy()
             raise
         self._take(grown)
-        with contextlib.suppress(OSError):  # the episode is committed; the record may stay behind until the next one
+        with contextlib.suppress(
+            OSError, InputError
+        ):  # the episode is committed; the record may stay behind until the next one
             columns.record_commit(self.path / "meta", grown)
         return index
 

@@ -46,7 +46,10 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
         whole = np.issubdtype(self._sensor.dtype, np.integer)
         low, high = (0, np.iinfo(self._sensor.dtype).max) if whole else (-np.inf, np.inf)
         seen = spaces.Box(low, high, (self._n_obs, *self._sensor.shape(env)), self._sensor.dtype)
-        self.observation_space = spaces.Dict({"agent_pos": joints, self._sensor.key: seen})  # type: ignore[assignment]
+        boxes: dict[str, spaces.Space[Any]] = {"agent_pos": joints, self._sensor.key: seen}
+        if backend is None and self._sensor.converter is not None and env.camera_moves:
+            boxes[POSE] = spaces.Box(-np.inf, np.inf, (self._n_obs, 4, 4), np.float64)
+        self.observation_space = spaces.Dict(boxes)  # type: ignore[assignment]
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -109,7 +109,8 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
     if not settings.finetune.offline:
         return []
     path = Path(settings.finetune.offline).expanduser()
-    with checkpoint.restoring(path):
+    steps = checkpoint.steps(path / "checkpoints")
+    with checkpoint.restoring(checkpoint.path_of(path / "checkpoints", steps[-1]) if steps else path):
         return recorded_episodes(path, planner, settings.finetune, task)
 
 
@@ -122,10 +123,11 @@ def run_eval(config: dict[str, Any]) -> None:
     path = find_planner(config, ("finetune", "pretrain"))
     config = as_planner_was_trained(config, path)
     settings = TrainSettings.from_config(config)
-    planner, state = load_planner_and_state(path, device, **settings.sampler)
+    measured = checkpoint_of(path)  # once: a run that goes on meanwhile would have another newest one
+    planner, state = load_planner_and_state(measured, device, **settings.sampler)
     for task in tasks:
         require_same_task(state, planner, config, task)
-    digest = checkpoint.digest_of(checkpoint_of(path))
+    digest = checkpoint.digest_of(measured)
     with _open({**config, "planner": str(path)}, ("planner",)) as run:
         results = {}
         for task in tasks:

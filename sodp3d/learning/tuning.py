@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
@@ -70,7 +71,15 @@ class Finetuning:
         }
 
     def learn(self, updates: int) -> dict[str, float]:
-        """Up to `updates` gradient steps on what is remembered; returns mean metrics."""
+        """Up to `updates` gradient steps on what is remembered; returns mean metrics.
+
+        Raises InputError where nothing is.
+        """
+        if not self.memory.replay.chunks:
+            raise InputError(
+                f"finetune: the simulation diverged in all of {self.rolled_out} episodes, so there is nothing to learn "
+                "from. Check the model's time step and actuators, or begin with a planner that was pre-trained longer."
+            )
         settings, progress = self.settings, self.episodes / self.settings.episodes
         rate = settings.learning_rate * settings.final_learning_rate**progress * self.keeper.slowed
         credits = self.credit.weights(self.memory, self.planner)

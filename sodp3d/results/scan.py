@@ -108,7 +108,9 @@ class RunRecord:
 
     @cached_property
     def validations(self) -> list[tuple[int, float]]:
-        """(environment steps, success by the headline metric) of each evaluation during fine-tuning."""
+        """(environment steps, success by the headline metric) of each validation of fine-tuning; [] of other runs."""
+        if self.stage != "finetune":
+            return []
         name = f"success_{self.config['env']['success_metric']}"
         found = [(record["step"], record.get(f"validation/{name}")) for record in self.metrics]
         if all(rate is None for _, rate in found):  # earlier runs logged them under the test's name, beside the losses

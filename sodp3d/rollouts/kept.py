@@ -40,17 +40,15 @@ class KeptRollouts:
     ends: NDArray[np.int64]  # (E,) cumulative lengths
     actions: NDArray[np.float32]  # (T, Da)
     success: NDArray[np.bool_]  # (E, 3) by SUCCESS_METRICS
-    returns: NDArray[np.float64] | None  # (E,); None and
+    returns: NDArray[np.float64] | None  # (E,); None in files of earlier releases
     planner: str | None  # the digest of its weights; None in files of earlier releases
 
     @classmethod
     def read(cls, path: Path) -> "KeptRollouts":
         """From `rollouts.npz`. Raises InputError where it is damaged."""
         try:
-            with (
-                path.open("rb") as file,
-                np.load(file, allow_pickle=False) as data,
-            ):  # which leaves open what it refuses
+            # A path that np.load refuses stays open; a file does not.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 seeds, ends, actions = data["seeds"], data["ends"], data["actions"]
                 success = data["success"].astype(bool)
                 returns = data.get("returns")

@@ -22,7 +22,7 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     names = sorted({name for record in records for name in record if name != "step"})
     success = [name for name in names if "success" in name]
     losses = [name for name in names if name in ("train/loss", "train/bc_loss", "train/regularizer", "train/imp_loss")]
-    returns = [name for name in names if name in ("rollout/return", "evaluation/return")]
+    returns = [name for name in names if name in ("rollout/return", "validation/return", "evaluation/return")]
     groups = [group for group in (success, losses, returns) if group]
     figure, axes = plt.subplots(len(groups) or 1, 1, figsize=(7, 3 * (len(groups) or 1)), squeeze=False, sharex=True)
     for axis, group in zip(axes[:, 0], groups, strict=False):

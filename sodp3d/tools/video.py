@@ -27,11 +27,12 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]] | Sequence[NDArr
     Raises InputError where a file of that name is no video of ours, and where the disk refuses.
     """
     _require_ours(path)
+    stacked = np.stack(list(frames))
     with disk_errors(path, "no video was written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.stem}.partial.mp4")
         mark = ["-metadata", f"comment={_MARK}"]
-        iio.imwrite(partial, np.stack(list(frames)), fps=fps, codec="libx264", macro_block_size=2, output_params=mark)
+        iio.imwrite(partial, stacked, fps=fps, codec="libx264", macro_block_size=2, output_params=mark)
         partial.replace(path)
 
 

@@ -67,24 +67,37 @@ class _ScaledState(StateScaler):
 
 
 class _Streams:
-    """Random numbers of its own from the global streams of NumPy and PyTorch, which are left as they were."""
+    """Random numbers of its own from the global streams of NumPy and PyTorch, which are left as they were.
 
-    def __init__(self, seed: int) -> None:
+    device: where the policy draws; the CPU's stream is lent in any case.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
         self.numpy: Any = np.random.RandomState(seed).get_state()
         self.torch = torch.Generator().manual_seed(seed).get_state()
+        self.cuda = torch.Generator(device).manual_seed(seed).get_state() if device.type == "cuda" else None
 
     @contextmanager
     def lent(self) -> Iterator[None]:
         """Within it the global streams are this one's."""
-        numpy_before, torch_before = np.random.get_state(), torch.get_rng_state()
-        np.random.set_state(self.numpy)
-        torch.set_rng_state(self.torch)
+        before = self._global()
+        self._lend(self.numpy, self.torch, self.cuda)
         try:
             yield
         finally:
-            self.numpy, self.torch = np.random.get_state(), torch.get_rng_state()
-            np.random.set_state(numpy_before)
-            torch.set_rng_state(torch_before)
+            self.numpy, self.torch, self.cuda = self._global()
+            self._lend(*before)
+
+    def _global(self) -> tuple[Any, Tensor, Tensor | None]:
+        cuda = None if self.cuda is None else torch.cuda.get_rng_state(self.device)
+        return np.random.get_state(), torch.get_rng_state(), cuda
+
+    def _lend(self, numpy: Any, cpu: Tensor, cuda: Tensor | None) -> None:
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state(cuda, self.device)
 
 
 class SAC:
@@ -102,7 +115,8 @@ class SAC:
 
         self.config, self.action_size = config, action_size
         self.updates_per_step = config.updates_per_step
-        self._learning, self._exploration = _Streams(seed), _Streams(seed)
+        self._device = torch.device(device)
+        self._learning, self._exploration = _Streams(seed, self._device), _Streams(seed, self._device)
         with self._learning.lent():
             self._learner = Learner(
                 "MlpPolicy",
@@ -128,7 +142,7 @@ class SAC:
 
     def seed_exploration(self, seed: int) -> None:
         """As `Agent.seed_exploration`."""
-        self._exploration = _Streams(seed)
+        self._exploration = _Streams(seed, self._device)
 
     def act(self, states: NDArray[np.float32], explore: bool) -> NDArray[np.float32]:
         """states (E, Ds) -> actions (E, Da); uniform ones for the first `random_steps` if exploring."""
@@ -201,6 +215,8 @@ class SAC:
         tensors |= with_prefix("replay", arrays)
         _, keys, *rest = self._learning.numpy
         tensors |= {"random.numpy": torch.from_numpy(keys.astype(np.int64)), "random.torch": self._learning.torch}
+        if self._learning.cuda is not None:
+            tensors["random.cuda"] = self._learning.cuda
         numbers = {"steps": self._steps, "updates": learner._n_updates, "numpy_random": rest}
         return tensors, {"settings": asdict(self.config), "place": learner.replay_buffer.pos, **numbers}
 
@@ -222,6 +238,8 @@ class SAC:
         keys = tensors["random.numpy"].numpy().astype(np.uint32)
         self._learning.numpy = ("MT19937", keys, *state["numpy_random"])
         self._learning.torch = tensors["random.torch"]
+        if self._learning.cuda is not None:  # a checkpoint of the CPU, or of an earlier release, has none
+            self._learning.cuda = tensors.get("random.cuda", self._learning.cuda)
         self._steps, learner._n_updates = state["steps"], state["updates"]
 
 
