@@ -1,7 +1,7 @@
 "use strict";
 // Frames of a store in plots with the ids image, depth and cloud; sliders, play button and keys choose among them.
 const byId = name => document.getElementById(name);
-const settings = {responsive: true, displaylogo: false};
+const settings = {responsive: true, displayModeBar: false};
 const margin = {l: 58, r: 14, t: 36, b: 58};
 const small = {size: 12};
 // Names of lines stand at the bottom of a plot, below the axis' title, on two lines where it is narrow.

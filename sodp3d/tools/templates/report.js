@@ -1,9 +1,13 @@
 const report = JSON.parse(byId("data").textContent);
 
-function drawCurve(curve) {
+function makePlace(curve) {
   const place = document.createElement("div");
   place.className = "panel plot";
   byId(curve.section === "data" ? "data-section" : "training").append(place);
+  return place;
+}
+
+function drawCurve(curve, place) {
   const traces = curve.lines.map(line => ({
     x: line.x, y: line.y, name: plain(line.name), mode: line.x.length < 50 ? "lines+markers" : "lines",
     line: {width: 1.8}, marker: {size: 6}}));
@@ -13,7 +17,8 @@ function drawCurve(curve) {
   return Plotly.newPlot(place, traces, layout, settings);
 }
 
-Promise.all(report.curves.map(drawCurve)).then(() => { document.body.dataset.curves = report.curves.length; });
+const places = report.curves.map(makePlace);  // all of them first: each one makes the others narrower
+Promise.all(report.curves.map((curve, index) => drawCurve(curve, places[index]))).then(() => { document.body.dataset.curves = report.curves.length; });
 if (report.frames) startFrames(report.frames, () => []);
 
 const again = byId("again");
