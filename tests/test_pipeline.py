@@ -1,11 +1,8 @@
 """The README's commands at the smallest size, through the real command line, from another folder."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -97,7 +94,6 @@ def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     assert refused.returncode == 2 and "holds seeds 100000 to 100001" in refused.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["pretrain", "last", "best"])
 def test_evaluation_repeats_the_number_that_training_reported(folder: Path, finetuned: Path, which: str) -> None:
     directory = runs(folder, "pretrain")[0].parent if which == "pretrain" else finetuned
@@ -118,33 +114,6 @@ def test_the_readme_s_one_line_plans(finetuned: Path) -> None:
     code = line.removeprefix('python -c "').removesuffix('"').replace("<run>", str(finetuned))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
     assert done.stdout.count("]") > 3, done.stdout
-
-
-@pytest.mark.parametrize(
-    ("mode", "seen"), [("pretrain", "checkpoints/0*"), ("finetune", "checkpoints/0*"), ("finetune", "metrics.jsonl")]
-)
-def test_killed_and_continued_equals_never_stopped(folder: Path, finetuned: Path, mode: str, seen: str) -> None:
-    straight, broken = finetuned, folder / f"{mode}-broken-{len(seen)}"
-    if mode == "pretrain":
-        straight = folder / "pretrain-straight"
-        run("train.py", "mode=pretrain", *TRAIN, f"run_dir={straight}", folder=folder)
-    command = [sys.executable, str(CHECKOUT / "train.py"), *SMALL, f"root={folder}/root", f"mode={mode}", *TRAIN]
-    process = subprocess.Popen([*command, f"run_dir={broken}"], cwd=folder, stderr=subprocess.DEVNULL)
-    for _ in range(1000):
-        if list(broken.glob(seen)):
-            break
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert not (broken / "result.json").exists(), "it finished before it was killed: nothing is shown"
-    assert seen != "metrics.jsonl" or not list(broken.glob("checkpoints/0*")), "a checkpoint was there already"
-    run("train.py", f"mode={mode}", *TRAIN, f"run_dir={broken}", folder=folder)
-    newest = sorted((straight / "checkpoints").iterdir())[-1].name
-    for name in ("tensors.safetensors",):
-        assert (straight / "checkpoints" / newest / name).read_bytes() == (
-            broken / "checkpoints" / newest / name
-        ).read_bytes()
-    assert (straight / "metrics.jsonl").read_text() == (broken / "metrics.jsonl").read_text()
 
 
 def test_missing_stages_name_the_command_that_makes_them(tmp_path: Path) -> None:

@@ -26,7 +26,6 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_chain_log_prob_equals_torch_distributions(options: ChainOptions) -> None:
     planner, observation = make_planner(), make_observation(size=3)
@@ -150,6 +149,7 @@ def test_config_round_trip_and_errors() -> None:
         dataclasses.replace(STATE, unet="big")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["epsilon", "sample"])
 def test_overfits_two_episodes(prediction: str) -> None:
     """Two episodes of smooth random actions are reproduced from their observations after a few hundred steps."""
