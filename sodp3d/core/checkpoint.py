@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import disk_errors, fsync_directory, read_json, require_space, write_json
+from sodp3d.core.files import disk_errors, fsync, read_json, require_space, write_json
 
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
@@ -52,7 +52,7 @@ def save(directory: Path, step: int, tensors: dict[str, Tensor], state: dict[str
             shutil.rmtree(staging, ignore_errors=True)
             raise
         staging.rename(final)
-        fsync_directory(directory)
+        fsync(directory)  # the rename
         for old in steps(directory)[:-keep]:
             _remove(directory, old)
     return final

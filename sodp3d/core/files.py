@@ -123,11 +123,6 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
-def fsync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    fsync(path)
-
-
 def require_space(path: Path, needed_bytes: int) -> None:
     """Raise InputError unless the disk of `path` has `needed_bytes` free."""
     free = shutil.disk_usage(path).free
