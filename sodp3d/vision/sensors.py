@@ -5,7 +5,7 @@ Shape letters: n frames, N points, H W image, Ds state size. How a planner reads
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,10 @@ class Sensor:
     def view_of(self, config: Any) -> dict[str, Any]:
         """The parts of an env's configuration that a planner's checkpoint remembers, as plain values."""
         parts = {part: getattr(config, part) for part in self.view}
-        return {part: plain(value if isinstance(value, int) else asdict(value)) for part, value in parts.items()}
+        return {
+            part: plain(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
+            for part, value in parts.items()
+        }
 
 
 @functools.cache
