@@ -69,7 +69,8 @@ def finetuning(planner: Planner) -> Finetuning:
             chain = planner.sample_chain(features.to(planner.device), noise, tuning.learner.options)
             observation = {"features": features}
             record = EpisodeRecord(
-                observation, chain.latents.cpu(), chain.log_prob.cpu(), torch.rand(CHUNKS, generator=generator),
+                observation, chain.latents.cpu(), chain.means.cpu(), torch.rand(CHUNKS, generator=generator),
+                torch.full((CHUNKS,), planner.config.n_action_steps), torch.arange(CHUNKS) / CHUNKS,
                 success=True, terminated=False, final={"features": features[-1]},
             )  # fmt: skip
             tuning.memory.take([record])

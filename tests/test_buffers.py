@@ -17,8 +17,10 @@ def make_episode(number: int, length: int = 3, success: bool = False, reward: fl
     return EpisodeRecord(
         observation={"features": torch.full((length, 4), float(number))},
         latents=torch.zeros(length, 11, 4, 2),
-        log_prob=torch.zeros(length, 10),
+        means=torch.zeros(length, 10, 4, 2),
         reward=torch.full((length,), value / max(length, 1)),
+        executed=torch.full((length,), 3),
+        elapsed=torch.arange(length) / 10,
         success=success,
         terminated=success,
         final={"features": torch.full((4,), number + 0.5)},
@@ -100,8 +102,8 @@ def test_bad_episodes_are_refused_and_change_nothing() -> None:
     buffer = ReplayBuffer(2)
     buffer.add(make_episode(0))
     bad = make_episode(1)
-    bad.log_prob[1, 2] = float("nan")
-    with pytest.raises(InputError, match="log_prob has values that are not finite"):
+    bad.means[1, 2] = float("nan")
+    with pytest.raises(InputError, match="means has values that are not finite"):
         buffer.add(bad)
     with pytest.raises(InputError, match="at least one chunk"):
         buffer.add(make_episode(1, length=0))

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from chains import chain_log_prob
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 from toy_planner import STATE, make_observation, make_planner
 
 from sodp3d.core.errors import InputError
 from sodp3d.learning.ema import EMA, ema_decay
 from sodp3d.models.diffusion import ChainOptions
+from sodp3d.models.likelihood import divergence, log_ratio, reduce
 from sodp3d.models.planner import PlannerConfig
 
 SIZE = STATE.proprioception_size
@@ -27,32 +28,49 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-def test_chain_log_prob_equals_torch_distributions(options: ChainOptions) -> None:
+def test_a_chain_tells_the_normals_that_it_was_drawn_from(options: ChainOptions) -> None:
     planner, observation = make_planner(), make_observation(size=3)
     noise = planner.noise(3, torch.Generator().manual_seed(1))
     with torch.no_grad():
         chain = planner.sample_chain(observation, noise, options)
         features = planner.encode(observation)
+    if options.noise_clip is not None:
+        noise = noise.clamp(-options.noise_clip, options.noise_clip)
+    steps = planner.random_steps(options)
+    again = planner.chain_means(features, chain.latents, steps, options)
+    torch.testing.assert_close(again, chain.means[:, steps], rtol=1e-3, atol=1e-3)
     for index in range(10):
-        step_index = torch.full((3,), index)
-        mean, sigma = planner.moments(features, chain.latents[:, index], step_index, options)
-        if sigma.max() == 0:
-            expected = torch.zeros(3)
-        else:
-            log_prob = Normal(mean, sigma).log_prob(chain.latents[:, index + 1])
-            log_prob = log_prob[:, 1:4] if options.rows == "executed" else log_prob
-            expected = log_prob.mean((1, 2)) if options.reduction == "mean" else log_prob.sum((1, 2))
-        torch.testing.assert_close(chain.log_prob[:, index], expected, rtol=1e-4, atol=1e-4)
+        mean, sigma = planner.moments(features, chain.latents[:, index], torch.full((3,), index), options)
+        torch.testing.assert_close(chain.means[:, index], mean, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            mean + sigma * noise[:, index + 1], chain.latents[:, index + 1], rtol=1e-3, atol=1e-3
+        )
+        assert (index in steps) == bool(sigma.max() > 0)
     assert (sigma > 0).all() == (options.floor_steps != "all_but_last" and options.sigma_floor > 0)  # the last step's
 
 
+@pytest.mark.parametrize("executed", [3, 1])
 @pytest.mark.parametrize("options", OPTIONS)
-def test_ratio_is_one_before_the_first_update(options: ChainOptions) -> None:
-    planner, observation = make_planner(), make_observation(size=5)
+def test_ratio_and_divergence_are_those_of_torch_distributions(options: ChainOptions, executed: int) -> None:
+    """Over what was executed alone, where that is what counts: a chunk that the episode's end cut has fewer rows."""
+    planner, other, observation = make_planner(), make_planner(seed=1), make_observation(size=5)
+    other.normalizer.load_state_dict(planner.normalizer.state_dict())
     with torch.no_grad():
         chain = planner.sample_chain(observation, planner.noise(5, torch.Generator().manual_seed(1)), options)
-    new = chain_log_prob(planner, observation, chain.latents, options)
-    torch.testing.assert_close((new - chain.log_prob).exp(), torch.ones(5, 10), rtol=1e-4, atol=1e-4)
+        steps = planner.random_steps(options)
+        old, value, sigma = chain.means[:, steps], chain.latents[:, steps + 1], planner.deviations(steps, options)
+        new = other.chain_means(other.encode(observation), chain.latents, steps, options)
+    scored, sigma = planner.scored(torch.full((5,), executed), options), sigma.view(-1, 1, 1)
+    found = reduce(log_ratio(value, new, old, sigma), scored, options.reduction)
+    given = observation, chain.latents, options, executed
+    expected = chain_log_prob(other, *given) - chain_log_prob(planner, *given)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    rows = slice(1, 1 + executed) if options.rows == "executed" else slice(None)
+    divergences = kl_divergence(Normal(new, sigma), Normal(old, sigma))[:, :, rows]
+    exact = divergences.mean((2, 3)) if options.reduction == "mean" else divergences.sum((2, 3))
+    torch.testing.assert_close(
+        reduce(divergence(new, old, sigma), scored, options.reduction), exact, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_floor_is_the_smallest_sigma_of_the_floored_steps() -> None:

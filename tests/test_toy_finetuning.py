@@ -78,8 +78,10 @@ def roll_out(planner: Planner, episodes: int, options: ChainOptions, generator: 
             EpisodeRecord(
                 observation,
                 chain.latents[rows],
-                chain.log_prob[rows],
+                chain.means[rows],
                 reward[rows],
+                torch.full((CHUNKS,), CONFIG.n_action_steps),
+                torch.arange(CHUNKS) / CHUNKS,
                 success,
                 terminated=True,
                 final={key: value[-1] for key, value in observation.items()},

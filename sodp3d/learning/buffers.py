@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sodp3d.core.errors import InputError
 
-CHAIN_KEYS = ("latents", "log_prob", "reward")
+CHAIN_KEYS = ("latents", "means", "reward", "executed", "elapsed")
 
 
 @dataclass(frozen=True)
@@ -20,20 +20,23 @@ class EpisodeRecord:
 
     observation: raw keys (C, To, ...), or {"features": (C, F)} where the encoder is frozen. final: the same without C,
     of the state after the last chunk.
-    latents: (C, K'+1, Tp, Da) normalized; log_prob: (C, K'); reward: (C,), the chunk rewards.
+    latents: (C, K'+1, Tp, Da) normalized; means: (C, K', Tp, Da), of the steps' normals; reward: (C,), the chunk
+    rewards; executed: (C,) int64, steps of each plan that were; elapsed: (C,), share of the time limit before each.
     """
 
     observation: Mapping[str, Tensor]
     latents: Tensor
-    log_prob: Tensor
+    means: Tensor
     reward: Tensor
+    executed: Tensor
+    elapsed: Tensor
     success: bool
     terminated: bool  # by the task; False where the time limit cut it
     final: Mapping[str, Tensor]
 
     def rows(self) -> dict[str, Tensor]:
         """All per-chunk tensors. InputError where lengths differ, or it is empty or not finite."""
-        rows = {**self.observation, "latents": self.latents, "log_prob": self.log_prob, "reward": self.reward}
+        rows = {**self.observation, **{key: getattr(self, key) for key in CHAIN_KEYS}}
         lengths = {key: len(value) for key, value in rows.items()}
         if len(set(lengths.values())) != 1 or lengths["reward"] == 0:
             raise InputError(f"episode: expected at least one chunk and as many of everything, got {lengths}.")
@@ -95,9 +98,7 @@ class EpisodeTable:
         return [
             EpisodeRecord(
                 observation={key: rows[key][index] for key in observed},
-                latents=rows["latents"][index],
-                log_prob=rows["log_prob"][index],
-                reward=rows["reward"][index],
+                **{key: rows[key][index] for key in CHAIN_KEYS},
                 success=bool(self.facts["success"][index]),
                 terminated=bool(self.facts["terminated"][index]),
                 final={key: value[index] for key, value in self.finals.items()},

@@ -33,18 +33,17 @@ class Credit:
         rewards = memory.rewards()
         estimates = self._fitted_values(rewards, memory, planner) if self.options.needs_value else ()
         credit = credits_and_targets(rewards, self.options, *estimates)[0]
-        if self.settings.normalize_credit:  # by their deviation alone, so that signs are kept
-            credit = credit / credit.std(correction=0).clamp(min=1e-8)
-        return credit
+        return normalized(credit, self.settings)
 
     def _fitted_values(
         self, rewards: list[Tensor], memory: Memory, planner: Planner
     ) -> tuple[list[Tensor], list[float]]:
         """`values`, after the value head has learned from the replay buffer."""
         features = self.features(memory, planner)
-        for _ in range(self.settings.value_updates):
+        first = self.settings.value_warmup if not self.optimizer.state else 0
+        for _ in range(first + self.settings.value_updates):
             _, targets = credits_and_targets(rewards, self.options, *self.values(features, memory, planner))
-            loss = (self.value(features) - targets.to(features)).square().mean()
+            loss = (self._estimate(features, memory) - targets.to(features)).square().mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -70,9 +69,19 @@ class Credit:
         replay = memory.replay
         final = torch.zeros(len(replay))
         if self.settings.discount < 1:
-            after = self.value(planner.features(on_device(replay.finals, planner))).cpu()
-            final = torch.where(replay.facts["terminated"], final, after)
-        return replay.per_episode(self.value(features).cpu()), final.tolist()
+            after = planner.features(on_device(replay.finals, planner))
+            final = torch.where(replay.facts["terminated"], final, self.value(after, final.to(after)).cpu())
+        return replay.per_episode(self._estimate(features, memory).cpu()), final.tolist()
+
+    def _estimate(self, features: Tensor, memory: Memory) -> Tensor:
+        """(sum of C,) of all plans in memory. With discount 1 a return is of the time left, so that is told."""
+        elapsed = memory.replay.rows["elapsed"].to(features)
+        return self.value(features, elapsed if self.settings.discount == 1 else torch.zeros_like(elapsed))
+
+
+def normalized(credit: Tensor, settings: FinetuneSettings) -> Tensor:
+    """Divided by their deviation where the settings say so; by that alone, so that signs are kept."""
+    return credit / credit.std(correction=0).clamp(min=1e-8) if settings.normalize_credit else credit
 
 
 def on_device(rows: Mapping[str, Tensor], planner: Planner) -> dict[str, Tensor]:

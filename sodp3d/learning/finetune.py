@@ -14,7 +14,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.tuning import Finetuning
-from sodp3d.models.loading import load_planner, planner_state
+from sodp3d.models.loading import load_choice, load_planner, planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
@@ -41,11 +41,13 @@ def finetune(
     options = settings.finetune
     if recorded:
         options = replace(options, episodes=min(options.episodes, len(recorded)))
-    tuning = Finetuning(pretrained, options, settings.reg, settings.common.seed)
+    best_of = settings.evaluation.best_of or 1
+    tuning = Finetuning(pretrained, options, settings.reg, settings.common.seed, best_of)
     described = planner_state(pretrained, [task], data_hash)
 
     def validate() -> dict[str, float]:
-        found = evaluate(tuning.planner, rollouts, task, settings.evaluation.validation_seeds)
+        choice = tuning.choice(tuning.tested_best_of)
+        found = evaluate(tuning.planner, rollouts, task, settings.evaluation.validation_seeds, choice)
         tuning.compare(found, run, described)
         return found.metrics("validation")
 
@@ -65,7 +67,8 @@ def finetune(
             tuning.replay_recorded(list(recorded[tuning.episodes : tuning.episodes + count]), task)
         else:
             seeds = [episode_seed(settings.common.seed, FINETUNING, tuning.rolled_out + i) for i in range(count)]
-            episodes = rollouts.run(tuning.planner, seeds, tuning.learner.options, keep_chains=True)
+            choice = tuning.choice(options.best_of)
+            episodes = rollouts.run(tuning.planner, seeds, tuning.learner.options, keep_chains=True, choice=choice)
             tuning.remember(episodes, task)
             metrics = rollout_metrics(episodes, task)
         tuning.episodes += count
@@ -139,13 +142,15 @@ def _measure(
 ) -> dict[str, Any] | None:
     """Evaluate the final planner and the best one on the test seeds; None where it was stopped meanwhile."""
     seeds, scores, best = settings.evaluation.test_seeds, tuning.keeper.scores, run.directory / "best"
-    final = evaluate_newest(tuning.planner, run.checkpoints, run, task, seeds, rollouts)
+    choice = tuning.choice(tuning.tested_best_of)
+    final = evaluate_newest(tuning.planner, run.checkpoints, run, task, seeds, rollouts, choice=choice)
     if final is None:
         return None
     result: dict[str, Any] = {"before": tuning.before, "evaluation": final.summary(), "episodes": tuning.episodes}
     if scores:
         planner = load_planner(best, tuning.planner.device)
-        found = evaluate_newest(planner, best, run, task, seeds, rollouts, place="best")
+        choice = load_choice(best, tuning.planner.device)
+        found = evaluate_newest(planner, best, run, task, seeds, rollouts, "best", choice)
         if found is None:
             return None
         result["best"] = found.summary()

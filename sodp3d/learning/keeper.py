@@ -11,6 +11,8 @@ from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
+from sodp3d.models.critic import Choice, Critic
+from sodp3d.models.loading import CRITIC
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.kept import evaluate_and_keep
@@ -48,9 +50,12 @@ class Keeper:
         return "collapsed"
 
 
-def keep(folder: Path, step: int, planner: Planner, described: dict[str, Any]) -> None:
+def keep(folder: Path, step: int, planner: Planner, critic: Critic | None, described: dict[str, Any]) -> None:
     """Publish the best planner. Two stay: a kill before the next checkpoint goes back to the one before this."""
-    checkpoint.save(folder, step, checkpoint.with_prefix("planner", planner.state_dict()), described)
+    tensors = checkpoint.with_prefix("planner", planner.state_dict())
+    if critic is not None:
+        tensors |= checkpoint.with_prefix(CRITIC, critic.state_dict())
+    checkpoint.save(folder, step, tensors, described)
 
 
 def kept(folder: Path) -> dict[str, Tensor]:
@@ -69,6 +74,7 @@ def evaluate_newest(
     seeds: Sequence[int],
     rollouts: Rollouts,
     place: str = "",
+    choice: Choice | None = None,
 ) -> Evaluation | None:
     """Evaluate `planner`, of the newest of `checkpoints`, and keep that in the run, so that it is never done twice.
 
@@ -76,4 +82,4 @@ def evaluate_newest(
     """
     digest = checkpoint.digest_of(checkpoint.path_of(checkpoints, checkpoint.steps(checkpoints)[-1]))
     folder = run.directory / "evaluation" / place / task.name
-    return evaluate_and_keep(planner, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested)
+    return evaluate_and_keep(planner, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested, choice)

@@ -5,6 +5,8 @@ Shape letters: B batch, C chunks of an episode, K' sampling steps, Tp planned st
 
 import copy
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,13 +17,15 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.machine import Pace
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.credit import on_device
-from sodp3d.learning.memory import Memory
-from sodp3d.learning.ppo import importance_loss, kl_exceeded
+from sodp3d.learning.ppo import denoising_discounts, growing_clip, importance_loss, kl_exceeded
 from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
+from sodp3d.models.likelihood import divergence, log_ratio, reduce
 from sodp3d.models.loading import make_planner
 from sodp3d.models.planner import Planner
 from sodp3d.settings import FinetuneSettings, RegularizerSettings, SamplerSettings
+
+RATE_STEP, RATE_RANGE = 1.5, 10.0  # of an adaptive learning rate: factor of one change, and most that all may come to
 
 
 def chain_options(sampler: SamplerSettings) -> ChainOptions:
@@ -47,6 +51,37 @@ def check_likelihood(planner: Planner, settings: FinetuneSettings, regularizer: 
         )
 
 
+class Plans(Protocol):
+    """What batches are drawn from."""
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Every key (batch_size, ...), and "index" (batch_size,), their positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What an iteration learns from.
+
+    plans, with credits (all of them,): of the importance term. proficient: episodes' plans to clone. chosen: the
+    critic's, which make up chosen_share of those cloned.
+    """
+
+    plans: Plans
+    credits: Tensor
+    proficient: Plans
+    chosen: Plans | None = None
+    chosen_share: float = 0.0
+
+    def target(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """A batch to clone: "features", or raw observations, and "latents"."""
+        if self.chosen is None:
+            return self.proficient.sample(size, generator)
+        count = round(self.chosen_share * size)
+        parts = [self.proficient.sample(size - count, generator), self.chosen.sample(count, generator)]
+        return {key: torch.cat([part[key] for part in parts]) for key in ("features", "latents")}
+
+
 class Learner:
     """The planner that learns, its optimizer, its regularizer, and the random streams of batches and noise."""
 
@@ -64,6 +99,7 @@ class Learner:
         self.pace = Pace("finetune")
         self.batches = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(pretrained.device).manual_seed(seed)
+        self.rate_factor = 1.0  # of the learning rate, adapted to the KL
 
     def begin_anew(self, seed: int) -> None:
         """Fresh weights, with the normalizer of the data (section 5.5)."""
@@ -77,33 +113,43 @@ class Learner:
         self.planner.load_state_dict(weights)
         self.optimizer.state.clear()
 
-    def learn(self, memory: Memory, credits: Tensor, updates: int, rate: float, where: str) -> dict[str, float]:
+    def learn(self, lesson: "Lesson", updates: int, rate: float, where: str) -> dict[str, float]:
         """Up to `updates` gradient steps, fewer where the KL bound is reached; returns mean metrics.
 
-        credits (sum of C,): of the plans in memory. rate: of learning. where: what an error says of when it was.
+        rate: of learning. where: what an error says of when it was.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self.rate_factor
         records: list[dict[str, Tensor]] = []
         for _ in range(updates):
             self.pace.begin()
-            metrics = self._update(memory, credits, where)
+            metrics = self._update(lesson, where)
             self.pace.end()
             records.append(metrics)
-            if "approx_kl" in metrics and kl_exceeded(metrics, self.settings.target_kl):
+            if "kl" in metrics and kl_exceeded(metrics, self.settings.target_kl):
                 break
+        if self.settings.adaptive_learning_rate:
+            self._adapt_rate(float(np.mean([float(record["kl"]) for record in records])))
         means = {f"train/{key}": float(np.mean([float(record[key]) for record in records])) for key in records[0]}
-        return {**means, "train/updates": len(records), "train/target_episodes": len(memory.target)}
+        return {**means, "train/updates": len(records)}
 
-    def _update(self, memory: Memory, credits: Tensor, where: str) -> dict[str, Tensor]:
+    def _adapt_rate(self, kl: float) -> None:
+        """Slower where an iteration left the policy that acted too far behind, faster where it hardly moved."""
+        assert self.settings.target_kl is not None
+        if kl > self.settings.target_kl:
+            self.rate_factor = max(self.rate_factor / RATE_STEP, 1 / RATE_RANGE)
+        elif kl < self.settings.target_kl / 4:
+            self.rate_factor = min(self.rate_factor * RATE_STEP, RATE_RANGE)
+
+    def _update(self, lesson: "Lesson", where: str) -> dict[str, Tensor]:
         """One gradient step. Raises FloatingPointError before it changes anything where it is not finite."""
-        size, device = self.settings.batch_size, self.planner.device
-        batch = on_device(memory.replay.sample(size, self.batches), self.planner)
-        target = on_device(memory.target.sample(size, self.batches), self.planner)
+        settings, device = self.settings, self.planner.device
+        batch = on_device(lesson.plans.sample(settings.importance_batch_size, self.batches), self.planner)
+        target = on_device(lesson.target(settings.batch_size, self.batches), self.planner)
         loss = torch.zeros((), device=device)
         metrics: dict[str, Tensor] = {}
         if self.settings.importance_weight > 0:
-            imp, metrics = self.importance(batch, credits[batch["index"].cpu()].to(device))
+            imp, metrics = self.importance(batch, lesson.credits[batch["index"].cpu()].to(device))
             loss = loss + self.settings.importance_weight * imp
             metrics["imp_loss"] = imp
         if self.regularizer_weight > 0:
@@ -118,14 +164,19 @@ class Learner:
         return {name: value.detach() for name, value in metrics.items()}
 
     def importance(self, batch: Mapping[str, Tensor], credit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Eq. (12) on one random denoising step of each plan: the mean over steps, at a K'-th of its price.
+        """Eq. (12), over all denoising steps that draw noise, or the last `tuned_steps` of them.
 
-        batch: plans of memory, B of each key; credit (B,).
+        batch: plans of memory, B of each key; credit (B,). The metric kl is exact, and a mean over elements and steps:
+        the same on every task.
         """
-        step, _ = self.planner.draw_steps(len(credit), self.options, self.batches)
-        row = torch.arange(len(credit), device=credit.device)
-        mean, sigma = self.planner.moments(
-            self.planner.features(batch), batch["latents"][row, step], step, self.options
-        )
-        new = self.planner.step_log_prob(mean, sigma, batch["latents"][row, step + 1], self.options)
-        return importance_loss(credit, new[:, None], batch["log_prob"][row, step][:, None], self.settings.clip)
+        planner, settings, options = self.planner, self.settings, self.options
+        steps = planner.random_steps(options)[-settings.tuned_steps if settings.tuned_steps else 0 :]
+        mean = planner.chain_means(planner.features(batch), batch["latents"], steps, options)
+        value, old_mean = batch["latents"][:, steps + 1], batch["means"][:, steps]
+        sigma, scored = planner.deviations(steps, options).view(-1, 1, 1), planner.scored(batch["executed"], options)
+        ratio = reduce(log_ratio(value, mean, old_mean, sigma), scored, options.reduction)
+        clip = growing_clip(settings.clip, settings.first_clip, len(steps), mean.device)
+        weight = denoising_discounts(settings.denoising_discount, len(steps), mean.device)
+        loss, metrics = importance_loss(credit, ratio, clip, weight)
+        kl = reduce(divergence(mean.detach(), old_mean, sigma), scored, "mean").mean()
+        return loss, {**metrics, "kl": kl}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
 from sodp3d.learning.ppo import RunningScale
 from sodp3d.rollouts.rollout import Episode
@@ -37,7 +38,7 @@ class Memory:
         return [self.scale(reward) for reward in rewards] if self.scale_reward else rewards
 
 
-def to_record(episode: Episode, metric: str, frozen: bool) -> EpisodeRecord:
+def to_record(episode: Episode, task: EnvConfig, frozen: bool) -> EpisodeRecord:
     """A roll-out as memory keeps it: features where the encoder is frozen, else raw observations."""
     if frozen:
         assert episode.final_features is not None, "roll-outs to learn from keep their chains"
@@ -46,12 +47,15 @@ def to_record(episode: Episode, metric: str, frozen: bool) -> EpisodeRecord:
         keys = episode.observations[0]
         observation = {key: torch.from_numpy(np.stack([o[key] for o in episode.observations])) for key in keys}
         final = {key: torch.as_tensor(episode.final_observation[key]) for key in keys}
+    executed = torch.tensor([len(rewards) for rewards in episode.rewards])
     return EpisodeRecord(
         observation,
         torch.stack(episode.latents),
-        torch.stack(episode.log_prob),
+        torch.stack(episode.means),
         episode.chunk_rewards,
-        episode.success[metric],
+        executed,
+        (executed.cumsum(0) - executed) / task.episode_steps,
+        episode.success[task.success_metric],
         episode.terminated,
         final,
     )

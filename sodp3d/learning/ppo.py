@@ -3,7 +3,7 @@
 SODP weighs each plan with its own chunk's reward, without a critic: `credit=chunk`, `baseline=none`. The others lower
 the variance: chunk rewards mostly tell when in the episode a chunk happened, which a baseline removes.
 
-Shape letters: B batch, K' denoising steps, C chunks of an episode, E episodes, F features.
+Shape letters: B batch, n denoising steps that draw noise, C chunks of an episode, E episodes, F features.
 """
 
 from collections.abc import Sequence
@@ -20,25 +20,22 @@ LOG_RATIO_BOUND = 20.0  # far outside any clip: it only keeps exp() and its prod
 
 
 def importance_loss(
-    reward: Tensor, new_log_prob: Tensor, old_log_prob: Tensor, clip: float
+    reward: Tensor, log_ratio: Tensor, clip: float | Tensor, weight: float | Tensor = 1.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean over samples and steps of max(-r rho, -r clip(rho, 1 - clip, 1 + clip)), and what to watch.
+    """Eq. 12: mean over plans of the sum over their steps of max(-r rho, -r clip(rho, 1 - clip, 1 + clip)).
 
     The maximum is outside the product with r, so it is the pessimistic side for negative rewards too (the paper's
-    eq. 12 and 19 disagree on it). reward: (B,); new_log_prob, old_log_prob: (B, K'). Metrics, all detached scalars:
-    clip_fraction (share of ratios outside the bounds), approx_kl (mean of rho - 1 - log rho, never negative),
-    ratio_mean, ratio_max.
+    eq. 12 and 19 disagree on it). reward: (B,); log_ratio: (B, n); clip, and weight of each step: scalars or (n,).
+    Metrics, all detached scalars: clip_fraction (share of ratios outside the bounds), ratio_mean, ratio_max.
     """
-    difference = (new_log_prob - old_log_prob.detach()).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND)
-    ratio = difference.exp()
-    bound = torch.as_tensor(clip)
+    ratio = log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND).exp()
+    bound = torch.as_tensor(clip).to(ratio)
     bounded = torch.minimum(torch.maximum(ratio, 1 - bound), 1 + bound)
-    weight = -reward[:, None]
-    loss = torch.maximum(weight * ratio, weight * bounded).mean()
+    cost = -reward[:, None] * weight
+    loss = torch.maximum(cost * ratio, cost * bounded).sum(1).mean()
     with torch.no_grad():
         metrics = {
-            "clip_fraction": ((ratio - 1).abs() > clip).float().mean(),
-            "approx_kl": (ratio - 1 - difference).mean(),
+            "clip_fraction": ((ratio - 1).abs() > bound).float().mean(),
             "ratio_mean": ratio.mean(),
             "ratio_max": ratio.max(),
         }
@@ -47,7 +44,19 @@ def importance_loss(
 
 def kl_exceeded(metrics: dict[str, Tensor], target_kl: float | None) -> bool:
     """Whether this batch of updates should stop: the policy has left the one that acted by more than target_kl."""
-    return target_kl is not None and float(metrics["approx_kl"]) > target_kl
+    return target_kl is not None and float(metrics["kl"]) > target_kl
+
+
+def growing_clip(clip: float, first: float | None, steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Bounds (n,) along the chain, growing exponentially from `first` to `clip` (DPPO); all `clip` without a first."""
+    fraction = torch.linspace(0, 1, steps, device=device) if steps > 1 else torch.ones(1, device=device)
+    start = clip if first is None else first
+    return start * (clip / start) ** fraction if start > 0 else clip * fraction
+
+
+def denoising_discounts(discount: float, steps: int, device: torch.device | str = "cpu") -> Tensor:
+    """Weights (n,) of the steps: 1 for the last, `discount` once more for each before it (DPPO)."""
+    return discount ** torch.arange(steps - 1, -1, -1, device=device)
 
 
 @dataclass(frozen=True)
@@ -164,9 +173,14 @@ class RunningScale:
 
     def __call__(self, values: Tensor) -> Tensor:
         """values / standard deviation; unchanged as long as nothing varied."""
+        return values / self.deviation
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation; 1 as long as nothing varied."""
         count, _, squares = self._statistics.tolist()
         deviation = (squares / count) ** 0.5 if count > 1 else 0.0
-        return values / deviation if deviation > 1e-8 else values
+        return deviation if deviation > 1e-8 else 1.0
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors."""
@@ -178,14 +192,14 @@ class RunningScale:
 
 
 class ValueHead(nn.Module):
-    """Expected credit from here on, from the planner's features (B, F) -> (B,). Features are detached."""
+    """Expected credit from here on, from the planner's features (B, F), detached, and the time that is gone (B,)."""
 
     def __init__(self, feature_size: int, width: int = 256) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(feature_size, width), nn.Mish(), nn.Linear(width, width), nn.Mish(), nn.Linear(width, 1)
+            nn.Linear(feature_size + 1, width), nn.Mish(), nn.Linear(width, width), nn.Mish(), nn.Linear(width, 1)
         )
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features: (B, F) -> (B,)."""
-        return self.layers(features.detach()).squeeze(-1)
+    def forward(self, features: Tensor, elapsed: Tensor) -> Tensor:
+        """features: (B, F), elapsed: (B,) share of the time limit, 0..1 -> (B,)."""
+        return self.layers(torch.cat([features.detach(), elapsed[:, None]], dim=-1)).squeeze(-1)

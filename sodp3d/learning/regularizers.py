@@ -1,7 +1,8 @@
 """What keeps fine-tuning from collapsing (SODP eq. 14 and appendix E): one class each, chosen by `reg=`.
 
 All look at `batch` (recent chunks of the policy) or `target_batch` (chunks of proficient episodes); both hold raw
-observations or "features" (B, F), and "latents" (B, K'+1, Tp, Da) in normalized action units.
+observations or "features" (B, F), "latents" (B, K'+1, Tp, Da) in normalized action units, and "executed" (B,), how
+many steps of each plan were.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sodp3d.core import registry
 from sodp3d.models.diffusion import ChainOptions
+from sodp3d.models.likelihood import divergence, reduce
 from sodp3d.models.planner import Planner
 
 Batch = Mapping[str, Tensor]
@@ -78,8 +80,7 @@ class KLToPretrained:
     """DPOK's (eq. 23): KL(p_theta(x_{k-1} | x_k) || p_pre(x_{k-1} | x_k)) summed over the denoising steps.
 
     Both are normal with the same standard deviation, so it is |mu - mu_pre|^2 / (2 sigma^2), over the elements that
-    `options` choose and reduced as they say. Steps without noise drop out, as in the likelihood. The sum is estimated
-    by one random step of each plan: the same in the mean, at a K'-th of its price.
+    `options` choose and reduced as they say, as in the importance term. Steps without noise drop out, as there.
     """
 
     needs_likelihood = True
@@ -91,15 +92,15 @@ class KLToPretrained:
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
-        """Mean over `batch` of the estimated sum over steps, at the latents of its chains."""
-        size = len(batch["latents"])
-        step, count = planner.draw_steps(size, self.options, generator)
-        latent = batch["latents"][torch.arange(size, device=step.device), step]
-        mean, sigma = planner.moments(planner.features(batch), latent, step, self.options)
+        """Mean over `batch` of the sum over steps, at the latents of its chains."""
+        latents, steps = batch["latents"], planner.random_steps(self.options)
+        mean = planner.chain_means(planner.features(batch), latents, steps, self.options)
         with torch.no_grad():
-            reference, _ = self.pretrained.moments(self.pretrained.features(batch), latent, step, self.options)
-        divergence = (mean - reference).square() / (2 * sigma.square())
-        return count * planner.reduce(divergence, self.options).mean()
+            features = self.pretrained.features(batch)
+            reference = self.pretrained.chain_means(features, latents, steps, self.options)
+        sigma = planner.deviations(steps, self.options).view(-1, 1, 1)
+        scored = planner.scored(batch["executed"], self.options)
+        return reduce(divergence(mean, reference, sigma), scored, self.options.reduction).sum(1).mean()
 
 
 def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:

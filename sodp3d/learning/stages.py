@@ -29,7 +29,8 @@ from sodp3d.learning.lookup import (
 )
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.recorded import recorded_episodes
-from sodp3d.models.loading import checkpoint_of, load_planner_and_state, require_same_task
+from sodp3d.models.critic import Choice
+from sodp3d.models.loading import checkpoint_of, load_choice, load_planner_and_state, require_same_task
 from sodp3d.models.planner import Planner
 from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import Evaluation, sentence
@@ -127,11 +128,12 @@ def run_eval(config: dict[str, Any]) -> None:
     planner, state = load_planner_and_state(measured, device, **settings.sampler)
     for task in tasks:
         require_same_task(state, planner, config, task)
+    choice = load_choice(measured, device, settings.evaluation.best_of)
     digest = checkpoint.digest_of(measured)
     with _open({**config, "planner": str(path)}, ("planner",)) as run:
         results = {}
         for task in tasks:
-            result = _evaluate(config, settings, run, planner, digest, task)
+            result = _evaluate(config, settings, run, planner, choice, digest, task)
             if result is None:
                 return
             results[task.name] = result.summary()
@@ -141,7 +143,13 @@ def run_eval(config: dict[str, Any]) -> None:
 
 
 def _evaluate(
-    config: dict[str, Any], settings: TrainSettings, run: Run, planner: Planner, digest: str, task: EnvConfig
+    config: dict[str, Any],
+    settings: TrainSettings,
+    run: Run,
+    planner: Planner,
+    choice: Choice | None,
+    digest: str,
+    task: EnvConfig,
 ) -> Evaluation | None:
     """Evaluate on one task; its workers live as long as that takes, and are not started for what is kept."""
     folder, seeds = run.directory / "evaluation" / task.name, settings.evaluation.test_seeds
@@ -151,7 +159,7 @@ def _evaluate(
         def rollouts() -> Rollouts:
             return stack.enter_context(make_rollouts(config, task, settings.evaluation.environments))
 
-        return evaluate_and_keep(planner, digest, task, seeds, folder, rollouts, lambda: run.stop_requested)
+        return evaluate_and_keep(planner, digest, task, seeds, folder, rollouts, lambda: run.stop_requested, choice)
 
 
 def _conclude(run: Run, mode: str, result: dict[str, Any] | None) -> None:

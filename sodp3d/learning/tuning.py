@@ -10,10 +10,12 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
-from sodp3d.learning.credit import Credit
+from sodp3d.learning.credit import Credit, normalized
+from sodp3d.learning.critic import CriticLearner
 from sodp3d.learning.keeper import Keeper, keep, kept
-from sodp3d.learning.learner import Learner
+from sodp3d.learning.learner import Learner, Lesson
 from sodp3d.learning.memory import Memory, to_record
+from sodp3d.models.critic import Choice, described_choice
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.rollout import Episode
@@ -26,14 +28,22 @@ class Finetuning:
     """Its four parts put together, so that saving and loading it leaves no trace in the result."""
 
     def __init__(
-        self, pretrained: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings, seed: int
+        self,
+        pretrained: Planner,
+        settings: FinetuneSettings,
+        regularizer: RegularizerSettings,
+        seed: int,
+        tested_best_of: int = 1,
     ) -> None:
+        """tested_best_of: plans of which the critic chooses in validations and tests."""
         settings.check_regularizer(regularizer)
+        self.tested_best_of = tested_best_of
         self.settings = settings
         self.learner = Learner(pretrained, settings, regularizer, seed)
         torch.manual_seed(seed)  # of the value head's first weights
         self.credit = Credit(settings, pretrained)
         self.memory = Memory(settings)
+        self.critic = CriticLearner(pretrained, settings.critic, seed) if settings.critic.members else None
         self.keeper = Keeper(settings.collapse)
         self.episodes = 0  # learned from
         self.rolled_out = 0  # with those before the first update
@@ -48,14 +58,23 @@ class Finetuning:
     def remember(self, episodes: list[Episode], task: EnvConfig) -> None:
         """Take roll-outs into memory, all but those that diverged, and count them."""
         frozen = self.settings.encoder == "frozen"
-        sound = [episode for episode in episodes if not episode.diverged]
-        self.memory.take(to_record(episode, task.success_metric, frozen) for episode in sound)
+        records = [to_record(episode, task, frozen) for episode in episodes if not episode.diverged]
+        self._take(records)
         self.environment_steps += sum(episode.length for episode in episodes)
         self.rolled_out += len(episodes)
 
+    def _take(self, records: list[EpisodeRecord]) -> None:
+        self.memory.take(records)
+        if self.critic is not None and records:
+            self.critic.take(records, self.planner, self.learner.options)
+
+    def choice(self, count: int) -> Choice | None:
+        """How roll-outs choose among `count` plans, if they do."""
+        return None if self.critic is None else self.critic.choice(count)
+
     def replay_recorded(self, records: list[EpisodeRecord], task: EnvConfig) -> None:
         """Take another run's episodes into memory, as if they were rolled out now."""
-        self.memory.take(records)
+        self._take(records)
         self.environment_steps += len(records) * task.episode_steps
 
     def interactions(self, validation_episodes: int) -> dict[str, int]:
@@ -82,15 +101,36 @@ class Finetuning:
             )
         settings, progress = self.settings, self.episodes / self.settings.episodes
         rate = settings.learning_rate * settings.final_learning_rate**progress * self.keeper.slowed
-        credits = self.credit.weights(self.memory, self.planner)
+        lesson, metrics = self._lesson(updates)
         where = f"finetune: after {self.episodes} episodes"
-        return self.learner.learn(self.memory, credits, updates, rate, where)
+        metrics |= self.learner.learn(lesson, updates, rate, where)
+        return {**metrics, "train/target_episodes": len(self.memory.target)}
+
+    def _lesson(self, updates: int) -> tuple[Lesson, dict[str, float]]:
+        """What this iteration learns from; the critic, where there is one, learns first."""
+        settings, memory = self.settings, self.memory
+        metrics, imagined = {}, None
+        if self.critic is not None:
+            episodes = updates // settings.updates_per_episode
+            self.critic.refresh(self.planner, self.learner.options)
+            metrics = self.critic.learn(episodes * settings.critic.updates_per_episode, memory.scale.deviation)
+            if settings.credit == "critic" or settings.chosen_share:
+                imagined = self.critic.imagine(self.planner, self.learner.options)
+                metrics["critic/agreed"] = float((imagined.credit != 0).float().mean())
+        chosen = imagined.chosen() if imagined is not None and settings.chosen_share else None
+        shared = memory.target, chosen or None, settings.chosen_share
+        if settings.credit == "critic":
+            assert imagined is not None
+            return Lesson(imagined.plans, normalized(imagined.credit, settings), *shared), metrics
+        return Lesson(memory.replay, self.credit.weights(memory, self.planner), *shared), metrics
 
     def compare(self, validation: Evaluation, run: Run, described: dict[str, Any]) -> None:
         """Note a validation: the best planner so far is kept, and a collapse goes back to it."""
         verdict = self.keeper.judge(validation.success_rate)
         if verdict == "best":
-            keep(run.directory / "best", self.environment_steps, self.planner, described)
+            state = {**described, **self._described_choice()}
+            critic = None if self.critic is None else self.critic.critic
+            keep(run.directory / "best", self.environment_steps, self.planner, critic, state)
         elif verdict == "collapsed":
             self.learner.go_back_to(kept(run.directory / "best"))
 
@@ -102,7 +142,11 @@ class Finetuning:
         for name, optimizer in self._optimizers().items():
             tensors |= checkpoint.with_prefix(name, checkpoint.optimizer_tensors(optimizer))
         counters = {key: getattr(holder, key) for key, holder in self._counters().items()}
-        checkpoint.save(run.checkpoints, self.environment_steps, tensors, {**described, "counters": counters})
+        state = {**described, **self._described_choice(), "counters": counters}
+        checkpoint.save(run.checkpoints, self.environment_steps, tensors, state)
+
+    def _described_choice(self) -> dict[str, Any]:
+        return {} if self.critic is None else described_choice(self.critic.critic, self.tested_best_of)
 
     def load(self, run: Run) -> bool:
         """Continue from the newest checkpoint; False where there is none."""
@@ -117,6 +161,11 @@ class Finetuning:
         return True
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
+        if "replay.rows.log_prob" in tensors:
+            raise InputError(
+                "finetune: this run was begun with an earlier release, whose roll-outs lack what the importance term "
+                "needs now; finish it there, or begin a new one (run_dir= names another folder)."
+            )
         for name, generator in self._generators().items():
             generator.set_state(tensors[name])
         for name, part in self._parts().items():
@@ -129,7 +178,8 @@ class Finetuning:
     def _parts(self) -> dict[str, Any]:
         memory = self.memory
         parts = {"planner": self.planner, "value": self.credit.value, "scale": memory.scale}
-        return {**parts, "replay": memory.replay, "target": memory.target}
+        parts |= {"replay": memory.replay, "target": memory.target}
+        return parts if self.critic is None else {**parts, "critic": self.critic}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {"optimizer": self.learner.optimizer, "value_optimizer": self.credit.optimizer}
@@ -140,4 +190,5 @@ class Finetuning:
     def _counters(self) -> dict[str, Any]:
         """Who holds each number of a checkpoint's state."""
         own = dict.fromkeys(("episodes", "rolled_out", "environment_steps", "before"), self)
-        return {**own, **dict.fromkeys(("best", "scores", "slowed"), self.keeper)}
+        kept = dict.fromkeys(("best", "scores", "slowed"), self.keeper)
+        return {**own, **kept, "rate_factor": self.learner}

@@ -41,12 +41,12 @@ class ChainOptions:
 
     eta: 0 deterministic DDIM, 1 as noisy as DDPM. sigma_floor: smallest standard deviation of a step, in normalized
     action units, applied to the `floor_steps` "all", "last" or "all_but_last". A step whose standard deviation is 0
-    (the last one, unless floored) adds no noise and drops out of the likelihood: its log-probability is 0.
+    (the last one, unless floored) adds no noise and has no likelihood: sums over steps leave it out.
     noise_clip: bound on unit noise (DPPO: 3), None = none.
     reduction: over the elements of a plan. "mean" (DPPO): the sum over 100 elements makes a ratio explode after any
-    update; the mean is that ratio's 100th root, so clip bounds and KL are per element and do not depend on Da or Ta.
-    rows: "executed" scores only the Ta executed steps, since the others had no
-    influence on the reward; "all" scores all Tp.
+    update; the mean is that ratio's 100th root, so clip bounds do not depend on Da or Ta.
+    rows: "executed" scores only the steps that were executed, since the others had no influence on the reward: Ta, or
+    fewer in a chunk that the episode's end cut; "all" scores all Tp.
     """
 
     eta: float = 1.0
@@ -70,10 +70,13 @@ class ChainOptions:
 
 
 class Chain(NamedTuple):
-    """A denoising chain in normalized action units: latents (B, K'+1, Tp, Da) from x_K' to x_0, log_prob (B, K')."""
+    """A denoising chain in normalized action units: latents (B, K'+1, Tp, Da) from x_K' to x_0.
+
+    means: (B, K', Tp, Da) of the normal that each step was drawn from; its deviation follows from the ChainOptions.
+    """
 
     latents: Tensor
-    log_prob: Tensor
+    means: Tensor
 
 
 class Diffusion(nn.Module):

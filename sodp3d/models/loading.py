@@ -12,10 +12,12 @@ from sodp3d.core import checkpoint, registry
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences
 from sodp3d.envs.config import EnvConfig
+from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.vision.sensors import sensor
 
 FORMAT = 1  # of planner checkpoints
+CRITIC = "critic.critic"  # where the weights of its critic are, in a fine-tuned planner's checkpoint
 
 
 def make_planner(config: PlannerConfig) -> Planner:
@@ -109,6 +111,27 @@ def load_planner_and_state(
         if not torch.isfinite(value).all():
             raise InputError(f"{directory}: {name} holds values that are not finite; take another checkpoint.")
     return planner.to(device).eval(), state
+
+
+def load_choice(path: Path, device: torch.device | str, best_of: int | None = None) -> Choice | None:
+    """How the planner in `path` chooses among several plans: as it was tested, or by `best_of`.
+
+    None for one plan. Raises InputError where several are asked for and no critic was saved with it.
+    """
+    directory = checkpoint_of(path)
+    tensors, state = checkpoint.load(directory)
+    count = state.get("best_of", 1) if best_of is None else best_of
+    if count == 1:
+        return None
+    if "critic" not in state:
+        raise InputError(
+            f"evaluation.best_of: {count} plans need a critic to choose, and {directory} has none; fine-tune with one "
+            "(finetune.critic.members=5), or use evaluation.best_of=1."
+        )
+    with checkpoint.restoring(directory):
+        critic = Critic(CriticConfig(**state["critic"]))
+        critic.load_state_dict(checkpoint.without_prefix(CRITIC, tensors))
+    return Choice(critic.to(device).eval(), count)
 
 
 def _check_description(state: Mapping[str, Any], directory: Path) -> None:

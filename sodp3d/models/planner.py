@@ -4,7 +4,6 @@ Shape letters: B batch, To observed steps, Tp planned steps, Ta executed steps, 
 K training steps, K' inference steps, F = To * 128 features.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
@@ -21,7 +20,6 @@ from sodp3d.models.encoders import FEATURE_SIZE, ObservationEncoder
 from sodp3d.models.unet import UNETS, UNet1d
 from sodp3d.vision.sensors import sensor
 
-HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 Observation = Mapping[str, Tensor | np.ndarray]
 Plan = TypeVar("Plan", Tensor, np.ndarray)
 
@@ -192,31 +190,31 @@ class Planner(nn.Module):
         return torch.where(floored, sigma.clamp(min=options.sigma_floor), sigma)
 
     def random_steps(self, options: ChainOptions) -> Tensor:
-        """Indices of the steps that draw noise under `options`: those whose likelihood depends on the parameters."""
+        """Indices (n,) of the steps that draw noise under `options`: those that have a likelihood."""
         index = torch.arange(self.config.inference_steps, device=self.device)
-        sigma = self._floored(self.diffusion.sigma(index, options.eta).flatten(), index, options)
-        return index[sigma > 0].cpu()
+        return index[self.deviations(index, options) > 0]
 
-    def draw_steps(
-        self, size: int, options: ChainOptions, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, int]:
-        """One of the `random_steps` for each of `size` plans, (size,), and among how many it was drawn."""
-        steps = self.random_steps(options)
-        device = generator.device if generator is not None else None
-        chosen = torch.randint(len(steps), (size,), generator=generator, device=device)
-        return steps[chosen.cpu()].to(self.device), len(steps)
+    def deviations(self, step_index: Tensor, options: ChainOptions) -> Tensor:
+        """Floored standard deviation (n,) of the steps step_index (n,)."""
+        return self._floored(self.diffusion.sigma(step_index, options.eta), step_index, options)
 
-    def reduce(self, elements: Tensor, options: ChainOptions) -> Tensor:
-        """Per-element values (..., Tp, Da) of a plan -> one (...), by the options' rows and reduction."""
-        chosen = self.executed(elements) if options.rows == "executed" else elements
-        return chosen.mean((-2, -1)) if options.reduction == "mean" else chosen.sum((-2, -1))
+    def chain_means(self, features: Tensor, latents: Tensor, step_index: Tensor, options: ChainOptions) -> Tensor:
+        """Means of the steps step_index (n,) of given chains, in one network call.
 
-    def step_log_prob(self, mean: Tensor, sigma: Tensor, value: Tensor, options: ChainOptions) -> Tensor:
-        """Normal log-density of value (..., Tp, Da), reduced -> (...); 0 where sigma (..., 1, 1) is 0."""
-        random = sigma > 0
-        scale = torch.where(random, sigma, 1.0)
-        log_prob = -0.5 * ((value - mean) / scale).square() - scale.log() - HALF_LOG_TWO_PI
-        return self.reduce(torch.where(random, log_prob, 0.0), options)
+        features (B, F), latents (B, K'+1, Tp, Da) -> (B, n, Tp, Da).
+        """
+        size, steps = len(latents), len(step_index)
+        observed = [part.repeat_interleave(steps, dim=0) for part in self.unet.observe(features)]
+        mean, _ = self.moments(observed, latents[:, step_index].flatten(0, 1), step_index.repeat(size), options)
+        return mean.unflatten(0, (size, steps))
+
+    def scored(self, executed: Tensor, options: ChainOptions) -> Tensor:
+        """Which of a plan's Tp steps its likelihood is of, (B, Tp), where executed (B,) of them were."""
+        step = torch.arange(self.config.horizon, device=executed.device)
+        if options.rows == "all":
+            return (step >= 0).expand(len(executed), -1)
+        start = self.config.n_obs_steps - 1
+        return (step >= start) & (step < start + executed[:, None])
 
     def sample_chain(
         self, observation: Mapping[str, Tensor] | Tensor, noise: Tensor, options: ChainOptions | None = None
@@ -230,12 +228,12 @@ class Planner(nn.Module):
         if options.noise_clip is not None:
             noise = noise.clamp(-options.noise_clip, options.noise_clip)
         observed = self.unet.observe(features)
-        latents, log_probs = [noise[:, 0]], []
+        latents, means = [noise[:, 0]], []
         for index in range(self.config.inference_steps):
             mean, sigma = self.moments(observed, latents[-1], torch.tensor([index], device=noise.device), options)
             latents.append(mean + sigma * noise[:, index + 1])
-            log_probs.append(self.step_log_prob(mean, sigma, latents[-1], options))
-        return Chain(torch.stack(latents, dim=1), torch.stack(log_probs, dim=1))
+            means.append(mean)
+        return Chain(torch.stack(latents, dim=1), torch.stack(means, dim=1))
 
     def actions(self, latents: Tensor) -> Tensor:
         """Final latents (B, Tp, Da) -> plan in raw action units; clipped to the data's range, which noise may leave."""

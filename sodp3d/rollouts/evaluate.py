@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.models.critic import Choice
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
@@ -56,13 +57,15 @@ class Evaluation:
         }
 
 
-def evaluate(planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int]) -> Evaluation:
-    """Roll out one episode on each of `seeds`, by the planner's own sampler.
+def evaluate(
+    planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int], choice: Choice | None = None
+) -> Evaluation:
+    """Roll out one episode on each of `seeds`, by the planner's own sampler; by the best of several with `choice`.
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
     planner.eval()
-    result = Evaluation(config, rollouts.run(planner, list(seeds), planner.sampler))
+    result = Evaluation(config, rollouts.run(planner, list(seeds), planner.sampler, choice=choice))
     planner.train()
     return result
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import disk_errors, replace_file, write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.models.critic import Choice
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Episode, Rollouts
@@ -82,12 +83,14 @@ def evaluate_and_keep(
     folder: Path,
     rollouts: Callable[[], Rollouts],
     stopped: Callable[[], bool],
+    choice: Choice | None = None,
 ) -> Evaluation | None:
     """`evaluate`, going on from what of it `folder` holds; None where `stopped()` ended it, between two waves.
 
     digest: of the planner's weights; what is kept of another's is measured again. rollouts: not called where all is
-    there.
+    there. choice: how it chooses among several plans.
     """
+    digest = digest if choice is None else f"{digest}, best of {choice.count}"
     episodes = _kept_episodes(folder, digest, seeds)
     if episodes:
         log.info("%s: %d of %d episodes were evaluated before", config.name, len(episodes), len(seeds))
@@ -96,7 +99,7 @@ def evaluate_and_keep(
             return None
         workers = rollouts()
         wave = seeds[len(episodes) : len(episodes) + workers.environments]
-        episodes += evaluate(planner, workers, config, wave).episodes
+        episodes += evaluate(planner, workers, config, wave, choice).episodes
         _keep(episodes, digest, folder)
     found = Evaluation(config, episodes)
     write_json(folder / "evaluation.json", found.summary())

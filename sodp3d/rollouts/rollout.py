@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
-from sodp3d.models.planner import ChainOptions, Planner
+from sodp3d.models.critic import Choice
+from sodp3d.models.diffusion import Chain, ChainOptions
+from sodp3d.models.planner import Planner
 from sodp3d.parallel import WorkerCount, WorkerDiedError, make_workers
 from sodp3d.rollouts.group import EnvironmentGroup, Observation
 
@@ -25,7 +27,7 @@ class Episode:
     observations: list[Observation] = field(default_factory=list)  # C of (To, ...), raw units; empty unless kept
     features: list[Tensor] = field(default_factory=list)  # C of (F,); empty unless kept
     latents: list[Tensor] = field(default_factory=list)  # C of (K'+1, Tp, Da)
-    log_prob: list[Tensor] = field(default_factory=list)  # C of (K',)
+    means: list[Tensor] = field(default_factory=list)  # C of (K', Tp, Da)
     actions: list[NDArray[np.float32]] = field(default_factory=list)  # C of (executed, Da)
     rewards: list[NDArray[np.float64]] = field(default_factory=list)  # C of (executed,)
     terminated: bool = False  # by the task; False where the time limit cut it
@@ -90,6 +92,7 @@ class Rollouts:
         device: str = "cpu",
     ):
         values = (config, observation, renderer, backend, device)
+        self._config = config
         self._workers = make_workers(workers, EnvironmentGroup, values, at_most=environments)
         self.environments = environments
 
@@ -100,7 +103,12 @@ class Rollouts:
         self._workers.close()
 
     def run(
-        self, planner: Planner, seeds: list[int], options: ChainOptions, keep_chains: bool = False
+        self,
+        planner: Planner,
+        seeds: list[int],
+        options: ChainOptions,
+        keep_chains: bool = False,
+        choice: Choice | None = None,
     ) -> list[Episode]:
         """One episode per seed, in that order.
 
@@ -108,15 +116,18 @@ class Rollouts:
         (up to the rounding of batched products), nor on whether a worker died and a fresh one began it anew.
 
         Args:
-            keep_chains: keep observations, features, latents and log-probabilities, for learning from them.
+            keep_chains: keep observations, features, latents and their means, for learning from them.
+            choice: draws several plans where it is given, and says which is executed.
         """
         episodes: list[Episode] = []
         for start in range(0, len(seeds), self.environments):
-            episodes += self._wave(planner, seeds[start : start + self.environments], options, keep_chains)
+            episodes += self._wave(planner, seeds[start : start + self.environments], options, keep_chains, choice)
         return episodes
 
     @torch.no_grad()
-    def _wave(self, planner: Planner, seeds: list[int], options: ChainOptions, keep: bool) -> list[Episode]:
+    def _wave(
+        self, planner: Planner, seeds: list[int], options: ChainOptions, keep: bool, choice: Choice | None
+    ) -> list[Episode]:
         wave = _Wave(seeds, len(self._workers))
         episodes = wave.episodes
         starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
@@ -126,21 +137,37 @@ class Rollouts:
         while current:
             running = sorted(current)
             features = _encode(planner, [current[i] for i in running])
-            noise = torch.cat([planner.noise(1, wave.generators[i]) for i in running])
-            chain = planner.sample_chain(features, noise, options)
+            chain = self._sample(planner, features, wave, running, options, choice)
             plans = planner.executed(planner.actions(chain.latents[:, -1])).cpu().numpy()
             if keep:
                 for row, index in enumerate(running):
                     episodes[index].observations.append(current[index])
                     episodes[index].features.append(features[row].cpu())
                     episodes[index].latents.append(chain.latents[row].cpu())
-                    episodes[index].log_prob.append(chain.log_prob[row].cpu())
+                    episodes[index].means.append(chain.means[row].cpu())
             current = self._advance(wave, running, plans)
         if keep:
             features = _encode(planner, [episode.final_observation for episode in episodes])
             for episode, row in zip(episodes, features.cpu(), strict=True):
                 episode.final_features = row
         return episodes
+
+    def _sample(
+        self,
+        planner: Planner,
+        features: Tensor,
+        wave: _Wave,
+        running: list[int],
+        options: ChainOptions,
+        choice: Choice | None,
+    ) -> Chain:
+        """One chain for each of the `running` episodes."""
+        count = choice.count if choice else 1
+        noise = torch.stack([planner.noise(count, wave.generators[index]) for index in running])
+        if choice is None:
+            return planner.sample_chain(features, noise[:, 0], options)
+        elapsed = torch.tensor([wave.episodes[index].length / self._config.episode_steps for index in running])
+        return choice.sample(planner, features, elapsed.to(features), noise, options)
 
     def _advance(self, wave: _Wave, running: list[int], plans: NDArray[np.float32]) -> dict[int, Observation]:
         """Execute one chunk everywhere; returns the next observation of the episodes that go on.

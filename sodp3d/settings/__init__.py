@@ -10,7 +10,7 @@ from sodp3d.settings.collection import (
 )
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
-from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings, SamplerSettings
+from sodp3d.settings.finetuning import CriticSettings, FinetuneSettings, RegularizerSettings, SamplerSettings
 from sodp3d.settings.identity import decides, differences, identity, measured_alike, resources
 from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
@@ -19,6 +19,7 @@ __all__ = [
     "CollectSettings",
     "CommonSettings",
     "ConvertSettings",
+    "CriticSettings",
     "DemonstrationSettings",
     "EncoderSettings",
     "EvaluationSettings",

@@ -33,6 +33,25 @@ class SamplerSettings:
     rows: Literal["executed", "all"] = "executed"
 
 
+@section("finetune.critic")
+class CriticSettings:
+    """An ensemble of action values of chunks, learned from all roll-outs kept, and plans imagined by it."""
+
+    members: Natural = 0  # 0: no critic
+    width: Count = 256
+    layers: Count = 3
+    learning_rate: NotNegative = 3e-4
+    batch_size: Count = 256  # chunks
+    discount: Share = 0.97  # per chunk
+    averaging: Share = 0.02  # of the target's weights, per update
+    first_updates: Natural = 1500  # before all others
+    updates_per_episode: Natural = 25
+    refreshed_chunks: Natural = 0  # per iteration: next chunks drawn anew from the planner
+    replay_chunks: Count = 100_000
+    states: Count = 256  # to plan for in imagination, per iteration
+    group: Count = 8  # plans of each
+
+
 @section("reg", open_ended=True)
 class RegularizerSettings:
     """What each regularizer has; options beyond these are its own."""
@@ -48,13 +67,18 @@ class FinetuneSettings:
     episodes: Count = 120  # online episodes in all
     episodes_per_iteration: Count = 8
     updates_per_episode: Count = 10  # gradient steps
-    batch_size: Count = 256  # plans
+    batch_size: Count = 256  # plans cloned
+    importance_batch_size: Count = 256  # plans of the importance term; each with all its denoising steps
     learning_rate: NotNegative = 1e-4
     final_learning_rate: Share = 0.1  # of the first
     importance_weight: NotNegative = 0.1
     clip: NotNegative = 0.01  # of the ratio
-    target_kl: KlBound = 0.002  # ends an iteration's updates
-    credit: Literal["chunk", "return_to_go", "gae"] = "chunk"
+    first_clip: NotNegative | None = None  # at the chain's first step, from which it grows to `clip`; null: the same
+    denoising_discount: Fraction = 1.0  # of a step's weight, per step before the last
+    tuned_steps: Count | None = None  # last denoising steps that the importance term is of; null: all
+    target_kl: KlBound = 0.02  # ends an iteration's updates; nats per element and denoising step
+    adaptive_learning_rate: Flag = False  # by the KL
+    credit: Literal["chunk", "return_to_go", "gae", "critic"] = "chunk"
     baseline: Literal["none", "mean", "time", "value"] = "time"
     discount: Share = 1.0  # per chunk
     gae_lambda: Fraction = 0.95
@@ -63,6 +87,10 @@ class FinetuneSettings:
     gradient_norm: Positive = 1.0  # bound
     value_learning_rate: NotNegative = 1e-3
     value_updates: Natural = 50  # gradient steps of the value head, per iteration
+    value_warmup: Natural = 0  # gradient steps of it before the first iteration
+    critic: CriticSettings = field(default_factory=CriticSettings)
+    best_of: Count = 1  # plans of each step of a roll-out, of which the critic chooses
+    chosen_share: Fraction = 0.0  # of the cloned plans: the critic's choice among imagined ones
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     initial_proficient: Count = 10  # episodes, N_init
     initial_attempts: Count = 50  # episodes
@@ -81,6 +109,23 @@ class FinetuneSettings:
             raise InputError(
                 "finetune.baseline: finetune.credit=gae subtracts the value already, got value; "
                 "use finetune.baseline=none, mean or time."
+            )
+        if self.adaptive_learning_rate and (self.target_kl is None or self.importance_weight == 0):
+            raise InputError(
+                "finetune.adaptive_learning_rate: it follows the importance term's KL; give finetune.target_kl and a "
+                "finetune.importance_weight above 0, or leave it false."
+            )
+        needing = [
+            *(["finetune.credit=critic"] if self.credit == "critic" else []),
+            *([f"finetune.best_of={self.best_of}"] if self.best_of > 1 else []),
+            *([f"finetune.chosen_share={self.chosen_share:g}"] if self.chosen_share else []),
+        ]
+        if needing and not self.critic.members:
+            raise InputError(f"finetune.critic.members: {needing[0]} needs a critic, got 0 members; use 5, say.")
+        if self.critic.members and self.encoder != "frozen":
+            raise InputError(
+                "finetune.critic: it learns from features, which a tuned encoder would change under it; use "
+                "finetune.encoder=frozen, or finetune.critic.members=0."
             )
         if self.from_scratch and (self.encoder == "frozen" or self.target_kl is not None):
             raise InputError(

@@ -1,0 +1,124 @@
+"""A critic of executed chunks: an ensemble that tells what return a plan leads to, and chooses among plans by it.
+
+Shape letters: B batch, F features, Ta executed steps, Da actions, M members of the ensemble, N plans of one state.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm, mish
+
+from sodp3d.models.diffusion import Chain, ChainOptions
+from sodp3d.models.planner import Planner
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """All that determines a critic's architecture; JSON-able."""
+
+    feature_size: int  # F, of the planner's encoder
+    chunk_size: int  # Ta * Da
+    members: int = 5  # M
+    width: int = 256
+    layers: int = 3  # hidden ones
+    timed: bool = False  # whether it is told how much of the time limit is gone
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able mapping, of which `CriticConfig(**mapping)` is equal."""
+        return asdict(self)
+
+
+class Critic(nn.Module):
+    """M networks Q(features, time that is gone, executed chunk), each layer one batched product for all of them.
+
+    Features are standardized by `standardize`; chunks are in normalized action units.
+    """
+
+    def __init__(self, config: CriticConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = [config.width] * config.layers
+        self.of_state = EnsembleLinear(config.members, config.feature_size + 1, config.width)
+        self.of_chunk = EnsembleLinear(config.members, config.chunk_size, config.width, bias=False)
+        self.hidden = nn.ModuleList(EnsembleLinear(config.members, a, b) for a, b in pairwise(sizes))
+        self.head = EnsembleLinear(config.members, config.width, 1)
+        self.gains = nn.ParameterList(torch.ones(config.members, 1, config.width) for _ in sizes)
+        self.shifts = nn.ParameterList(torch.zeros(config.members, 1, config.width) for _ in sizes)
+        self.mean: Tensor
+        self.deviation: Tensor
+        self.register_buffer("mean", torch.zeros(config.feature_size))
+        self.register_buffer("deviation", torch.ones(config.feature_size))
+
+    def standardize(self, features: Tensor) -> None:
+        """Scale inputs from now on by the mean and deviation of features (B, F)."""
+        self.mean.copy_(features.mean(0))
+        self.deviation.copy_(features.std(0, correction=0).clamp(min=1e-3))
+
+    def forward(self, features: Tensor, elapsed: Tensor, chunks: Tensor) -> Tensor:
+        """features (B, F), elapsed (B,) share of the time limit, chunks (B, N, Ta, Da) -> values (M, B, N)."""
+        size, plans = chunks.shape[:2]
+        time = elapsed if self.config.timed else torch.zeros_like(elapsed)
+        state = torch.cat([(features - self.mean) / self.deviation, time[:, None]], dim=-1)
+        x = self.of_chunk(chunks.reshape(1, size * plans, -1))
+        x = x + self.of_state(state[None]).repeat_interleave(plans, dim=1)
+        parts = self._norms()
+        x = self._activated(x, parts)
+        for layer in self.hidden:
+            x = self._activated(layer(x), parts)
+        return self.head(x).reshape(-1, size, plans)
+
+    def _norms(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.gains, self.shifts, strict=True)
+
+    def _activated(self, x: Tensor, norms: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
+        gain, shift = next(norms)
+        return mish(layer_norm(x, (self.config.width,)) * gain + shift)
+
+
+class EnsembleLinear(nn.Module):
+    """M linear layers as one batched product: (M or 1, B, in) -> (M, B, out)."""
+
+    def __init__(self, members: int, size_in: int, size_out: int, bias: bool = True) -> None:
+        super().__init__()
+        bound = size_in**-0.5
+        self.weight = nn.Parameter(torch.empty(members, size_in, size_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(members, 1, size_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (M, B, in), or (1, B, in) for all members alike -> (M, B, out)."""
+        x = x.expand(len(self.weight), -1, -1)
+        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+
+
+def executed_chunks(planner: Planner, latents: Tensor) -> Tensor:
+    """What is executed of final latents (..., Tp, Da): (..., Ta, Da), normalized, clipped as actions are."""
+    return planner.executed(latents.clamp(-1, 1))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Best of N: `count` plans are drawn, and the one executed that the critic likes best, by its members' mean."""
+
+    critic: Critic
+    count: int
+
+    @torch.no_grad()
+    def sample(
+        self, planner: Planner, features: Tensor, elapsed: Tensor, noise: Tensor, options: ChainOptions
+    ) -> Chain:
+        """The chosen chain of each state. features (B, F), elapsed (B,), noise (B, N, K'+1, Tp, Da)."""
+        size = len(features)
+        chain = planner.sample_chain(features.repeat_interleave(self.count, dim=0), noise.flatten(0, 1), options)
+        chunks = executed_chunks(planner, chain.latents[:, -1]).unflatten(0, (size, self.count))
+        best = self.critic(features, elapsed, chunks).mean(0).argmax(1)
+        chosen = torch.arange(size, device=best.device) * self.count + best
+        return Chain(chain.latents[chosen], chain.means[chosen])
+
+
+def described_choice(critic: Critic, best_of: int) -> dict[str, Any]:
+    """What a checkpoint says of a critic beside its weights; best_of: plans that it was tested with."""
+    return {"critic": critic.config.to_dict(), "best_of": best_of}
