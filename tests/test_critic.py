@@ -93,6 +93,27 @@ def test_the_target_is_reward_and_discounted_mean_of_the_average_at_the_next_chu
     assert float(last) == pytest.approx(float(learner.rows["reward"][-1]) / 2)
 
 
+def test_the_critic_is_watched_on_roll_outs_that_it_has_not_learned_from() -> None:
+    tuning = prepare(critic=SMALL)
+    critic = tuning.critic
+    assert critic is not None and tuning.watched == {}
+    tuning.learn(1)
+    scale = tuning.memory.scale.deviation
+    new = episode(tuning.planner, tuning, 7, success=False)
+    tuning.remember([new], TASK)
+    values, returns = critic.calibration
+    with torch.no_grad():
+        chunks = executed_chunks(tuning.planner, torch.stack(new.latents)[:, -1])[:, None]
+        expected = critic.critic(torch.stack(new.features), torch.zeros(5), chunks).mean(0)[:, 0]
+    torch.testing.assert_close(values, expected)
+    came = float(values[-1])  # of the last chunk, beyond the time limit
+    for chunk in range(4, -1, -1):
+        if chunk < 4:
+            came = float(new.chunk_rewards[chunk]) / scale + 0.97 * came
+        assert float(returns[chunk]) == pytest.approx(came, rel=1e-4)
+    assert tuning.watched["critic/bias"] == pytest.approx(float((values - returns).mean()), abs=1e-5)
+
+
 values = st.floats(-5, 5, width=32)
 
 

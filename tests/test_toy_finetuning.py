@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,8 +65,14 @@ def pretrain(generator: torch.Generator, steps: int = 250) -> Planner:
 
 
 @torch.no_grad()
-def roll_out(planner: Planner, episodes: int, options: ChainOptions, generator: torch.Generator) -> list[EpisodeRecord]:
-    """Episodes of CHUNKS independent chunks; a success has all of them right."""
+def roll_out(
+    planner: Planner,
+    episodes: int,
+    options: ChainOptions,
+    generator: torch.Generator,
+    succeeds: Callable[[Tensor], bool] = lambda reward: bool(reward.all()),
+) -> list[EpisodeRecord]:
+    """Episodes of CHUNKS independent chunks; a success has all of them right, unless `succeeds` says otherwise."""
     mode = torch.randint(MODES, (episodes * CHUNKS,), generator=generator)
     chain = planner.sample_chain(observe(mode), planner.noise(len(mode), generator), options)
     reward = chunk_reward(planner, chain.latents, mode)
@@ -73,7 +80,7 @@ def roll_out(planner: Planner, episodes: int, options: ChainOptions, generator: 
     for start in range(0, len(mode), CHUNKS):
         rows = slice(start, start + CHUNKS)
         observation = {key: value[rows] for key, value in observe(mode).items()}
-        success = bool(reward[rows].all())
+        success = succeeds(reward[rows])
         records.append(
             EpisodeRecord(
                 observation,
@@ -96,7 +103,13 @@ def mean_return(episodes: list[EpisodeRecord]) -> float:
 
 
 def finetune(
-    planner: Planner, regularizer: str, generator: torch.Generator, rounds: int, updates: int, **changes: Any
+    planner: Planner,
+    regularizer: str,
+    generator: torch.Generator,
+    rounds: int,
+    updates: int,
+    succeeds: Callable[[Tensor], bool] = lambda reward: bool(reward.all()),
+    **changes: Any,
 ) -> Planner:
     """Algorithm 1 by `Finetuning` itself; only the roll-outs are the toy's."""
     defaults = compose("train")["finetune"]
@@ -109,10 +122,10 @@ def finetune(
     regularized = RegularizerSettings(name=regularizer, weight=float(regularizer != "none"))
     tuning = Finetuning(planner, FinetuneSettings(**settings), regularized, seed=0)
     options = tuning.learner.options
-    tuning.memory.take(roll_out(planner, 400, options, generator))  # N_init: one episode of 25 succeeds
+    tuning.memory.take(roll_out(planner, 400, options, generator, succeeds))  # N_init: one episode of 25 is all right
     for _ in range(rounds):
         tuning.learn(updates)
-        tuning.memory.take(roll_out(tuning.planner, 48, options, generator))
+        tuning.memory.take(roll_out(tuning.planner, 48, options, generator, succeeds))
     return tuning.planner
 
 
@@ -136,3 +149,17 @@ def test_the_importance_term_learns_by_itself_given_more_updates() -> None:
     changes = {"replay_episodes": 48, "normalize_credit": True}
     tuned = finetune(pretrained, "none", generator, rounds=20, updates=30, **changes)
     assert mean_return(roll_out(tuned, 200, ChainOptions(), generator)) > 0.8
+
+
+@pytest.mark.slow
+def test_where_every_episode_succeeds_cloning_learns_nothing_and_the_importance_term_all() -> None:
+    """Direct BC cannot tell better successes from worse ones (paper, Table 5); rewards can."""
+    generator = torch.Generator().manual_seed(0)
+    pretrained = pretrain(generator)
+    after = {}
+    for name, weight in (("clone", 0.0), ("importance", 1.0)):
+        changes = {"importance_weight": weight, "replay_episodes": 48, "normalize_credit": True}
+        regularizer = "bc" if name == "clone" else "none"
+        tuned = finetune(pretrained, regularizer, generator, 20, 30, lambda reward: True, **changes)
+        after[name] = mean_return(roll_out(tuned, 200, ChainOptions(), generator))
+    assert after["clone"] < 0.35 and after["importance"] > 0.8, after

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sodp3d.core import checkpoint
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.ppo import return_to_go
 from sodp3d.models.critic import Choice, Critic, CriticConfig, executed_chunks
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
@@ -75,6 +76,7 @@ class CriticLearner:
         self.batches = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
         self.updates = 0
+        self.calibration = torch.zeros(2, 0)  # values and returns of the newest roll-outs, before it learned from them
 
     def choice(self, count: int) -> Choice | None:
         """Best of `count` by this critic; None for one plan, and as long as it has not learned."""
@@ -105,6 +107,30 @@ class CriticLearner:
             "next_chunk": torch.cat([chunks[1:], after]),
             "continues": continues,
         }
+
+    @torch.no_grad()
+    def calibrate(self, records: list[EpisodeRecord], planner: Planner, scale: float) -> dict[str, float]:
+        """How its values compare with the returns of roll-outs that it has not learned from yet.
+
+        A return is the discounted sum of the rewards / scale that came, and beyond a time limit the value of the last
+        chunk. Where plans are chosen by the critic, a growing bias says that it is exploited.
+        """
+        if not self.updates or not records:
+            return {}
+        values, returns = [], []
+        for record in records:
+            features, elapsed = (x.to(self.critic.mean) for x in (record.observation["features"], record.elapsed))
+            chunks = executed_chunks(planner, record.latents[:, -1])[:, None].to(features)
+            values.append(self.critic(features, elapsed, chunks).mean(0)[:, 0].cpu())
+            last = 0.0 if record.terminated else float(values[-1][-1])
+            rewards = record.reward[:-1] / scale if not record.terminated else record.reward / scale
+            found = return_to_go(rewards, self.settings.discount, last)
+            returns.append(found if record.terminated else torch.cat([found, torch.tensor([last])]))
+        self.calibration = torch.stack([torch.cat(values), torch.cat(returns)])
+        bias = float((self.calibration[0] - self.calibration[1]).mean())
+        deviations = self.calibration.std(dim=1)
+        correlation = float(torch.corrcoef(self.calibration)[0, 1]) if bool((deviations > 0).all()) else 0.0
+        return {"critic/bias": bias, "critic/correlation": correlation}
 
     @torch.no_grad()
     def _plans(self, planner: Planner, features: Tensor, options: ChainOptions) -> Tensor:
@@ -189,6 +215,7 @@ class CriticLearner:
             "batches": self.batches.get_state(),
             "noise": self.noise.get_state(),
             "updates": torch.tensor(self.updates),
+            "calibration": self.calibration,
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -200,6 +227,7 @@ class CriticLearner:
         self.batches.set_state(state["batches"])
         self.noise.set_state(state["noise"])
         self.updates = int(state["updates"])
+        self.calibration = state["calibration"].clone()
 
 
 def conservative_advantage(values: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
 from sodp3d.settings import TrainSettings
+from sodp3d.tools.plot import plot_calibration
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,8 @@ def finetune(
         if any(_due(tuning.episodes, count, every) for every in (options.checkpoint_every, options.evaluate_every)):
             tuning.save(run, described)
     tuning.save(run, described)
+    if tuning.critic is not None and tuning.critic.calibration.numel():
+        plot_calibration(run.directory / "critic.png", *tuning.critic.calibration.tolist())
     return _measure(settings, run, tuning, task, rollouts) if tuning.episodes >= options.episodes else None
 
 

@@ -48,6 +48,7 @@ class Finetuning:
         self.episodes = 0  # learned from
         self.rolled_out = 0  # with those before the first update
         self.environment_steps = 0  # control steps
+        self.watched: dict[str, float] = {}  # how the critic did on the newest roll-outs
         self.before: dict[str, Any] = {}  # evaluation of the planner that it began with
 
     @property
@@ -59,6 +60,8 @@ class Finetuning:
         """Take roll-outs into memory, all but those that diverged, and count them."""
         frozen = self.settings.encoder == "frozen"
         records = [to_record(episode, task, frozen) for episode in episodes if not episode.diverged]
+        if self.critic is not None:
+            self.watched = self.critic.calibrate(records, self.planner, self.memory.scale.deviation)
         self._take(records)
         self.environment_steps += sum(episode.length for episode in episodes)
         self.rolled_out += len(episodes)
@@ -103,7 +106,7 @@ class Finetuning:
         rate = settings.learning_rate * settings.final_learning_rate**progress * self.keeper.slowed
         lesson, metrics = self._lesson(updates)
         where = f"finetune: after {self.episodes} episodes"
-        metrics |= self.learner.learn(lesson, updates, rate, where)
+        metrics |= self.watched | self.learner.learn(lesson, updates, rate, where)
         return {**metrics, "train/target_episodes": len(self.memory.target)}
 
     def _lesson(self, updates: int) -> tuple[Lesson, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Curves of a run, from its metrics.jsonl; and how figures are written."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,23 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     save_png(figure, directory / "curve.png", dpi=110)
     plt.close(figure)
     return directory / "curve.png"
+
+
+def plot_calibration(path: Path, values: Sequence[float], returns: Sequence[float]) -> None:
+    """What a critic expected of plans, and what came of them, in units of the rewards' deviation."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    low, high = min(*values, *returns), max(*values, *returns)
+    axes.plot([low, high], [low, high], color="0.6", linewidth=1, label="as expected")
+    axes.plot(returns, values, ".", markersize=3, alpha=0.5)
+    axes.set_xlabel("return that came (rewards' deviations)")
+    axes.set_ylabel("value that the critic gave before")
+    axes.set_title(f"The critic on {len(values)} new plans", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    save_png(figure, path)
 
 
 def save_png(figure: Any, path: Path, dpi: int = 100) -> None:
