@@ -114,6 +114,12 @@ def test_selection(tmp_path: Path) -> None:
     assert sorted(store.metadata["seed"][select_episodes(store, 0.3, quality="nearoptimal")]) == [7, 8, 9]
     assert select_episodes(store, 0.3, quality="all").tolist() == list(range(10))
     assert sorted(store.metadata["seed"][select_episodes(store, 0.5, 2, quality="nearoptimal")]) == [8, 9]
+    weak = select_episodes(store, successes_at_most=0.5)  # in the agent's order: 0, 3, 6, 9 succeed
+    assert sorted(store.metadata["seed"][weak]) == list(range(10))
+    weak = select_episodes(store, successes_at_most=0.35)
+    assert sorted(store.metadata["seed"][weak]) == list(range(9))
+    with pytest.raises(InputError, match=r"no episode of 10 is left by .*successes_at_most=0\.1"):
+        select_episodes(store, successes_at_most=0.1)
     with pytest.raises(InputError, match="suboptimal, nearoptimal, all"):
         select_episodes(store, quality="expert")
     with pytest.raises(InputError, match="fraction"):

@@ -11,10 +11,11 @@ from toy_planner import STATE, make_observation, make_planner
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
+from sodp3d.learning.augmentation import augmented, thinned, turned
 from sodp3d.learning.lookup import find_planner, label
 from sodp3d.learning.pretrain import check_acceleration
 from sodp3d.models.convolution import Convolution
-from sodp3d.settings import PretrainSettings
+from sodp3d.settings import AugmentationSettings, PretrainSettings
 
 
 def test_bfloat16_gives_nearly_the_same_loss_and_gradients() -> None:
@@ -114,3 +115,34 @@ def test_diffusion_policy_imitates_what_dp3_does_from_images_with_noise_predicti
     rate = {"learning_rate": 1e-3, "warmup_steps": 50}  # noise is not learned at the rate that samples are
     assert policy["pretrain"] == {**dp3["pretrain"], **rate} and label(policy) == "adroit_door-image-diffusion_policy"
     assert policy["model"]["prediction"] == "epsilon" and policy["evaluation"]["eta"] == 1
+
+
+CLOUDS = torch.rand(5, 2, 40, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_clouds_are_changed_and_nothing_else_is() -> None:
+    batch = {"point_cloud": CLOUDS, "action": torch.zeros(5, 4, 2)}
+    assert augmented(batch, AugmentationSettings()) is batch
+    settings = AugmentationSettings(jitter=0.01, dropout=0.3, rotation=5)
+    found = augmented(batch, settings, torch.Generator().manual_seed(1))
+    again = augmented(batch, settings, torch.Generator().manual_seed(1))
+    assert torch.equal(found["point_cloud"], again["point_cloud"]) and found["action"] is batch["action"]
+    assert not torch.equal(found["point_cloud"], CLOUDS) and batch["point_cloud"] is CLOUDS
+    state = {"state": torch.zeros(5, 2, 3)}
+    assert augmented(state, settings) is state
+
+
+def test_a_turn_keeps_heights_and_distances_and_is_one_for_all_steps_of_a_sample() -> None:
+    found = turned(CLOUDS, 0.5, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(found[..., 2], CLOUDS[..., 2])
+    torch.testing.assert_close(
+        torch.cdist(found.flatten(1, 2), found.flatten(1, 2)), torch.cdist(*2 * [CLOUDS.flatten(1, 2)])
+    )
+    assert ((found - CLOUDS).norm(dim=-1).amax((1, 2)) > 1e-3).all()
+
+
+def test_points_that_are_left_out_are_doubles_of_one_that_stays() -> None:
+    found = thinned(CLOUDS, 0.5, torch.Generator().manual_seed(1))
+    same = (found == CLOUDS).all(-1)
+    assert 0 < float((~same).float().mean()) < 0.5 and float((~same).float().mean((2,)).max()) < 0.7
+    assert torch.equal(torch.where(same[..., None], found, CLOUDS[:, :, :1]), found)

@@ -27,13 +27,16 @@ def select_episodes(
     max_episodes: int | None = None,
     success: str | None = None,
     quality: str = "suboptimal",
+    successes_at_most: float = 1.0,
+    metric: str = "count",
 ) -> NDArray[np.int64]:
     """Indices of the store's episodes from one part of the agent's experience.
 
     quality: "suboptimal" the first `fraction` of all steps (the paper takes the first 30 % or 50 %), "nearoptimal" the
     last `fraction` (C.2), "all". At least one episode. success: then only episodes that succeeded by "final", "count"
-    or "any". max_episodes: then at most so many, the earliest of the first part or the latest of the last. Raises
-    InputError when nothing is left.
+    or "any". max_episodes: then at most so many, the earliest of the first part or the latest of the last.
+    successes_at_most: below 1, of what the part holds the most, from its beginning on, of which at most this share
+    succeeds by `metric`: the weak experience of an agent that learns. Raises InputError when nothing is left.
     """
     if quality not in QUALITIES:
         raise InputError(f"quality: expected one of {', '.join(QUALITIES)}, got {quality!r}.")
@@ -48,13 +51,17 @@ def select_episodes(
     # Episodes that start before the limit, which rounding (0.7 * 10 > 7) must not push over the next start.
     limit = max(fraction * store.steps - 1e-6, 0.5) if quality != "all" else np.inf
     chosen = order[np.cumsum(lengths) - lengths < limit]
+    if successes_at_most < 1:
+        share = np.cumsum(metadata[f"success_{metric}"][chosen]) / np.arange(1, len(chosen) + 1)
+        weak = np.flatnonzero(share <= successes_at_most)
+        chosen = chosen[: weak[-1] + 1 if len(weak) else 0]
     if success is not None:
         chosen = chosen[metadata[f"success_{success}"][chosen]]
     chosen = np.sort(chosen[:max_episodes])
     if len(chosen) == 0:
         raise InputError(
             f"{store.path}: no episode of {len(store)} is left by fraction={fraction}, success={success}, "
-            f"max_episodes={max_episodes}; collect more or select less strictly."
+            f"max_episodes={max_episodes}, successes_at_most={successes_at_most}; collect more or select less strictly."
         )
     return chosen.astype(np.int64)
 

@@ -17,6 +17,7 @@ from sodp3d.core.sections import read_section
 from sodp3d.data.dataset import WindowDataset, select_episodes
 from sodp3d.data.hashing import Identity, identify
 from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.augmentation import augmented
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
 from sodp3d.learning.keeper import evaluate_newest
@@ -52,6 +53,7 @@ class Pretraining:
         """One gradient step; returns the loss. Raises FloatingPointError where it is not finite."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
+        batch = augmented(batch, self.settings.augment, self.noise)
         with torch.autocast(self.planner.device.type, torch.bfloat16, enabled=self.bfloat16):
             loss = self.planner.loss(batch, self.noise)
         require_finite({"loss": loss}, f"pretrain: at step {self.step}")
@@ -175,7 +177,8 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     stores = open_stores(config, tasks)
     success = task.success_metric if settings.successful_only else None
     chosen = settings.fraction, settings.max_episodes, success, settings.quality
-    episodes = [select_episodes(store, *chosen) for store in stores]
+    weak = settings.successes_at_most, task.success_metric
+    episodes = [select_episodes(store, *chosen, *weak) for store in stores]
     keys = ["agent_pos", sensor(config["obs"]["name"]).key]
     dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
     return dataset, identify(stores, keys)

@@ -12,10 +12,11 @@ from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import CriticSettings, FinetuneSettings, RegularizerSettings, SamplerSettings
 from sodp3d.settings.identity import decides, differences, identity, measured_alike, resources
-from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
+from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
 
 __all__ = [
+    "AugmentationSettings",
     "CollectSettings",
     "CommonSettings",
     "ConvertSettings",

@@ -1,9 +1,22 @@
 """The planner's network and its pre-training: sections `model` and `pretrain`."""
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.sections import Count, Expected, Flag, Natural, NotNegative, Share, Text, Whole, resource, section
+from sodp3d.core.sections import (
+    Count,
+    Expected,
+    Flag,
+    Fraction,
+    Natural,
+    NotNegative,
+    Share,
+    Text,
+    Whole,
+    resource,
+    section,
+)
 
 Quality = Literal["suboptimal", "nearoptimal", "all"]
 
@@ -27,6 +40,15 @@ class ModelSettings:
             )
 
 
+@section("pretrain.augment")
+class AugmentationSettings:
+    """How clouds are changed anew each time that they are learned from; all 0 leaves them as they are."""
+
+    jitter: NotNegative = 0.0  # standard deviation of each point's shift, metres
+    dropout: Fraction = 0.0  # most of a cloud's points that are left out
+    rotation: NotNegative = 0.0  # most of a turn about the vertical, degrees
+
+
 @section("pretrain")
 class PretrainSettings:
     """Gradient steps on windows of the stores' episodes."""
@@ -44,4 +66,6 @@ class PretrainSettings:
     quality: Quality = "suboptimal"
     fraction: Share = 1.0  # of a store's steps
     max_episodes: Count | None = None  # of each store
+    successes_at_most: Share = 1.0  # of the episodes of each store, the most from its beginning on
     successful_only: Flag = False
+    augment: AugmentationSettings = field(default_factory=AugmentationSettings)
