@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sodp3d.envs import make_env
     from sodp3d.envs.base import RobotEnv
     from sodp3d.envs.config import EnvConfig
-    from sodp3d.models.loading import load_planner
+    from sodp3d.models.loading import load_choice, load_planner
     from sodp3d.models.planner import Planner, PlannerConfig
     from sodp3d.rollouts.evaluate import evaluate
     from sodp3d.rollouts.rollout import Rollouts
@@ -37,6 +37,7 @@ _HOMES = {
     "Rollouts": "rollouts.rollout",
     "WindowDataset": "data.dataset",
     "evaluate": "rollouts.evaluate",
+    "load_choice": "models.loading",
     "load_planner": "models.loading",
     "make_env": "envs",
 }
@@ -56,6 +57,7 @@ __all__ = [
     "Rollouts",
     "WindowDataset",
     "evaluate",
+    "load_choice",
     "load_planner",
     "make_env",
 ]

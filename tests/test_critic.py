@@ -154,6 +154,11 @@ def test_the_best_of_several_plans_is_the_one_that_the_members_mean_likes_best()
         best = max(range(4), key=lambda plan: liked[plan])
         torch.testing.assert_close(chosen.latents[state], chain.latents[best], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(chosen.means[state], chain.means[best], rtol=1e-4, atol=1e-4)
+    seen = make_observation(STATE, 3)
+    plan = planner.plan(seen, noise=noise, sigma_floor=options.sigma_floor, choice=Choice(critic, 4))
+    torch.testing.assert_close(plan, planner.actions(chosen.latents[:, -1]))
+    drawn = planner.plan(seen, generator=torch.Generator().manual_seed(0), sigma_floor=0.1, choice=Choice(critic, 4))
+    torch.testing.assert_close(drawn, plan)
 
 
 def test_imagined_plans_have_ratio_one_at_first_and_are_learned_from() -> None:

@@ -113,12 +113,12 @@ def load_planner_and_state(
     return planner.to(device).eval(), state
 
 
-def load_choice(path: Path, device: torch.device | str, best_of: int | None = None) -> Choice | None:
+def load_choice(path: str | Path, device: torch.device | str = "cpu", best_of: int | None = None) -> Choice | None:
     """How the planner in `path` chooses among several plans: as it was tested, or by `best_of`.
 
     None for one plan. Raises InputError where several are asked for and no critic was saved with it.
     """
-    directory = checkpoint_of(path)
+    directory = checkpoint_of(Path(path))
     tensors, state = checkpoint.load(directory)
     count = state.get("best_of", 1) if best_of is None else best_of
     if count == 1:

@@ -6,7 +6,7 @@ K training steps, K' inference steps, F = To * 128 features.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -107,6 +107,21 @@ class PlannerConfig:
             return cls(**{**mapping, "sensor_shape": tuple(mapping["sensor_shape"])})
         except (TypeError, KeyError) as error:
             raise InputError(f"planner: incomplete configuration: {error}.") from error
+
+
+class Chooser(Protocol):
+    """Draws several plans of each state and says which is taken; `models.critic.Choice` is one."""
+
+    @property
+    def count(self) -> int:
+        """N: how many."""
+        ...
+
+    def sample(
+        self, planner: "Planner", features: Tensor, elapsed: Tensor, noise: Tensor, options: ChainOptions
+    ) -> Chain:
+        """The chosen chain of each state. features (B, F), elapsed (B,), noise (B, N, K'+1, Tp, Da)."""
+        ...
 
 
 class Planner(nn.Module):
@@ -252,6 +267,8 @@ class Planner(nn.Module):
         generator: torch.Generator | None = None,
         eta: float | None = None,
         sigma_floor: float | None = None,
+        choice: "Chooser | None" = None,
+        elapsed: float = 0.0,
     ) -> Any:
         """Plan from a raw observation: {"agent_pos": (B, To, Dp), sensor key: (B, To, ...)} -> (B, Tp, Da) raw actions.
 
@@ -259,6 +276,8 @@ class Planner(nn.Module):
         noise: (B, K'+1, Tp, Da) of unit normal; drawn from generator (the global one if None) where not given.
         eta, sigma_floor: of the sampler; the planner's own where not given, which matters: on door the same planner had
         76 % with eta 1 and 36 % with eta 0.
+        choice: draws several plans and takes the best (`load_choice`); noise is then (B, N, K'+1, Tp, Da). elapsed:
+        share of the time limit that is gone, for a critic that was told it.
         Raises InputError naming the key for what is missing, of another shape, not numeric or not finite: a plan of it
         would be no plan.
         """
@@ -268,11 +287,16 @@ class Planner(nn.Module):
         if single:
             tensors = {key: value[None] for key, value in tensors.items()}
         features = self.encode(tensors)
+        size, count = len(features), choice.count if choice is not None else 1
         if noise is None:
-            noise = self.noise(len(features), generator)
+            noise = self.noise(size * count, generator)
         own = self.config.sampled(None, eta, sigma_floor)
         options = ChainOptions(eta=own.eta, sigma_floor=own.sigma_floor)
-        chain = self.sample_chain(features, noise.to(features), options)
+        if choice is None:
+            chain = self.sample_chain(features, noise.to(features), options)
+        else:
+            several = noise.to(features).view(size, count, *noise.shape[-3:])
+            chain = choice.sample(self, features, torch.full_like(features[:, 0], elapsed), several, options)
         plan = self.actions(chain.latents[:, -1])
         plan = plan[0] if single else plan
         return plan.cpu().numpy() if arrays else plan
