@@ -1,9 +1,9 @@
 """The weak benchmark: planners pre-trained on an agent's earliest experience, each fine-tuned by every algorithm.
 
 For each task and agent seed: a store of its own; a planner of the most episodes, from the beginning on, of which at
-most half succeed; at most 300 episodes of fine-tuning by each algorithm and seed, initial and validation episodes included.
-Every step is a command of its own, and printed. A finished one is skipped and a stopped one goes on, so the same
-command continues the benchmark.
+most half succeed; at most 300 episodes of fine-tuning by each algorithm and seed, initial and validation episodes
+included. Every step is a command of its own, and printed. A finished one is skipped and a stopped one goes on, so the
+same command continues the benchmark.
 
 python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--agents 3] [--seeds 3]
     [--algorithms sodp clone ...] [--test 1000] [options of train.py for every fine-tuning]
@@ -53,8 +53,9 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
             run("data_collection/convert.py", env, f"data={data}")
         run(
             "train.py", "mode=pretrain", env, f"obs={given.observation}", f"data={data}",
-            "pretrain.successes_at_most=0.5", f"pretrain.steps={STEPS[task]}", "pretrain.batch_size=64", "pretrain.evaluate_every=0",
-            f"evaluation.episodes={given.test}", "evaluation.videos=1", f"run_dir={directory}",
+            "pretrain.successes_at_most=0.5", f"pretrain.steps={STEPS[task]}", "pretrain.batch_size=64",
+            "pretrain.evaluate_every=0", f"evaluation.episodes={given.test}", "evaluation.videos=1",
+            f"run_dir={directory}",
         )  # fmt: skip
     return directory
 
