@@ -17,7 +17,7 @@ SMALL = (
 ).split()
 COLLECT = "collect.agent_steps=120 collect.fraction=1 collect.environments=2 collect.evaluate_every=0".split()
 TRAIN = (
-    "model.encoder=mean_max reg=anchored pretrain.steps=4 pretrain.batch_size=8 finetune.episodes=2 "
+    "model.encoder=mean_max algorithm=anchored pretrain.steps=4 pretrain.batch_size=8 finetune.episodes=2 "
     "finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
     "finetune.initial_attempts=2 finetune.evaluate_every=2 evaluation.episodes=2 evaluation.environments=2 "
     "evaluation.validation_episodes=2 "

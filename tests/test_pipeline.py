@@ -77,7 +77,7 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path, finetuned: Pa
 
 
 def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Path) -> None:
-    options = ("start=scratch", f"run_dir={folder}/scratch")
+    options = ("algorithm=sodp_scratch", f"run_dir={folder}/scratch")
     run("train.py", "mode=finetune", *TRAIN, *options, folder=folder)
     result = json.loads((folder / "scratch/result.json").read_text())
     before = json.loads((runs(folder, "pretrain")[0].parent / "result.json").read_text())

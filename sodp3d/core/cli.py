@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,17 @@ from sodp3d.core.stopping import Stopped, on_signal, stop_at_once
 
 log = logging.getLogger(__name__)
 MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
+# Options of earlier releases, with what is typed now; "": nothing.
+FORMER = {
+    "reg": {
+        "bc": "algorithm=sodp, the default (algorithm=sodp_chunk is what it was)",
+        "none": "algorithm=sodp_none",
+        "kl": "algorithm=sodp_kl",
+        "pl": "algorithm=sodp_pl",
+    },
+    "updates": {"few": "algorithm=sodp_gae", "many": ""},
+    "start": {"scratch": "algorithm=sodp_scratch", "pretrained": ""},
+}
 
 
 def command(
@@ -95,6 +106,7 @@ def _run(
         except MENDABLE as error:
             failures.append(error)
 
+    refuse_former(sys.argv[1:])
     _find_plugins(sys.argv[1:])
     sys.argv[1:] = complete(sys.argv[1:])
     if {"-h", "--help"}.intersection(sys.argv):
@@ -127,6 +139,7 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
     import hydra
     from omegaconf import OmegaConf
 
+    refuse_former(overrides or [])
     _find_plugins(overrides or [])
     with _hydra_errors(config_name), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
@@ -189,6 +202,20 @@ def _find_plugins(arguments: list[str]) -> None:
 
     if not any(kind.__name__ == PluginConfigs.__name__ for kind in Plugins.instance().discover(SearchPathPlugin)):
         Plugins.instance().register(PluginConfigs)
+
+
+def refuse_former(arguments: Iterable[str]) -> None:
+    """Raise InputError for options of an earlier release, naming today's."""
+    told = []
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        if key in FORMER and equals and not value.startswith("{"):  # reg={name: kl} is a section
+            now = FORMER[key].get(value, "algorithm=<name>, which configs/algorithm/<name>.yaml makes")
+            told.append(f"{argument} is of an earlier release, {f'use {now}' if now else 'leave it out'}")
+    if len(told) > 1:
+        told.append("an algorithm is one choice: take the nearest, and set reg.name, reg.weight or finetune.<key>")
+    if told:
+        raise InputError(f"algorithm: {'; '.join(told)}.")
 
 
 def refuse_targets(config: Any, where: str = "") -> None:
