@@ -162,6 +162,16 @@ def test_a_misspelt_group_choice_names_the_valid_ones(
     assert "adroit_dor" in message and "adroit_door" in message and "Traceback" not in message
 
 
+@pytest.mark.parametrize("value", ["0", "null", "[]", "[dppo,clone]", "{a: 1}", "nan"])
+def test_a_group_takes_one_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    message = run(monkeypatch, capsys, f"algorithm={value}")
+    assert "algorithm: expected one of clone, dppo, sodp, " in message and f"got algorithm={value}." in message
+    with pytest.raises(InputError, match="mode: expected one of eval, finetune, pretrain, got mode="):
+        compose("train", [f"mode={value}"])
+
+
 def test_configurations_cannot_name_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
