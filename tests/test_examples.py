@@ -56,6 +56,7 @@ def test_a_package_of_ones_own_goes_through_every_stage(installed: Path, tmp_pat
     said = run(installed, tmp_path, "eval", *SMALL, *TRAIN)
     assert "puck: success (final)" in said
     (finetuned,) = (tmp_path / "outputs/finetune").glob("*/*/result.json")
+    assert finetuned.parent.parent.name == "puck-pointcloud-anchored"
     (evaluated,) = (tmp_path / "outputs/eval").glob("*/*/result.json")
     assert json.loads(evaluated.read_text())["planner"] == str(finetuned.parent), "not the pre-trained one"
     (state,) = (tmp_path / "outputs/pretrain").glob("*/*/checkpoints/00000004/state.json")
