@@ -1,12 +1,16 @@
+import re
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import pytest
+import yaml
 
-from sodp3d.core.cli import command, compose, option_names, refuse_targets
+from sodp3d.core.cli import FORMER, command, compose, option_names, refuse_targets
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CONFIGS
 from sodp3d.envs.config import EnvConfig, expand
+from sodp3d.settings import FinetuneSettings
 
 
 def choices(group: str) -> list[str]:
@@ -42,10 +46,11 @@ def test_a_crop_without_a_limit_on_the_command_line() -> None:
     assert crop.low == (-float("inf"), 0, 0) and crop.high == (1, 1, float("inf"))
 
 
-@pytest.mark.parametrize(("mode", "obs", "reg"), list(product(choices("mode"), choices("obs"), choices("reg"))))
-def test_every_mode_observation_and_regularizer_composes(mode: str, obs: str, reg: str) -> None:
-    config = compose("train", [f"mode={mode}", f"obs={obs}", f"reg={reg}"])
-    assert (config["mode"], config["obs"]["name"], config["reg"]["name"]) == (mode, obs, reg)
+@pytest.mark.parametrize(("mode", "algorithm"), list(product(choices("mode"), choices("algorithm"))))
+def test_every_mode_and_algorithm_composes_with_every_observation(mode: str, algorithm: str) -> None:
+    for obs in choices("obs"):
+        config = compose("train", [f"mode={mode}", f"obs={obs}", f"algorithm={algorithm}"])
+        assert (config["mode"], config["obs"]["name"], config["algorithm"]) == (mode, obs, algorithm)
 
 
 @pytest.mark.parametrize("agent", choices("agent"))
@@ -65,17 +70,73 @@ def test_presets_change_only_numbers_that_exist() -> None:
     for preset in choices("preset"):
         for name in ("collect", "train"):
             assert set(option_names(compose(name, [f"preset={preset}"]))) <= valid, preset
-    for group in ("updates", "start"):
-        for name in choices(group):
-            assert set(option_names(compose("train", [f"{group}={name}"]))) <= valid, (group, name)
 
 
-def test_few_updates_are_for_every_preset_and_take_single_options() -> None:
-    for preset in choices("preset"):
-        settings = compose("train", [f"preset={preset}", "updates=few", "finetune.episodes=480"])["finetune"]
-        chosen = [settings[key] for key in ("credit", "batch_size", "replay_episodes", "episodes")]
-        assert chosen == ["gae", 1024, 160, 480], preset
-        assert settings["sampler"]["floor_steps"] == "all" and settings["sampler"]["eta"] == 1
+def keys_of(*files: str) -> set[str]:
+    """Dotted names of all options in these files of configs/."""
+    return {key for file in files for key in option_names(yaml.safe_load((CONFIGS / f"{file}.yaml").read_text()))}
+
+
+def test_an_algorithm_s_file_is_whole() -> None:
+    """Every key of fine-tuning is in the algorithm's file, or in train.yaml where no algorithm decides it."""
+    names = set(option_names({"finetune": asdict(FinetuneSettings())}))
+    shared = {key for key in keys_of("train") if key.startswith("finetune.")}
+    for name in choices("algorithm"):
+        keys = keys_of(f"algorithm/{name}")
+        assert keys == keys_of("algorithm/sodp"), name
+        assert not shared & keys and shared | {key for key in keys if key.startswith("finetune")} == names, name
+        written = yaml.safe_load((CONFIGS / f"algorithm/{name}.yaml").read_text())
+        assert written["algorithm"] == name and set(written) == {"algorithm", "reg", "evaluation", "finetune"}
+
+
+def test_a_preset_s_sizes_are_taken_by_every_algorithm_and_single_options_by_both() -> None:
+    for name in choices("algorithm"):
+        settings = compose("train", [f"algorithm={name}", "preset=quick"])["finetune"]
+        assert (settings["episodes"], settings["initial_attempts"]) == (48, 12), name
+        own = compose("train", ["preset=quick", f"algorithm={name}", "finetune.episodes=480", "reg.name=kl"])
+        assert (own["finetune"], own["reg"]["name"]) == ({**settings, "episodes": 480}, "kl"), name
+    gae, paper = (compose("train", [f"algorithm={name}"])["finetune"] for name in ("sodp_gae", "sodp_paper"))
+    assert [gae[key] for key in ("credit", "batch_size", "replay_episodes", "episodes")] == ["gae", 1024, 160, 1440]
+    assert gae["sampler"]["floor_steps"] == "all" and gae["sampler"]["eta"] == 1
+    assert [paper[key] for key in ("learning_rate", "importance_weight", "target_kl")] == [1e-5, 1, None]
+    policy = compose("train", ["algorithm=dppo", "finetune.episodes_per_iteration=7"])["finetune"]
+    assert policy["replay_episodes"] == 7, "on policy"
+
+
+@pytest.mark.parametrize("preset", choices("preset"))
+def test_presets_set_sizes_only(preset: str) -> None:
+    sizes = {"episodes", "episodes_per_iteration", "batch_size", "initial_proficient", "initial_attempts"}
+    written = yaml.safe_load((CONFIGS / f"preset/{preset}.yaml").read_text())
+    assert set(written.get("finetune", {})) <= {*sizes, "evaluate_every"}
+    assert not {"algorithm", "reg"} & set(written)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["reg=kl"], "reg=kl is of an earlier release, use algorithm=sodp_kl."),
+        (["reg=bc"], "reg=bc is of an earlier release, use algorithm=sodp, the default (algorithm=sodp_chunk is what"),
+        (["updates=few"], "updates=few is of an earlier release, use algorithm=sodp_gae."),
+        (["start=scratch"], "start=scratch is of an earlier release, use algorithm=sodp_scratch."),
+        (["start=pretrained"], "start=pretrained is of an earlier release, leave it out."),
+        (["reg=gentle"], "reg=gentle is of an earlier release, use algorithm=<name>, which"),
+        (["reg=none", "updates=few"], "use algorithm=sodp_none; updates=few is of an earlier release, use algorithm="),
+    ],
+)
+def test_former_options_name_today_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    assert told in run(monkeypatch, capsys, "mode=finetune", *arguments)
+    with pytest.raises(InputError, match=r"algorithm: .* is of an earlier release"):
+        compose("train", arguments)
+
+
+def test_every_former_option_names_an_algorithm_that_there_is() -> None:
+    named = {
+        name for values in FORMER.values() for now in values.values() for name in re.findall(r"algorithm=(\w+)", now)
+    }
+    assert named == {"sodp", "sodp_chunk", "sodp_kl", "sodp_pl", "sodp_none", "sodp_gae", "sodp_scratch"}
+    assert named <= set(choices("algorithm"))
 
 
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -99,6 +160,16 @@ def test_a_misspelt_group_choice_names_the_valid_ones(
 ) -> None:
     message = run(monkeypatch, capsys, "env=adroit_dor")
     assert "adroit_dor" in message and "adroit_door" in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize("value", ["0", "null", "[]", "[dppo,clone]", "{a: 1}", "nan"])
+def test_a_group_takes_one_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    message = run(monkeypatch, capsys, f"algorithm={value}")
+    assert "algorithm: expected one of clone, dppo, sodp, " in message and f"got algorithm={value}." in message
+    with pytest.raises(InputError, match="mode: expected one of eval, finetune, pretrain, got mode="):
+        compose("train", [f"mode={value}"])
 
 
 def test_configurations_cannot_name_code(

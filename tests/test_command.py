@@ -122,7 +122,7 @@ def test_completion_offers_every_verb() -> None:
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("sodp3d con", "convert"), ("sodp3d train env=adroit_p", "adroit_pen"), ("sodp3d train updates=fe", "few")],
+    [("sodp3d con", "convert"), ("sodp3d train env=adroit_p", "adroit_pen"), ("sodp3d train algorithm=dp", "dppo")],
 )
 def test_bash_completes(tmp_path: Path, line: str, expected: str) -> None:
     """As bash itself does it: words are cut at `=`, so that only what stands behind it is replaced."""

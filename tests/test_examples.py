@@ -17,7 +17,7 @@ SMALL = (
 ).split()
 COLLECT = "collect.agent_steps=120 collect.fraction=1 collect.environments=2 collect.evaluate_every=0".split()
 TRAIN = (
-    "model.encoder=mean_max reg=anchored pretrain.steps=4 pretrain.batch_size=8 finetune.episodes=2 "
+    "model.encoder=mean_max algorithm=anchored pretrain.steps=4 pretrain.batch_size=8 finetune.episodes=2 "
     "finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
     "finetune.initial_attempts=2 finetune.evaluate_every=2 evaluation.episodes=2 evaluation.environments=2 "
     "evaluation.validation_episodes=2 "
@@ -56,6 +56,7 @@ def test_a_package_of_ones_own_goes_through_every_stage(installed: Path, tmp_pat
     said = run(installed, tmp_path, "eval", *SMALL, *TRAIN)
     assert "puck: success (final)" in said
     (finetuned,) = (tmp_path / "outputs/finetune").glob("*/*/result.json")
+    assert finetuned.parent.parent.name == "puck-pointcloud-anchored"
     (evaluated,) = (tmp_path / "outputs/eval").glob("*/*/result.json")
     assert json.loads(evaluated.read_text())["planner"] == str(finetuned.parent), "not the pre-trained one"
     (state,) = (tmp_path / "outputs/pretrain").glob("*/*/checkpoints/00000004/state.json")

@@ -237,7 +237,7 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], told: st
     ("changes", "regularizer", "needing"),
     [
         ({"sampler": {"eta": 0, "sigma_floor": 0}}, "bc", r"finetune\.importance_weight"),
-        ({"sampler": {"eta": 0, "sigma_floor": 0}, "importance_weight": 0}, "kl", "reg=kl"),
+        ({"sampler": {"eta": 0, "sigma_floor": 0}, "importance_weight": 0}, "kl", r"reg\.name=kl"),
         ({"sampler": {"eta": 0, "sigma_floor": 0.1, "floor_steps": "last"}}, "bc", None),
         ({"sampler": {"eta": 0, "sigma_floor": 0}, "importance_weight": 0}, "bc", None),
     ],
@@ -314,7 +314,9 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:
     for changes in ({}, {"encoder": "tuned"}, {"target_kl": None}):
-        with pytest.raises(InputError, match=r"use start=scratch, or finetune\.encoder=tuned finetune\.target_kl=null"):
+        with pytest.raises(
+            InputError, match=r"use algorithm=sodp_scratch, or finetune\.encoder=tuned finetune\.target_kl=null"
+        ):
             prepare(from_scratch=True, **changes)
     prepare(from_scratch=True, encoder="tuned", target_kl=None).learner.begin_anew(seed=1)
 

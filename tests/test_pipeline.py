@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.run import read_config
 
 pytestmark = pytest.mark.xdist_group("pipeline")  # one worker: what the fixtures make is made once
 SMALL = (
@@ -72,12 +73,17 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path, finetuned: Pa
         for name in ("metrics.jsonl", "curve.png", "result.json", "versions.json", "tensorboard"):
             assert (directory / name).exists(), f"{mode}: {name}"
         assert list((directory / "videos").glob("*.mp4"))
+    records = {mode: read_config(runs(folder, mode)[0].parent) for mode in ("pretrain", "finetune", "eval")}
+    assert {mode: record.get("algorithm") for mode, record in records.items()} == {
+        "pretrain": None, "finetune": "sodp", "eval": None
+    }  # fmt: skip
+    assert finetuned.parent.name == "adroit_door-pointcloud-sodp"
     result = json.loads((finetuned / "result.json").read_text())
     assert {"before", "evaluation", "best"} <= set(result)
 
 
 def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Path) -> None:
-    options = ("start=scratch", f"run_dir={folder}/scratch")
+    options = ("algorithm=sodp_scratch", f"run_dir={folder}/scratch")
     run("train.py", "mode=finetune", *TRAIN, *options, folder=folder)
     result = json.loads((folder / "scratch/result.json").read_text())
     before = json.loads((runs(folder, "pretrain")[0].parent / "result.json").read_text())

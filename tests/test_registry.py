@@ -2,6 +2,7 @@ import importlib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sodp3d.core import registry
 from sodp3d.core.cli import compose
@@ -26,13 +27,17 @@ def test_everything_registered_is_there(name: str) -> None:
     ("group", "table"),
     [
         ("agent", registry.AGENTS),
-        ("reg", registry.REGULARIZERS),
         ("method", registry.METHODS),
         ("obs", registry.SENSORS),
     ],
 )
 def test_every_choice_has_a_yaml_and_every_yaml_a_choice(group: str, table: registry.Table) -> None:
     assert {path.stem for path in (CONFIGS / group).glob("*.yaml")} == set(table)
+
+
+def test_every_algorithm_s_regularizer_is_there_and_every_regularizer_has_an_algorithm() -> None:
+    files = [yaml.safe_load(path.read_text()) for path in (CONFIGS / "algorithm").glob("*.yaml")]
+    assert {file["reg"]["name"] for file in files} == set(registry.REGULARIZERS)
 
 
 def test_every_sensor_s_own_encoder_reads_it() -> None:
@@ -42,14 +47,17 @@ def test_every_sensor_s_own_encoder_reads_it() -> None:
 
 
 def test_an_unknown_name_is_told_with_those_that_are_known() -> None:
-    with pytest.raises(InputError, match=r"reg: expected one of bc, none, kl, pl, got 'l2'; a plug-in adds others"):
-        registry.choose(registry.REGULARIZERS, "l2", "reg")
+    with pytest.raises(
+        InputError, match=r"reg\.name: expected one of bc, none, kl, pl, got 'l2'; a plug-in adds others"
+    ):
+        registry.choose(registry.REGULARIZERS, "l2", "reg.name")
 
 
 def test_a_plug_in_adds_names_and_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "my_plug_in"
-    (package / "configs/reg").mkdir(parents=True)
-    (package / "configs/reg/gentle.yaml").write_text("name: gentle\nweight: 0.5\n")
+    (package / "configs/algorithm").mkdir(parents=True)
+    written = "defaults: [sodp, _self_]\nalgorithm: gentle\nreg: {name: gentle, weight: 0.5}\nfinetune: {clip: 0.5}\n"
+    (package / "configs/algorithm/gentle.yaml").write_text(f"# @package _global_\n{written}")
     code = (
         'from sodp3d.core import registry\nregistry.REGULARIZERS["gentle"] = "my_plug_in:Gentle"\nclass Gentle: ...\n'
     )
@@ -58,12 +66,20 @@ def test_a_plug_in_adds_names_and_configurations(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv(registry.VARIABLE, "")
     monkeypatch.setattr(registry, "REGULARIZERS", dict(registry.REGULARIZERS))
     importlib.invalidate_caches()
-    config = compose("train", ["plugins=[my_plug_in]", "reg=gentle"])
-    assert config["reg"] == {"name": "gentle", "weight": 0.5}
-    assert registry.choose(registry.REGULARIZERS, "gentle", "reg").__name__ == "Gentle"
-    assert registry.has_config("reg", "gentle") and not registry.has_config("reg", "l2")
+    config = compose("train", ["plugins=[my_plug_in]", "algorithm=gentle"])
+    assert (config["algorithm"], config["reg"]) == ("gentle", {"name": "gentle", "weight": 0.5})
+    assert config["finetune"] == {**compose("train")["finetune"], "clip": 0.5}
+    assert registry.choose(registry.REGULARIZERS, "gentle", "reg.name").__name__ == "Gentle"
+    assert registry.has_config("algorithm", "gentle") and not registry.has_config("algorithm", "l2")
 
 
 def test_a_plug_in_s_module_that_lacks_what_it_registered_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="registered as 'json:nothing', which cannot be imported"):
         registry.choose({"broken": "json:nothing"}, "broken", "reg")
+
+
+def test_a_plug_in_that_is_not_there_is_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.VARIABLE, "json")
+    with pytest.raises(InputError, match="plugins: no_such_package cannot be imported"):
+        compose("train", ["plugins=[no_such_package]"])
+    assert compose("train")["algorithm"] == "sodp"

@@ -256,3 +256,43 @@ def test_runs_of_old_and_new_data_hashes_are_not_pooled(tmp_path: Path) -> None:
         make_run(tmp_path, "finetune", 5, seed, data_hash=name)
     groups = group_runs(scan([tmp_path]).runs)
     assert len(groups) == 2 and sorted(distinguishing(groups)) in (["", "data aaaaaaaa"], ["", "data v2-aaaaaaaa"])
+
+
+def test_a_run_that_names_its_algorithm_is_called_after_it(tmp_path: Path) -> None:
+    planner = make_run(tmp_path, "pretrain", 3)
+    make_run(tmp_path, "finetune", 5, planner=planner)  # from before algorithms had names
+    for day, (algorithm, more) in enumerate(
+        [
+            ("sodp", {}),
+            ("sodp", {"reg": "kl"}),
+            ("sodp", {"weight": 0}),
+            ("clone", {"weight": 0}),
+            ("dppo", {"reg": "none"}),
+            ("sodp_scratch", {"from_scratch": True}),
+            ("anchored", {"reg": "anchored"}),
+        ],
+        start=2,
+    ):
+        make_run(tmp_path, "finetune", 6, day=day, planner=planner, algorithm=algorithm, **more)
+    groups = group_runs(scan([tmp_path]).runs)
+    told = {
+        group.runs[0].time[:8]: (group.label, text) for group, text in zip(groups, distinguishing(groups), strict=True)
+    }
+    day = {int(time[6:]): words for time, words in told.items() if time != "20260101"}
+    assert [label for label, _ in day.values()].count("SODP") == 2 and len(groups) == 9, "not two seeds of one"
+    assert [day[number][0] for number in range(2, 9)] == [
+        "SODP", "SODP", "SODP, no importance term", "direct BC", "DPPO", "SODP from scratch", "anchored"
+    ]  # fmt: skip
+    assert "reg.name kl" in day[3][1] and "reg.name kl" not in day[2][1]
+    shown = [row["method"] for row in table9(groups) if row["who"] == "ours"]
+    assert "DPPO" in shown and "SODP" in shown and "SODP with KL" not in shown and "fine-tuned with BC" in shown
+
+
+def test_a_second_fine_tuning_keeps_which_algorithm_its_planner_went_through(tmp_path: Path) -> None:
+    planner = make_run(tmp_path, "pretrain", 3)
+    first = make_run(tmp_path, "finetune", 5, planner=planner, algorithm="sodp_kl", reg="kl")
+    second = make_run(tmp_path, "finetune", 6, planner=first, algorithm="sodp", day=2)
+    (group,) = [group for group in group_runs(scan([tmp_path]).runs) if group.runs[0].path == second]
+    assert group.label == "SODP, from a fine-tuned planner"
+    assert (group.settings["planner.algorithm"], group.settings["planner.reg.name"]) == ("sodp_kl", "kl")
+    assert "algorithm" not in group.settings

@@ -49,6 +49,7 @@ KINDS: dict[str, Any] = {
     "collect": CollectSettings,
     "stage1": Stage1Settings,
 }
+ALGORITHMS = [[f"algorithm={file.stem}"] for file in sorted((CONFIGS / "algorithm").glob("*.yaml"))]
 RESOURCES = {
     *("device", "threads", "workers", "render", "root", "run_dir", "plugins", "obs.backend", "obs.device"),
     *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "finetune.checkpoint_every"),
@@ -69,7 +70,11 @@ RESOURCES = {
         ("finetune", "finetune.checkpoint_every=0", "finetune.checkpoint_every: expected a whole number of at least 1"),
         ("finetune", "finetune.sampler.eta=-1", "finetune.sampler.eta: expected a number of at least 0, got -1."),
         ("finetune", "+finetune.sampler.x=1", "finetune.sampler: unknown key 'x'; valid keys are eta, sigma_floor"),
-        ("finetune", "finetune.credit=gay", "finetune.credit: expected one of chunk, return_to_go, gae, got 'gay'."),
+        (
+            "finetune",
+            "finetune.credit=gay",
+            "finetune.credit: expected one of chunk, return_to_go, gae, critic, got 'gay'.",
+        ),
         ("finetune", "finetune.discount=0", "finetune.discount: expected a share above 0, up to 1, got 0."),
         ("finetune", "finetune.scale_reward=1", "finetune.scale_reward: expected true or false, got 1."),
         ("finetune", "reg.weight=-1", "reg.weight: expected a number of at least 0, got -1."),
@@ -151,6 +156,12 @@ def test_no_number_is_a_bool_a_word_or_without_a_limit(name: str) -> None:
             assert str(caught.value).startswith(f"{name}.{field.name}: expected" if name else f"{field.name}: expected")
 
 
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_an_algorithm_has_a_name(name: Any) -> None:
+    with pytest.raises(InputError, match=rf"^algorithm: expected a text that is not empty, got {name!r}\.$"):
+        TrainSettings.from_config({**compose("train"), "algorithm": name})
+
+
 def test_a_whole_number_may_be_written_as_a_float_and_a_number_as_a_whole_one() -> None:
     made = PretrainSettings(steps=1e3, learning_rate=1)  # type: ignore[arg-type]
     assert (made.steps, made.learning_rate) == (1000, 1.0) and isinstance(made.steps, int)
@@ -217,16 +228,19 @@ def test_a_camera_that_cannot_see_is_refused(changes: dict[str, dict[str, Any]],
 def test_defaults_are_those_of_the_configuration_files() -> None:
     files = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in
              ("common", "train", "collect", "record", "pretrain_encoder")}  # fmt: skip
-    groups = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("obs/pointcloud", "reg/bc")}
+    sensor, algorithm = (
+        yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("obs/pointcloud", "algorithm/sodp_chunk")
+    )
     pairs: list[tuple[Any, dict[str, Any]]] = [
         (CommonSettings(), files["common"]),
-        (ObservationSettings(), groups["obs/pointcloud"]),
-        (RegularizerSettings(), groups["reg/bc"]),
+        (ObservationSettings(), sensor),
+        (RegularizerSettings(), algorithm["reg"]),
         (CollectSettings(), files["collect"]["collect"]),
         (DemonstrationSettings(), files["collect"]),
         (RecordSettings(), files["record"]),
         (Stage1Settings(), files["pretrain_encoder"]["stage1"]),
-        *((KINDS[name](), files["train"][name]) for name in ("model", "pretrain", "finetune", "evaluation")),
+        *((KINDS[name](), files["train"][name]) for name in ("model", "pretrain")),
+        *((KINDS[name](), files["train"][name] | algorithm[name]) for name in ("finetune", "evaluation")),
     ]
     for settings, given in pairs:
         for key, value in flat(dataclasses.asdict(settings)).items():
@@ -235,7 +249,7 @@ def test_defaults_are_those_of_the_configuration_files() -> None:
                 assert value == written, (type(settings).__name__, key)
 
 
-@pytest.mark.parametrize("options", [[], ["preset=paper"], ["updates=few"], ["start=scratch"], ["method=dp3"]])
+@pytest.mark.parametrize("options", [[], ["preset=paper"], ["method=dp3"], *ALGORITHMS])
 def test_every_choice_is_within_bounds(options: list[str]) -> None:
     TrainSettings.from_config(compose("train", options))
     if not options or options[0].startswith("preset"):
@@ -301,6 +315,8 @@ def test_a_run_of_an_earlier_release_is_continued_by_the_defaults_of_what_was_ad
     changed = with_value(config, "finetune.normalize_credit", True)
     assert differences(older, changed) == [("finetune.normalize_credit", False, True)]
     assert differences(older, with_value(config, "method", "dp3")) == [("method", "sodp", "dp3")]
+    unnamed = {name: value for name, value in config.items() if name != "algorithm"}
+    assert differences(unnamed, config) == [("algorithm", None, "sodp")], "its importance term meant something else"
     assert differences({}, config), "an empty record is of no run"
 
 

@@ -55,6 +55,7 @@ def make_run(
         tuning = {"importance_weight": more.get("weight", 0.1), "episodes": more.get("episodes", 8)}
         tuning |= {key: more[key] for key in ("from_scratch", "offline") if key in more}
         config |= {"finetune": tuning, "reg": {"name": reg, "weight": 0.0 if reg == "none" else 1.0}}
+        config |= {"algorithm": more["algorithm"]} if "algorithm" in more else {}
         config |= {"planner": str(more["planner"]) if "planner" in more else None}
     directory = root / "outputs" / mode / f"{env}-{config['obs']['name']}-{reg}" / f"202601{day:02d}-000000-000-s{seed}"
     with Run(directory, config) as run:

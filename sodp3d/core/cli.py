@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,17 @@ from sodp3d.core.stopping import Stopped, on_signal, stop_at_once
 
 log = logging.getLogger(__name__)
 MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
+# Options of earlier releases, with what is typed now; "": nothing.
+FORMER = {
+    "reg": {
+        "bc": "algorithm=sodp, the default (algorithm=sodp_chunk is what it was)",
+        "none": "algorithm=sodp_none",
+        "kl": "algorithm=sodp_kl",
+        "pl": "algorithm=sodp_pl",
+    },
+    "updates": {"few": "algorithm=sodp_gae", "many": ""},
+    "start": {"scratch": "algorithm=sodp_scratch", "pretrained": ""},
+}
 
 
 def command(
@@ -95,6 +106,7 @@ def _run(
         except MENDABLE as error:
             failures.append(error)
 
+    refuse_former(sys.argv[1:])
     _find_plugins(sys.argv[1:])
     sys.argv[1:] = complete(sys.argv[1:])
     if {"-h", "--help"}.intersection(sys.argv):
@@ -102,6 +114,7 @@ def _run(
         sys.stdout.write(help_text(config_name, overrides))
         return
     with _hydra_errors(config_name):
+        _check_choices(config_name, sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     if failures:
         raise failures[0]
@@ -127,8 +140,10 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
     import hydra
     from omegaconf import OmegaConf
 
+    refuse_former(overrides or [])
     _find_plugins(overrides or [])
     with _hydra_errors(config_name), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        _check_choices(config_name, overrides or [])
         composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
     assert isinstance(composed, dict)
     refuse_targets(composed)
@@ -139,7 +154,7 @@ def config_groups(config_name: str) -> dict[str, list[str]]:
     """The groups of a command's configuration, each with its choices: {"env": ["adroit_door", ...], ...}."""
     import yaml
 
-    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"))["defaults"]
+    defaults = yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")).get("defaults", [])
     names = [name for entry in defaults if isinstance(entry, dict) for name in entry if " " not in name]
     folders = list(registry.config_folders())
     return {name: sorted({file.stem for each in folders for file in (each / name).glob("*.yaml")}) for name in names}
@@ -189,6 +204,32 @@ def _find_plugins(arguments: list[str]) -> None:
 
     if not any(kind.__name__ == PluginConfigs.__name__ for kind in Plugins.instance().discover(SearchPathPlugin)):
         Plugins.instance().register(PluginConfigs)
+
+
+def refuse_former(arguments: Iterable[str]) -> None:
+    """Raise InputError for options of an earlier release, naming today's."""
+    told = []
+    for argument in arguments:
+        key, equals, value = argument.lstrip("+").partition("=")
+        if key in FORMER and equals and not value.startswith("{"):  # reg={name: kl} is a section
+            now = FORMER[key].get(value, "algorithm=<name>, which configs/algorithm/<name>.yaml makes")
+            told.append(f"{argument} is of an earlier release, {f'use {now}' if now else 'leave it out'}")
+    if len(told) > 1:
+        told.append("an algorithm is one choice: take the nearest, and set reg.name, reg.weight or finetune.<key>")
+    if told:
+        raise InputError(f"algorithm: {'; '.join(told)}.")
+
+
+def _check_choices(config_name: str, arguments: Iterable[str]) -> None:
+    """Raise InputError where a group is given a number, a list or null: Hydra would fail, or leave its options out."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
+    groups = config_groups(config_name) if given else {}
+    for override in OverridesParser.create().parse_overrides(given):
+        group = override.key_or_group
+        if group in groups and not override.is_sweep_override() and not isinstance(override.value(), str):
+            raise InputError(f"{group}: expected one of {', '.join(groups[group])}, got {override.input_line}.")
 
 
 def refuse_targets(config: Any, where: str = "") -> None:

@@ -45,7 +45,7 @@ METHODS: Table = {
     "simple_dp3": "sodp3d.models.planner:Planner",
     "diffusion_policy": "sodp3d.models.planner:Planner",
 }
-# reg: a class of `learning.regularizers.Regularizer`, called with the pre-trained planner and the ChainOptions
+# reg.name: a class of `learning.regularizers.Regularizer`, called with the pre-trained planner and the ChainOptions
 REGULARIZERS: Table = {
     "bc": "sodp3d.learning.regularizers:BehaviorCloning",
     "none": "sodp3d.learning.regularizers:NoRegularizer",
@@ -79,8 +79,13 @@ def choose(table: Table, name: str, key: str) -> Any:
 
 def use_plugins(names: Iterable[str]) -> None:
     """Load these modules, here and in all processes started from here. Raises InputError for one that is not there."""
-    os.environ[VARIABLE] = ",".join(dict.fromkeys([*_asked_for(), *names]))
-    load_plugins()
+    before = _asked_for()
+    os.environ[VARIABLE] = ",".join(dict.fromkeys([*before, *names]))
+    try:
+        load_plugins()
+    except InputError:
+        os.environ[VARIABLE] = ",".join(before)  # or every later command of this process would fail by that name
+        raise
 
 
 def load_plugins() -> list[str]:

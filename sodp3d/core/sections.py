@@ -46,6 +46,7 @@ Share = Annotated[_Real, Field(gt=0), Field(le=1), Expected("a share above 0, up
 Fraction = Annotated[_Real, Field(ge=0), Field(le=1), Expected("a number from 0 to 1")]
 Flag = Annotated[bool, Strict(), Expected("true or false")]
 Text = Annotated[str, Strict(), Expected("a text")]
+Name = Annotated[str, Strict(), Field(min_length=1), Expected("a text that is not empty")]
 
 
 def resource(default: Any) -> Any:

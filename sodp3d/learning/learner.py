@@ -37,10 +37,14 @@ def chain_options(sampler: SamplerSettings) -> ChainOptions:
 
 def check_likelihood(planner: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings) -> None:
     """Raise InputError where a term of the loss needs the likelihood of a chain that draws no noise."""
-    kind = registry.choose(registry.REGULARIZERS, regularizer.name, "reg")
+    kind = registry.choose(registry.REGULARIZERS, regularizer.name, "reg.name")
     needing = [
         *(["finetune.importance_weight"] if settings.importance_weight > 0 else []),
-        *([f"reg={regularizer.name}"] if regularizer.weight > 0 and getattr(kind, "needs_likelihood", False) else []),
+        *(
+            [f"reg.name={regularizer.name}"]
+            if regularizer.weight > 0 and getattr(kind, "needs_likelihood", False)
+            else []
+        ),
     ]
     if needing and not len(planner.random_steps(chain_options(settings.sampler))):
         sampler = settings.sampler

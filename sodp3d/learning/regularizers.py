@@ -1,4 +1,4 @@
-"""What keeps fine-tuning from collapsing (SODP eq. 14 and appendix E): one class each, chosen by `reg=`.
+"""What keeps fine-tuning from collapsing (SODP eq. 14 and appendix E): one class each, chosen by `reg.name`.
 
 All look at `batch` (recent chunks of the policy) or `target_batch` (chunks of proficient episodes); both hold raw
 observations or "features" (B, F), "latents" (B, K'+1, Tp, Da) in normalized action units, and "executed" (B,), how
@@ -104,9 +104,9 @@ class KLToPretrained:
 
 
 def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:
-    """The regularizer that `reg=name` names. `pretrained`: a separate, frozen copy for those that compare with it.
+    """The regularizer that `reg.name` names. `pretrained`: a separate, frozen copy for those that compare with it.
 
     Raises InputError for an unknown name.
     """
-    regularizer: Regularizer = registry.choose(registry.REGULARIZERS, name, "reg")(pretrained, options)
+    regularizer: Regularizer = registry.choose(registry.REGULARIZERS, name, "reg.name")(pretrained, options)
     return regularizer

@@ -87,8 +87,9 @@ def run_finetune(config: dict[str, Any]) -> None:
     check_likelihood(planner, settings.finetune, settings.reg)
     recorded = _recorded(settings, planner, task)
     environments = max(settings.evaluation.environments, settings.finetune.episodes_per_iteration)
+    algorithm, kept = settings.stage.algorithm, ("algorithm", "finetune", "reg", "planner", "data")
     with (
-        _open({**config, "planner": str(path)}, ("finetune", "reg", "planner", "data"), settings.reg.name) as run,
+        _open({**config, "planner": str(path)}, kept, algorithm) as run,
         make_rollouts(config, task, environments) as rollouts,
     ):
         before = _before(run.config, settings, path, task)

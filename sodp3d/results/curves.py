@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sodp3d.results import drawing
 from sodp3d.results.groups import Group, canonical
-from sodp3d.results.naming import DIRECT_BC, REGULARIZED
+from sodp3d.results.naming import ALGORITHMS, DIRECT_BC, REGULARIZED
 from sodp3d.results.scan import RunRecord
 
 _COLOURS = {
@@ -18,6 +18,10 @@ _COLOURS = {
     DIRECT_BC: drawing.GREEN,
     REGULARIZED["kl"]: drawing.PURPLE,
     REGULARIZED["pl"]: drawing.ORANGE,
+    ALGORITHMS["sodp"]: drawing.BLUE,
+    ALGORITHMS["sodp_none"]: drawing.VERMILION,
+    ALGORITHMS["sodp_kl"]: drawing.PURPLE,
+    ALGORITHMS["sodp_pl"]: drawing.ORANGE,
 }
 _STYLES: Sequence[Any] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)))
 # Settings that tell lines of one method apart, the most telling first; a legend has room for few.
@@ -39,9 +43,10 @@ def draw_finetuning(groups: Sequence[Group]) -> bytes:
     shared = variants.pop() if len(variants) == 1 else ""  # told once, in the title
     names = _names(groups, shared)
     for group, name in zip(groups, names, strict=True):
-        style = _STYLES[styles.setdefault(group.method, 0) % len(_STYLES)]
-        styles[group.method] += 1
-        look: dict[str, Any] = {"color": _COLOURS.get(group.method, drawing.SKY), "linestyle": style, "linewidth": 1.8}
+        colour = _COLOURS.get(group.method, drawing.SKY)
+        style = _STYLES[styles.setdefault(colour, 0) % len(_STYLES)]
+        styles[colour] += 1
+        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.8}
         held_out.plot([], [], label=name, **look)  # named also where only roll-outs were noted
         drawing.mean_and_band(held_out, [run.validations for run in group.runs], marker=".", **look)
         _circles(held_out, group, look["color"])

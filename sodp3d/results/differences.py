@@ -7,10 +7,10 @@ from typing import Any
 from sodp3d.data.hashing import short_hash
 from sodp3d.results.choose import representative
 from sodp3d.results.groups import Group, canonical
-from sodp3d.results.naming import PRETRAINED, REGULARIZED
+from sodp3d.results.naming import ALGORITHMS, PRETRAINED, REGULARIZED
 
-_USUAL = {"pretrain": PRETRAINED, "finetune": REGULARIZED["bc"]}  # the method whose settings are the usual ones
-_UNTOLD = {"reg.weight"}  # told by the method's name
+# The method whose settings are the usual ones, the first of these that there is.
+_USUAL = {"pretrain": (PRETRAINED,), "finetune": (REGULARIZED["bc"], ALGORITHMS["sodp"])}
 _ABSENT = "-"
 
 Kind = tuple[str, str, str]  # task, observation, stage
@@ -26,8 +26,11 @@ def kinds(groups: Sequence[Group]) -> dict[Kind, list[Group]]:
 
 def usual_group(alike: Sequence[Group]) -> Group:
     """Of groups of one kind, the one that the others are told from: the plain method as `representative` finds it."""
-    plain = [group for group in alike if group.label == _USUAL.get(group.stage)]
-    return representative(plain) or alike[0]
+    for label in _USUAL.get(alike[0].stage, ()):
+        found = representative([group for group in alike if group.label == label])
+        if found is not None:
+            return found
+    return alike[0]
 
 
 def usual_settings(alike: Sequence[Group]) -> dict[str, str]:
@@ -50,7 +53,7 @@ def _varying(alike: Sequence[Group]) -> list[str]:
 
     What a planner went through before its fine-tuning sets apart only those that went through something.
     """
-    names = sorted({name for group in alike for name in group.settings} - _UNTOLD)
+    names = sorted({name for group in alike for name in group.settings if not _told_by_method(group, name)})
     compared = {n: [group for group in alike if n in group.settings or not _is_history(n)] for n in names}
     return [name for name in names if len({_comparable(group, name) for group in compared[name]}) > 1]
 
@@ -66,9 +69,16 @@ def _departures(group: Group, usual: Group, varying: Sequence[str]) -> str:
 
 
 def _departs(group: Group, usual: Group, name: str) -> bool:
+    if _told_by_method(group, name):
+        return False
     if _is_history(name):
         return name in group.settings
     return _comparable(group, name) != _comparable(usual, name)
+
+
+def _told_by_method(group: Group, name: str) -> bool:
+    """Whether a method's name says it: that of a run from before algorithms had names is its regularizer's."""
+    return name == "reg.weight" and "reg.name" not in group.settings
 
 
 def _is_history(name: str) -> bool:

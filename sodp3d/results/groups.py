@@ -10,7 +10,7 @@ from sodp3d.results.naming import METHODS, method_and_variant, pretraining_of
 from sodp3d.results.scan import RunRecord, Score
 from sodp3d.settings import decides
 
-_TOLD = {"seed", "mode", "planner", "data", "env.name", "obs.name", "reg.name"}  # in other ways
+_TOLD = {"seed", "mode", "planner", "data", "env.name", "obs.name", "algorithm", "reg.name"}  # in other ways
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,12 @@ def settings_of(run: RunRecord, ancestors: Sequence[RunRecord]) -> dict[str, Any
         pretraining = pretraining_of(run, ancestors)
         found |= _settings(pretraining.config, ("pretrain.",)) if pretraining is not None else {}
         for generation, ancestor in enumerate((a for a in ancestors if a.stage == "finetune"), start=1):
-            own = {"reg.name": ancestor.config["reg"]["name"], **_settings(ancestor.config, ("finetune.", "reg."))}
+            own = {name: value for name, value in flat(ancestor.config).items() if name in ("algorithm", "reg.name")}
+            own |= _settings(ancestor.config, ("finetune.", "reg."))
             found |= {generation * "planner." + name: value for name, value in own.items()}
     return dict(sorted(found.items()))
 
 
 def _settings(config: dict[str, Any], beginnings: tuple[str, ...] = ("",)) -> dict[str, Any]:
-    return {n: value for n, value in flat(config).items() if n.startswith(beginnings) and n not in _TOLD and decides(n)}
+    told = _TOLD - {"reg.name"} if "algorithm" in config else _TOLD  # whose regularizer may be another than its own
+    return {n: value for n, value in flat(config).items() if n.startswith(beginnings) and n not in told and decides(n)}

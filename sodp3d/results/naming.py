@@ -13,27 +13,52 @@ REGULARIZED = {
     "kl": "fine-tuned with KL (DPOK)",
     "pl": "fine-tuned with PL (DLPO)",
 }
-METHODS = (PRETRAINED, *REGULARIZED.values(), DIRECT_BC)
+ALGORITHMS = {  # of records that name their algorithm; one that is not here goes by its own name
+    "sodp": "SODP",
+    "sodp_paper": "SODP as in the paper",
+    "sodp_chunk": "SODP without a critic",
+    "sodp_gae": "SODP with GAE",
+    "sodp_kl": "SODP with KL",
+    "sodp_pl": "SODP with PL",
+    "sodp_none": "SODP without BC",
+    "sodp_scratch": "SODP from scratch",
+    "clone": DIRECT_BC,
+    "dppo": "DPPO",
+}
+METHODS = tuple(dict.fromkeys([PRETRAINED, *REGULARIZED.values(), DIRECT_BC, *ALGORITHMS.values()]))
 
 
 def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[str, str]:
     """What the paper would call it, and what was done otherwise; `ancestors`: the runs it began with."""
-    tuning, pretraining = run.config.get("finetune", {}), pretraining_of(run, ancestors)
-    parts = []
+    pretraining = pretraining_of(run, ancestors)
     if run.stage == "pretrain":
-        method = PRETRAINED
-    else:
-        name, weight = run.config["reg"]["name"], run.config["reg"].get("weight", 1.0)
-        method = REGULARIZED.get(name if weight else "none", f"fine-tuned with {name}")
-        if not tuning.get("importance_weight", 1.0):
-            method = DIRECT_BC if name == "bc" else method
-            parts += [] if name == "bc" else ["no importance term"]
-        parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
-        tuned = any(ancestor.stage == "finetune" for ancestor in ancestors)
-        parts += ["from a fine-tuned planner"] if tuned else []
-        parts += _sampling_parts(run, pretraining)
-    parts += _pretraining_parts(pretraining)
-    return method, ", ".join(parts)
+        return PRETRAINED, ", ".join(_pretraining_parts(pretraining))
+    method, parts = _named(run.config) if "algorithm" in run.config else _regularized(run.config)
+    if any(ancestor.stage == "finetune" for ancestor in ancestors):
+        parts.append("from a fine-tuned planner")
+    return method, ", ".join([*parts, *_sampling_parts(run, pretraining), *_pretraining_parts(pretraining)])
+
+
+def _named(config: dict[str, Any]) -> tuple[str, list[str]]:
+    """Method by the algorithm that a run was made with, and what was set otherwise, as far as words tell it."""
+    algorithm, tuning = str(config["algorithm"]), config.get("finetune", {})
+    told = {
+        "no importance term": not tuning.get("importance_weight", 1.0) and algorithm != "clone",
+        "from scratch": tuning.get("from_scratch") and algorithm != "sodp_scratch",
+        "offline": tuning.get("offline"),
+    }
+    return ALGORITHMS.get(algorithm, algorithm), [words for words, holds in told.items() if holds]
+
+
+def _regularized(config: dict[str, Any]) -> tuple[str, list[str]]:
+    """The same of a run from before algorithms had names, by its regularizer."""
+    tuning, name, weight = config.get("finetune", {}), config["reg"]["name"], config["reg"].get("weight", 1.0)
+    method, parts = REGULARIZED.get(name if weight else "none", f"fine-tuned with {name}"), []
+    if not tuning.get("importance_weight", 1.0):
+        method = DIRECT_BC if name == "bc" else method
+        parts += [] if name == "bc" else ["no importance term"]
+    parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
+    return method, parts
 
 
 def _sampling_parts(run: RunRecord, pretraining: RunRecord | None) -> list[str]:

@@ -62,16 +62,19 @@ class RegularizerSettings:
 
 @section("finetune")
 class FinetuneSettings:
-    """Roll-outs, what is remembered of them, and the gradient steps on them (paper, Algorithm 1)."""
+    """Roll-outs, what is remembered of them, and the gradient steps on them (paper, Algorithm 1).
+
+    An algorithm (configs/algorithm/) gives all values. The defaults here are sodp_chunk's, what earlier records mean.
+    """
 
     episodes: Count = 120  # online episodes in all
     episodes_per_iteration: Count = 8
     updates_per_episode: Count = 10  # gradient steps
     batch_size: Count = 256  # plans cloned
-    importance_batch_size: Count = 256  # plans of the importance term; each with all its denoising steps
+    importance_batch_size: Count = 64  # plans of the importance term; each with all its denoising steps
     learning_rate: NotNegative = 1e-4
     final_learning_rate: Share = 0.1  # of the first
-    importance_weight: NotNegative = 0.1
+    importance_weight: NotNegative = 0.01
     clip: NotNegative = 0.01  # of the ratio
     first_clip: NotNegative | None = None  # at the chain's first step, from which it grows to `clip`; null: the same
     denoising_discount: Fraction = 1.0  # of a step's weight, per step before the last
@@ -130,7 +133,7 @@ class FinetuneSettings:
         if self.from_scratch and (self.encoder == "frozen" or self.target_kl is not None):
             raise InputError(
                 "finetune.from_scratch: a planner from scratch must learn its encoder, and its first roll-outs are "
-                "another planner's, beyond any bound on KL; use start=scratch, or finetune.encoder=tuned "
+                "another planner's, beyond any bound on KL; use algorithm=sodp_scratch, or finetune.encoder=tuned "
                 "finetune.target_kl=null."
             )
 
@@ -138,6 +141,6 @@ class FinetuneSettings:
         """Raise InputError where neither term of the loss is left."""
         if self.importance_weight == 0 and (regularizer.weight == 0 or regularizer.name == "none"):
             raise InputError(
-                f"finetune.importance_weight: 0 with reg={regularizer.name} leaves nothing to learn from; "
-                "use reg=bc for direct BC, or a weight above 0."
+                f"finetune.importance_weight: 0 with reg.name={regularizer.name} and reg.weight={regularizer.weight:g} "
+                "leaves nothing to learn from; use algorithm=clone for direct BC, or a weight above 0."
             )

@@ -17,7 +17,9 @@ from sodp3d.settings.train import SECTIONS
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
 _ADVICE = "env.recommended."  # has its effect in the options that take it
-_ALONE = {"seed": 0, "method": "sodp", "planner": None, "data": None}  # keys outside sections, with their defaults
+# Keys outside sections, with their defaults. Fine-tuning recorded without an algorithm is none that can be run now: its
+# importance term meant something else.
+_ALONE = {"seed": 0, "method": "sodp", "algorithm": None, "planner": None, "data": None}
 
 
 @cache

@@ -1,7 +1,7 @@
 """Write mp4s: of a run's evaluated roll-outs, or of collected episodes.
 
 sodp3d replay run=outputs/eval/adroit_door-pointcloud/<time>-s0
-sodp3d replay run=outputs/finetune/adroit_door-pointcloud-bc/<time>-s0 seeds=[100005]
+sodp3d replay run=outputs/finetune/adroit_door-pointcloud-sodp/<time>-s0 seeds=[100005]
 sodp3d replay data=data/adroit_door
 """
 
