@@ -70,11 +70,7 @@ RESOURCES = {
         ("finetune", "finetune.checkpoint_every=0", "finetune.checkpoint_every: expected a whole number of at least 1"),
         ("finetune", "finetune.sampler.eta=-1", "finetune.sampler.eta: expected a number of at least 0, got -1."),
         ("finetune", "+finetune.sampler.x=1", "finetune.sampler: unknown key 'x'; valid keys are eta, sigma_floor"),
-        (
-            "finetune",
-            "finetune.credit=gay",
-            "finetune.credit: expected one of chunk, return_to_go, gae, critic, got 'gay'.",
-        ),
+        ("finetune", "finetune.credit=gay", "finetune.credit: expected one of chunk, return_to_go, gae, critic, got "),
         ("finetune", "finetune.discount=0", "finetune.discount: expected a share above 0, up to 1, got 0."),
         ("finetune", "finetune.scale_reward=1", "finetune.scale_reward: expected true or false, got 1."),
         ("finetune", "reg.weight=-1", "reg.weight: expected a number of at least 0, got -1."),
@@ -138,17 +134,8 @@ def test_no_number_is_a_bool_a_word_or_without_a_limit(name: str) -> None:
         hint = get_type_hints(KINDS[name])[field.name]
         if hint not in (int, float, int | None, float | None):
             continue
-        wrong = [
-            True,
-            "3",
-            "many",
-            float("nan"),
-            float("inf"),
-            [1],
-            {},
-            -0.5,
-            *([0.5] if hint in (int, int | None) else []),
-        ]
+        wrong = [True, "3", "many", float("nan"), float("inf"), [1], {}, -0.5]
+        wrong += [0.5] if hint in (int, int | None) else []
         for value in wrong:
             with pytest.raises(InputError) as caught:
                 KINDS[name](**{field.name: value})
