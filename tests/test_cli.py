@@ -86,7 +86,7 @@ def test_an_algorithm_s_file_is_whole() -> None:
         assert keys == keys_of("algorithm/sodp"), name
         assert not shared & keys and shared | {key for key in keys if key.startswith("finetune")} == names, name
         written = yaml.safe_load((CONFIGS / f"algorithm/{name}.yaml").read_text())
-        assert written["algorithm"] == name and set(written) == {"algorithm", "reg", "evaluation", "finetune"}
+        assert written["algorithm"] == name and set(written) == {"algorithm", "reg", "finetune"}
 
 
 def test_a_preset_s_sizes_are_taken_by_every_algorithm_and_single_options_by_both() -> None:

@@ -35,7 +35,7 @@ def make_critic(timed: bool = False) -> Critic:
 
 
 def prepare(**changes: Any) -> Finetuning:
-    tuning = Finetuning(make_planner(STATE), finetune_settings(**changes), regularized(), seed=0, tested_best_of=4)
+    tuning = Finetuning(make_planner(STATE), finetune_settings(**changes), regularized(), seed=0)
     tuning.remember([episode(tuning.planner, tuning, seed, success=seed % 2 == 0) for seed in range(4)], TASK)
     return tuning
 
@@ -184,13 +184,18 @@ def test_refreshed_chunks_are_the_planners_own() -> None:
 
 
 def test_with_a_critic_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"critic": {**SMALL, "refreshed_chunks": 7}, "credit": "critic", "chosen_share": 0.5}
+    changes: dict[str, Any] = {
+        "critic": {**SMALL, "refreshed_chunks": 7},
+        "credit": "critic",
+        "chosen_share": 0.5,
+        "tested_best_of": 4,
+    }
     straight, stopped = prepare(**changes), prepare(**changes)
     for tuning in (straight, stopped):
         tuning.learn(2)
     with Run(tmp_path, {}) as run:
         stopped.save(run, planner_state(stopped.planner, [TASK], "0123"))
-        resumed = Finetuning(make_planner(STATE), finetune_settings(**changes), regularized(), 9, tested_best_of=4)
+        resumed = Finetuning(make_planner(STATE), finetune_settings(**changes), regularized(), 9)
         assert resumed.load(run)
     straight.learn(2), resumed.learn(2)
     for name, value in straight.planner.state_dict().items():

@@ -226,8 +226,8 @@ def test_defaults_are_those_of_the_configuration_files() -> None:
         (DemonstrationSettings(), files["collect"]),
         (RecordSettings(), files["record"]),
         (Stage1Settings(), files["pretrain_encoder"]["stage1"]),
-        *((KINDS[name](), files["train"][name]) for name in ("model", "pretrain")),
-        *((KINDS[name](), files["train"][name] | algorithm[name]) for name in ("finetune", "evaluation")),
+        *((KINDS[name](), files["train"][name]) for name in ("model", "pretrain", "evaluation")),
+        (FinetuneSettings(), files["train"]["finetune"] | algorithm["finetune"]),
     ]
     for settings, given in pairs:
         for key, value in flat(dataclasses.asdict(settings)).items():

@@ -42,12 +42,11 @@ def finetune(
     options = settings.finetune
     if recorded:
         options = replace(options, episodes=min(options.episodes, len(recorded)))
-    best_of = settings.evaluation.best_of or 1
-    tuning = Finetuning(pretrained, options, settings.reg, settings.common.seed, best_of)
+    tuning = Finetuning(pretrained, options, settings.reg, settings.common.seed)
     described = planner_state(pretrained, [task], data_hash)
 
     def validate() -> dict[str, float]:
-        choice = tuning.choice(tuning.tested_best_of)
+        choice = tuning.choice(options.tested_best_of)
         found = evaluate(tuning.planner, rollouts, task, settings.evaluation.validation_seeds, choice)
         tuning.compare(found, run, described)
         return found.metrics("validation")
@@ -145,7 +144,7 @@ def _measure(
 ) -> dict[str, Any] | None:
     """Evaluate the final planner and the best one on the test seeds; None where it was stopped meanwhile."""
     seeds, scores, best = settings.evaluation.test_seeds, tuning.keeper.scores, run.directory / "best"
-    choice = tuning.choice(tuning.tested_best_of)
+    choice = tuning.choice(settings.finetune.tested_best_of)
     final = evaluate_newest(tuning.planner, run.checkpoints, run, task, seeds, rollouts, choice=choice)
     if final is None:
         return None

@@ -28,16 +28,9 @@ class Finetuning:
     """Its four parts put together, so that saving and loading it leaves no trace in the result."""
 
     def __init__(
-        self,
-        pretrained: Planner,
-        settings: FinetuneSettings,
-        regularizer: RegularizerSettings,
-        seed: int,
-        tested_best_of: int = 1,
+        self, pretrained: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings, seed: int
     ) -> None:
-        """tested_best_of: plans of which the critic chooses in validations and tests."""
         settings.check_regularizer(regularizer)
-        self.tested_best_of = tested_best_of
         self.settings = settings
         self.learner = Learner(pretrained, settings, regularizer, seed)
         torch.manual_seed(seed)  # of the value head's first weights
@@ -149,7 +142,7 @@ class Finetuning:
         checkpoint.save(run.checkpoints, self.environment_steps, tensors, state)
 
     def _described_choice(self) -> dict[str, Any]:
-        return {} if self.critic is None else described_choice(self.critic.critic, self.tested_best_of)
+        return {} if self.critic is None else described_choice(self.critic.critic, self.settings.tested_best_of)
 
     def load(self, run: Run) -> bool:
         """Continue from the newest checkpoint; False where there is none."""

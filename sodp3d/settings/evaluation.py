@@ -41,7 +41,7 @@ class EvaluationSettings:
     environments: Count = resource(50)  # stepped at once
     eta: NotNegative | None = None  # of the sampler; null: the planner's own
     sigma_floor: NotNegative | None = None  # normalized action units; null: the planner's own
-    best_of: Count | None = None  # plans of which the critic chooses; null: as the planner was tested
+    best_of: Count | None = None  # plans of which the planner's critic chooses; null: as it was tested
     videos: Natural = resource(2)
 
     def __post_init__(self) -> None:

@@ -93,6 +93,7 @@ class FinetuneSettings:
     value_warmup: Natural = 0  # gradient steps of it before the first iteration
     critic: CriticSettings = field(default_factory=CriticSettings)
     best_of: Count = 1  # plans of each step of a roll-out, of which the critic chooses
+    tested_best_of: Count = 1  # the same in validations and tests, and by default of the planner that is saved
     chosen_share: Fraction = 0.0  # of the cloned plans: the critic's choice among imagined ones
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     initial_proficient: Count = 10  # episodes, N_init
@@ -121,6 +122,7 @@ class FinetuneSettings:
         needing = [
             *(["finetune.credit=critic"] if self.credit == "critic" else []),
             *([f"finetune.best_of={self.best_of}"] if self.best_of > 1 else []),
+            *([f"finetune.tested_best_of={self.tested_best_of}"] if self.tested_best_of > 1 else []),
             *([f"finetune.chosen_share={self.chosen_share:g}"] if self.chosen_share else []),
         ]
         if needing and not self.critic.members:
