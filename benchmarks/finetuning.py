@@ -37,7 +37,7 @@ def plans(planner: Planner, learner: Learner, size: int) -> dict[str, Tensor]:
 def parts() -> dict[str, Callable[[], Any]]:
     """One gradient step of each part."""
     planner = make_planner()
-    settings = FinetuneSettings(**compose("train")["finetune"])
+    settings = FinetuneSettings(**compose("train", ["algorithm=sodp_chunk"])["finetune"])
     learner = Learner(planner, settings, RegularizerSettings(), seed=0)
     batch, credit = plans(planner, learner, WEIGHED), torch.randn(WEIGHED)
     target = plans(planner, learner, CLONED)

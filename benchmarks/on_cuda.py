@@ -60,7 +60,12 @@ def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
 
 def finetuning(planner: Planner) -> Finetuning:
     """With the defaults, and a full replay buffer of successes."""
-    tuning = Finetuning(planner, FinetuneSettings(**compose("train")["finetune"]), RegularizerSettings(), seed=0)
+    tuning = Finetuning(
+        planner,
+        FinetuneSettings(**compose("train", ["algorithm=sodp_chunk"])["finetune"]),
+        RegularizerSettings(),
+        seed=0,
+    )
     with torch.no_grad():
         for seed in range(EPISODES):
             generator = torch.Generator().manual_seed(seed)

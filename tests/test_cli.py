@@ -105,9 +105,11 @@ def test_a_preset_s_sizes_are_taken_by_every_algorithm_and_single_options_by_bot
 
 @pytest.mark.parametrize("preset", choices("preset"))
 def test_presets_set_sizes_only(preset: str) -> None:
-    sizes = {"episodes", "episodes_per_iteration", "batch_size", "initial_proficient", "initial_attempts"}
+    sizes = {"episodes", "episodes_per_iteration", "batch_size", "importance_batch_size"}
     written = yaml.safe_load((CONFIGS / f"preset/{preset}.yaml").read_text())
-    assert set(written.get("finetune", {})) <= {*sizes, "evaluate_every"}
+    tuning = written.get("finetune", {})
+    assert set(tuning) <= {*sizes, "initial_proficient", "initial_attempts", "evaluate_every", "critic"}
+    assert set(tuning.get("critic", {})) <= {"first_updates", "updates_per_episode"}
     assert not {"algorithm", "reg"} & set(written)
 
 

@@ -82,7 +82,7 @@ def test_finetuning_takes_over_the_log_probabilities_of_its_rollouts() -> None:
     torch.manual_seed(0)
     planner = Planner(CONFIG).cuda()
     planner.normalizer.load_state_dict(make_planner(CONFIG).normalizer.state_dict())
-    settings = FinetuneSettings(**{**compose("train")["finetune"], "encoder": "tuned"})
+    settings = FinetuneSettings(**{**compose("train", ["algorithm=sodp_chunk"])["finetune"], "encoder": "tuned"})
     tuning = Finetuning(planner, settings, RegularizerSettings(name="bc"), seed=0)
     generator = torch.Generator().manual_seed(0)
     tuning.memory.take(roll_out(copy.deepcopy(planner).cpu(), 64, tuning.learner.options, generator))

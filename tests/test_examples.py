@@ -19,9 +19,8 @@ COLLECT = "collect.agent_steps=120 collect.fraction=1 collect.environments=2 col
 TRAIN = (
     "model.encoder=mean_max algorithm=anchored pretrain.steps=4 pretrain.batch_size=8 finetune.episodes=2 "
     "finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
-    "finetune.initial_attempts=2 finetune.evaluate_every=2 evaluation.episodes=2 evaluation.environments=2 "
-    "evaluation.validation_episodes=2 "
-    "evaluation.videos=0"
+    "finetune.critic.first_updates=2 finetune.initial_attempts=2 finetune.evaluate_every=2 evaluation.episodes=2 "
+    "evaluation.environments=2 evaluation.validation_episodes=2 evaluation.videos=0"
 ).split()
 
 

@@ -28,7 +28,7 @@ TASK = EnvConfig.from_config(compose("train")["env"])
 
 
 def settings(**changes: Any) -> FinetuneSettings:
-    return FinetuneSettings(**{**compose("train")["finetune"], "batch_size": 16, **changes})
+    return FinetuneSettings(**{**compose("train", ["algorithm=sodp_chunk"])["finetune"], "batch_size": 16, **changes})
 
 
 def regularized(name: str = "bc") -> RegularizerSettings:

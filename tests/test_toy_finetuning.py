@@ -112,7 +112,7 @@ def finetune(
     **changes: Any,
 ) -> Planner:
     """Algorithm 1 by `Finetuning` itself; only the roll-outs are the toy's."""
-    defaults = compose("train")["finetune"]
+    defaults = compose("train", ["algorithm=sodp_chunk"])["finetune"]
     settings = {
         **{**defaults, "encoder": "tuned", "episodes": 48 * rounds, "replay_episodes": 96, "target_episodes": 96},
         **{"batch_size": 64, "learning_rate": 3e-4, "final_learning_rate": 1.0, "target_kl": None},

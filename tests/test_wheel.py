@@ -24,7 +24,7 @@ COLLECT = (
 TRAIN = (
     "model.unet=small pretrain.steps=2 pretrain.batch_size=8 pretrain.checkpoint_every=2 "
     "finetune.episodes=2 finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
-    "finetune.initial_attempts=2 finetune.evaluate_every=2 finetune.checkpoint_every=2 "
+    "finetune.critic.first_updates=2 finetune.initial_attempts=2 finetune.evaluate_every=2 finetune.checkpoint_every=2 "
     "evaluation.episodes=2 evaluation.environments=2 evaluation.validation_episodes=1 evaluation.videos=0"
 ).split()
 

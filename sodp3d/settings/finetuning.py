@@ -71,7 +71,7 @@ class FinetuneSettings:
     episodes_per_iteration: Count = 8
     updates_per_episode: Count = 10  # gradient steps
     batch_size: Count = 256  # plans cloned
-    importance_batch_size: Count = 64  # plans of the importance term; each with all its denoising steps
+    importance_batch_size: Count = 26  # plans of the importance term; each with all its denoising steps
     learning_rate: NotNegative = 1e-4
     final_learning_rate: Share = 0.1  # of the first
     importance_weight: NotNegative = 0.01
