@@ -1,7 +1,7 @@
 """Fine-tuning on one task's reward: PPO over the denoising chain plus a regularizer (paper, Algorithm 1 and eq. 15)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,13 +31,13 @@ def finetune(
     data_hash: str,
     task: EnvConfig,
     rollouts: Rollouts,
+    test_before: Callable[[], Evaluation],
     recorded: Sequence[EpisodeRecord] = (),
-    before: Evaluation | None = None,
 ) -> dict[str, Any] | None:
     """Fine-tune `pretrained` on `task`, from its first roll-outs to the final evaluation.
 
-    data_hash: of what it was pre-trained on. recorded: episodes that stand in for roll-outs. before: the test of
-    `pretrained`, where it was made. Returns the run's result, None where it was stopped before its end.
+    data_hash: of what it was pre-trained on. test_before: tests `pretrained`. recorded: episodes that stand in for
+    roll-outs. Returns the run's result, None where it was stopped before its end.
     """
     options = settings.finetune
     if recorded:
@@ -54,8 +54,7 @@ def finetune(
     if not tuning.load(run):
         run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
         checkpoint.drop_after(run.directory / "best", -1)
-        before = before or evaluate(pretrained, rollouts, task, settings.evaluation.test_seeds)
-        _begin(settings, run, tuning, before, pretrained, task, rollouts, bool(recorded))
+        _begin(settings, run, tuning, test_before(), pretrained, task, rollouts, bool(recorded))
         if options.evaluate_every > 0:  # the first of the best: what an early collapse goes back to
             run.log(tuning.environment_steps, validate())
         tuning.save(run, described)

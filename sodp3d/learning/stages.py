@@ -33,7 +33,7 @@ from sodp3d.models.critic import Choice
 from sodp3d.models.loading import checkpoint_of, load_choice, load_planner_and_state, require_same_task
 from sodp3d.models.planner import Planner
 from sodp3d.models.unet import require_unet
-from sodp3d.rollouts.evaluate import Evaluation, sentence
+from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep, recall
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings, differences, measured_alike
@@ -92,18 +92,25 @@ def run_finetune(config: dict[str, Any]) -> None:
         _open({**config, "planner": str(path)}, kept, algorithm) as run,
         make_rollouts(config, task, environments) as rollouts,
     ):
-        before = _before(run.config, settings, path, task)
-        result = finetune(settings, run, planner, state["data_hash"], task, rollouts, recorded, before)
+        choice = load_choice(path, device)  # of a planner that was fine-tuned before
+
+        def test_before() -> Evaluation:
+            made = _made_before(run.config, settings, path, task, choice)
+            return made or evaluate(planner, rollouts, task, settings.evaluation.test_seeds, choice)
+
+        result = finetune(settings, run, planner, state["data_hash"], task, rollouts, test_before, recorded)
         _conclude(run, "finetune", result)
 
 
-def _before(config: dict[str, Any], settings: TrainSettings, path: Path, task: EnvConfig) -> Evaluation | None:
+def _made_before(
+    config: dict[str, Any], settings: TrainSettings, path: Path, task: EnvConfig, choice: Choice | None
+) -> Evaluation | None:
     """The test of the planner in the run directory `path`, where it was made there just as it would be made here."""
     recorded = readable_config(path) if (path / "config.yaml").is_file() else None
     if recorded is None or not measured_alike(recorded, config):
         return None
     digest = checkpoint.digest_of(checkpoint_of(path))
-    return recall(digest, task, settings.evaluation.test_seeds, path / "evaluation" / task.name)
+    return recall(digest, task, settings.evaluation.test_seeds, path / "evaluation" / task.name, choice)
 
 
 def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> list[EpisodeRecord]:

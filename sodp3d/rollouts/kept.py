@@ -90,7 +90,7 @@ def evaluate_and_keep(
     digest: of the planner's weights; what is kept of another's is measured again. rollouts: not called where all is
     there. choice: how it chooses among several plans.
     """
-    digest = digest if choice is None else f"{digest}, best of {choice.count}"
+    digest = _of_choice(digest, choice)
     episodes = _kept_episodes(folder, digest, seeds)
     if episodes:
         log.info("%s: %d of %d episodes were evaluated before", config.name, len(episodes), len(seeds))
@@ -106,10 +106,16 @@ def evaluate_and_keep(
     return found
 
 
-def recall(digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path) -> Evaluation | None:
+def recall(
+    digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path, choice: Choice | None = None
+) -> Evaluation | None:
     """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it."""
-    episodes = _kept_episodes(folder, digest, seeds)
+    episodes = _kept_episodes(folder, _of_choice(digest, choice), seeds)
     return Evaluation(config, episodes) if len(episodes) == len(seeds) else None
+
+
+def _of_choice(digest: str, choice: Choice | None) -> str:
+    return digest if choice is None else f"{digest}, best of {choice.count}"
 
 
 def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:
