@@ -82,6 +82,7 @@ def test_every_stage_leaves_what_the_readme_promises(folder: Path, finetuned: Pa
     assert {"before", "evaluation", "best"} <= set(result)
 
 
+@pytest.mark.slow
 def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Path) -> None:
     options = ("algorithm=sodp_scratch", f"run_dir={folder}/scratch")
     run("train.py", "mode=finetune", *TRAIN, *options, folder=folder)
@@ -100,7 +101,9 @@ def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     assert refused.returncode == 2 and "holds seeds 100000 to 100001" in refused.stderr
 
 
-@pytest.mark.parametrize("which", ["pretrain", "last", "best"])
+@pytest.mark.parametrize(
+    "which", [pytest.param("pretrain", marks=pytest.mark.slow), "last", pytest.param("best", marks=pytest.mark.slow)]
+)
 def test_evaluation_repeats_the_number_that_training_reported(folder: Path, finetuned: Path, which: str) -> None:
     directory = runs(folder, "pretrain")[0].parent if which == "pretrain" else finetuned
     newest = sorted((directory / "checkpoints").iterdir())[-1]

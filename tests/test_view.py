@@ -136,6 +136,7 @@ def picture(uri: str) -> np.ndarray:
     return matplotlib.image.imread(io.BytesIO(base64.b64decode(uri)))
 
 
+@pytest.mark.slow
 @needs_browser
 @pytest.mark.parametrize(
     ("address", "moves", "index", "step"),
