@@ -157,7 +157,8 @@ def test_fine_tuning_does_not_learn_from_it() -> None:
     taken: list[Any] = []
     tuning = SimpleNamespace(
         settings=SimpleNamespace(encoder="tuned"),
-        memory=SimpleNamespace(take=taken.extend),
+        critic=None,
+        _take=taken.extend,
         environment_steps=0,
         rolled_out=0,
     )

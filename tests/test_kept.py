@@ -11,6 +11,7 @@ from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.envs.config import EnvConfig
+from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts, evaluate_and_keep, recall
 from sodp3d.rollouts.rollout import Episode
@@ -28,7 +29,7 @@ class Rollouts:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def run(self, planner: Any, seeds: list[int], options: Any) -> list[Episode]:
+    def run(self, planner: Any, seeds: list[int], options: Any, choice: Any) -> list[Episode]:
         self.asked += seeds
         return [self.episode(seed) for seed in seeds]
 
@@ -134,3 +135,15 @@ def test_roll_outs_that_do_not_fit_together_are_refused(tmp_path: Path, key: str
     np.savez(tmp_path / ROLLOUTS, **{name: array for name, array in arrays.items() if array is not None})
     with pytest.raises(InputError, match=r"rollouts\.npz: damaged"):
         KeptRollouts.read(tmp_path / ROLLOUTS)
+
+
+def test_what_a_critic_chose_is_another_evaluation(tmp_path: Path) -> None:
+    """The same weights, tested with several plans to choose from, are measured again, and recalled as such alone."""
+    choice = Choice(Critic(CriticConfig(256, 6)), 4)
+    evaluate(tmp_path)
+    rollouts = Rollouts()
+    given = make_planner(), "one", TASK, SEEDS, tmp_path, lambda: rollouts, lambda: False
+    assert evaluate_and_keep(*given, choice) is not None and rollouts.asked == list(SEEDS)  # type: ignore[arg-type]
+    assert recall("one", TASK, SEEDS, tmp_path, choice) is not None
+    assert recall("one", TASK, SEEDS, tmp_path) is None
+    assert recall("one", TASK, SEEDS, tmp_path, Choice(choice.critic, 8)) is None

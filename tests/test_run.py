@@ -73,7 +73,7 @@ def test_the_first_signal_asks_to_stop_and_the_command_tells(
 
     def job() -> None:
         with Run(tmp_path, CONFIG) as run:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             assert run.stop_requested
             reached.append("the end of its step")
         reached.append("the next task of a set")
@@ -86,12 +86,12 @@ def test_the_first_signal_asks_to_stop_and_the_command_tells(
 def test_the_second_signal_stops_at_once_and_so_does_the_first_without_a_run(tmp_path: Path) -> None:
     def twice() -> None:
         with Run(tmp_path, CONFIG):
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             raise AssertionError("it went on")
 
     def once() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         raise AssertionError("it went on")
 
     assert exit_status(twice) == exit_status(once) == 143
