@@ -22,10 +22,10 @@ quickstart: setup
 	.venv/bin/sodp3d report adroit_door
 
 test: setup lint
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup -m "not slow"
+	$(PYTHON) -m pytest --numprocesses 2 -m "not slow"
 
 slow-test: setup
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup -m slow
+	$(PYTHON) -m pytest --numprocesses 2 -m slow
 
 lint: setup
 	$(PYTHON) -m ruff format --check .
@@ -34,7 +34,7 @@ lint: setup
 	.venv/bin/lint-imports --no-logo
 
 coverage: setup
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup --cov --cov-report=term --cov-report=html
+	$(PYTHON) -m pytest --numprocesses 2 --cov --cov-report=term --cov-report=html
 
 results: setup
 	$(PYTHON) -m sodp3d.results

@@ -12,6 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
+
+# Files whose module fixtures take seconds: one worker runs all of such a file, so that they are made once. (xdist's own
+# mark for this, xdist_group, has no effect with pytest 9: it writes into node ids, which are computed now.)
+_COSTLY = "all_tasks cameras examples image kills pipeline pixel_collection pretrain_encoder view wheel"
+TOGETHER = tuple(f"test_{name}.py" for name in _COSTLY.split())
 
 _connect = socket.socket.connect
 
@@ -27,3 +33,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     yield
+
+
+class SomeFilesTogether(LoadScopeScheduling):
+    """Each test goes to the next free worker, but those of a file in TOGETHER to the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(TOGETHER) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SomeFilesTogether:
+    return SomeFilesTogether(config, log)

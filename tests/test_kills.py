@@ -21,7 +21,7 @@ from toy_slider import assert_same
 from sodp3d.core.paths import CHECKOUT
 
 # In one group: what a command needs is made once, by those before it.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("kills")]
+pytestmark = pytest.mark.slow
 SMALL = (
     "plugins=[sodp3d_example] env=puck preset=quick threads=1 workers=1 device=cpu render=raycast "
     "env.camera.height=12 env.camera.width=12 env.points=8 env.episode_steps=6"

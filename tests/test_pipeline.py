@@ -10,7 +10,6 @@ import pytest
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_config
 
-pytestmark = pytest.mark.xdist_group("pipeline")  # one worker: what the fixtures make is made once
 SMALL = (
     "env=adroit_door preset=quick threads=1 workers=1 device=cpu "
     "env.camera.height=32 env.camera.width=32 env.points=64 env.episode_steps=9"

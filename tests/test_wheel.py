@@ -13,7 +13,6 @@ import pytest
 
 from sodp3d.core.paths import CHECKOUT
 
-pytestmark = pytest.mark.xdist_group("wheel")  # one worker: what the fixtures make is made once
 SMALL = (
     "env=adroit_door preset=quick threads=1 workers=1 device=cpu "
     "env.camera.height=32 env.camera.width=32 env.points=64 env.episode_steps=9"
