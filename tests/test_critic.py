@@ -174,6 +174,17 @@ def test_imagined_plans_have_ratio_one_at_first_and_are_learned_from() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(before, tuning.learner.parameters, strict=True))
 
 
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
+    critic = prepare(critic=SMALL).critic
+    assert critic is not None
+    critic.learn(1, scale=1.0)
+    before = [parameter.detach().clone() for parameter in critic.critic.parameters()]
+    critic.rows["reward"][:] = float("nan")
+    with pytest.raises(FloatingPointError, match="the critic's update 6: loss nan"):
+        critic.learn(1, scale=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, critic.critic.parameters(), strict=True))
+
+
 def test_refreshed_chunks_are_the_planners_own() -> None:
     tuning = prepare(critic={**SMALL, "refreshed_chunks": 7})
     assert tuning.critic is not None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sodp3d.core import checkpoint
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ppo import return_to_go
 from sodp3d.models.critic import Choice, Critic, CriticConfig, executed_chunks
 from sodp3d.models.diffusion import ChainOptions
@@ -147,7 +148,10 @@ class CriticLearner:
             self.rows["next_chunk"][part] = self._plans(planner, features, options).cpu()
 
     def learn(self, updates: int, scale: float) -> dict[str, float]:
-        """Gradient steps on what is remembered, `first_updates` before all others; rewards are divided by `scale`."""
+        """Gradient steps on what is remembered, `first_updates` before all others; rewards are divided by `scale`.
+
+        Raises FloatingPointError before it changes anything where the loss is not finite.
+        """
         if not self.updates:
             self.critic.standardize(self.rows["features"].to(self.critic.mean))
             self.average.load_state_dict(self.critic.state_dict())
@@ -158,6 +162,7 @@ class CriticLearner:
             target = self.target(batch, scale)
             value = self.critic(batch["features"], batch["elapsed"], batch["chunk"][:, None])[..., 0]
             loss = (value - target).square().mean()
+            require_finite({"loss": loss}, f"finetune: the critic's update {self.updates + len(losses)}")
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
