@@ -321,6 +321,7 @@ def colours(states: np.ndarray) -> np.ndarray:
     return images
 
 
+@pytest.mark.slow
 def test_stage_2_learns_the_way_home_from_images_alone() -> None:
     config = replace(SMALL, hidden=32, batch_size=32, learning_rate=1e-3, bc_weight_offline=0.5)
     agent = VRL3(config, 1, 2, seed=0)

@@ -50,6 +50,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     command()
 
 
+@pytest.mark.slow
 def test_it_learns_and_continues_after_a_kill_as_if_never_stopped(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -106,6 +106,7 @@ def test_networks_see_states_scaled_by_the_random_steps() -> None:
         np.testing.assert_allclose(tensors[f"{name}.scale"], states.std(0), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_solves_the_point() -> None:
     config = replace(SMALL, hidden=32, batch_size=64, replay_size=5000, learning_rate=2e-3, random_steps=240)
     agent = SAC(config, 2, 2, seed=0)

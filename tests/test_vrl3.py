@@ -246,7 +246,7 @@ def test_bfloat16_products_change_values_and_gradients_little(layer_norm: bool) 
         assert torch.cosine_similarity(one.grad.flatten(), other.grad.flatten(), dim=0) > 0.99
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_offline_then_online_learning_solves_the_point(precision: str) -> None:
     config = replace(SMALL, hidden=32, batch_size=64, learning_rate=1e-3, online_std=0.1, precision=precision)
     agent = make_agent(config)
