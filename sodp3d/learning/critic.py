@@ -156,7 +156,8 @@ class CriticLearner:
             self.critic.standardize(self.rows["features"].to(self.critic.mean))
             self.average.load_state_dict(self.critic.state_dict())
             updates += self.settings.first_updates
-        losses, values = [], []
+        losses: list[Tensor] = []
+        values: list[Tensor] = []
         for _ in range(updates):
             batch = self._batch()
             target = self.target(batch, scale)
