@@ -191,3 +191,8 @@ def test_no_resolver_evaluates_code(monkeypatch: pytest.MonkeyPatch, value: str)
             compose("train", [f"root='{value}'"])
     else:
         assert compose("train", [f"root='{value}'"])["root"].endswith("/x")
+
+
+def test_a_choice_that_a_group_has_not_is_one_line_with_those_it_has() -> None:
+    with pytest.raises(InputError, match=r"^algorithm: expected one of clone, dppo, sodp, .*, got 'nope'\.$"):
+        compose("train", ["algorithm=nope"])

@@ -247,6 +247,9 @@ def refuse_targets(config: Any, where: str = "") -> None:
 def _explain(error: Exception, config_name: str) -> str:
     """Hydra's message, with the closest valid names where an option was misspelt."""
     message = str(error).strip()
+    if choices := getattr(error, "options", None):  # of a group, which has no such one
+        group, _, name = str(error.missing_cfg_file).rpartition("/")  # type: ignore[attr-defined]
+        return f"{group}: expected one of {', '.join(choices)}, got {name!r}."
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "full_key", None) in (None, ""):
         cause = cause.__cause__

@@ -130,7 +130,7 @@ class FinetuneSettings:
         if self.critic.members and self.encoder != "frozen":
             raise InputError(
                 "finetune.critic: it learns from features, which a tuned encoder would change under it; use "
-                "finetune.encoder=frozen, or finetune.critic.members=0."
+                "finetune.encoder=frozen, or an algorithm without a critic: algorithm=sodp_chunk."
             )
         if self.from_scratch and (self.encoder == "frozen" or self.target_kl is not None):
             raise InputError(
