@@ -117,8 +117,7 @@ class EpisodeTable:
         """
         if not self.chunks:
             raise InputError("buffer: it holds no episode yet; roll out first.")
-        index = torch.randint(self.chunks, (batch_size,), generator=generator)
-        return {"index": index, **{key: value[index] for key, value in self.rows.items()}}
+        return draw(self.rows, batch_size, generator)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors, all a later run needs to go on exactly."""
@@ -131,6 +130,13 @@ class EpisodeTable:
             {key.removeprefix(part): value.clone() for key, value in state.items() if key.startswith(part)}
             for part in ("rows.", "facts.", "finals.")
         )
+
+
+def draw(rows: Mapping[str, Tensor], batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Rows drawn uniformly with replacement: every key (batch_size, ...), and "index", their positions."""
+    count = len(next(iter(rows.values())))
+    index = torch.randint(count, (batch_size,), generator=generator)
+    return {"index": index, **{key: value[index] for key, value in rows.items()}}
 
 
 def _appended(table: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sodp3d.core import checkpoint
-from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.buffers import EpisodeRecord, draw
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ppo import return_to_go
 from sodp3d.models.critic import Choice, Critic, CriticConfig, executed_chunks
@@ -32,8 +32,7 @@ class Rows:
 
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Drawn uniformly with replacement: every key (batch_size, ...), and "index", their positions."""
-        index = torch.randint(len(self), (batch_size,), generator=generator)
-        return {"index": index, **{key: value[index] for key, value in self.rows.items()}}
+        return draw(self.rows, batch_size, generator)
 
 
 @dataclass(frozen=True)
@@ -123,10 +122,10 @@ class CriticLearner:
             features, elapsed = (x.to(self.critic.mean) for x in (record.observation["features"], record.elapsed))
             chunks = executed_chunks(planner, record.latents[:, -1])[:, None].to(features)
             values.append(self.critic(features, elapsed, chunks).mean(0)[:, 0].cpu())
-            last = 0.0 if record.terminated else float(values[-1][-1])
-            rewards = record.reward[:-1] / scale if not record.terminated else record.reward / scale
-            found = return_to_go(rewards, self.settings.discount, last)
-            returns.append(found if record.terminated else torch.cat([found, torch.tensor([last])]))
+            rewards = record.reward / scale
+            if not record.terminated:
+                rewards[-1] = values[-1][-1]
+            returns.append(return_to_go(rewards, self.settings.discount))
         self.calibration = torch.stack([torch.cat(values), torch.cat(returns)])
         bias = float((self.calibration[0] - self.calibration[1]).mean())
         deviations = self.calibration.std(dim=1)
@@ -179,8 +178,8 @@ class CriticLearner:
         return {"critic/loss": float(torch.stack(losses).mean()), "critic/value": float(torch.stack(values).mean())}
 
     def _batch(self) -> dict[str, Tensor]:
-        index = torch.randint(len(self.rows["reward"]), (self.settings.batch_size,), generator=self.batches)
-        return {key: value[index].to(self.critic.mean) for key, value in self.rows.items()}
+        drawn = draw(self.rows, self.settings.batch_size, self.batches)
+        return {key: value.to(self.critic.mean.device) for key, value in drawn.items()}
 
     @torch.no_grad()
     def target(self, batch: Mapping[str, Tensor], scale: float) -> Tensor:

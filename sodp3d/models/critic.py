@@ -3,7 +3,6 @@
 Shape letters: B batch, F features, Ta executed steps, Da actions, M members of the ensemble, N plans of one state.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -65,18 +64,13 @@ class Critic(nn.Module):
         state = torch.cat([(features - self.mean) / self.deviation, time[:, None]], dim=-1)
         x = self.of_chunk(chunks.reshape(1, size * plans, -1))
         x = x + self.of_state(state[None]).repeat_interleave(plans, dim=1)
-        parts = self._norms()
-        x = self._activated(x, parts)
-        for layer in self.hidden:
-            x = self._activated(layer(x), parts)
+        x = self._activated(x, 0)
+        for place, layer in enumerate(self.hidden, start=1):
+            x = self._activated(layer(x), place)
         return self.head(x).reshape(-1, size, plans)
 
-    def _norms(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.gains, self.shifts, strict=True)
-
-    def _activated(self, x: Tensor, norms: Iterator[tuple[Tensor, Tensor]]) -> Tensor:
-        gain, shift = next(norms)
-        return mish(layer_norm(x, (self.config.width,)) * gain + shift)
+    def _activated(self, x: Tensor, place: int) -> Tensor:
+        return mish(layer_norm(x, (self.config.width,)) * self.gains[place] + self.shifts[place])
 
 
 class EnsembleLinear(nn.Module):

@@ -119,7 +119,7 @@ def load_choice(path: str | Path, device: torch.device | str = "cpu", best_of: i
     None for one plan. Raises InputError where several are asked for and no critic was saved with it.
     """
     directory = checkpoint_of(Path(path))
-    tensors, state = checkpoint.load(directory)
+    state = checkpoint.load_state(directory)  # first alone: most planners have no choice, and their tensors are many
     count = state.get("best_of", 1) if best_of is None else best_of
     if count == 1:
         return None
@@ -128,6 +128,7 @@ def load_choice(path: str | Path, device: torch.device | str = "cpu", best_of: i
             f"evaluation.best_of: {count} plans need a critic to choose, and {directory} has none; fine-tune with one "
             "(finetune.critic.members=5), or use evaluation.best_of=1."
         )
+    tensors, _ = checkpoint.load(directory)
     with checkpoint.restoring(directory):
         critic = Critic(CriticConfig(**state["critic"]))
         critic.load_state_dict(checkpoint.without_prefix(CRITIC, tensors))
