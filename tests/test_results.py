@@ -14,7 +14,7 @@ from sodp3d.results.differences import distinguishing, usual_settings
 from sodp3d.results.estimates import estimate, estimate_top5
 from sodp3d.results.groups import group_runs
 from sodp3d.results.scan import Score, portable, scan, seconds, shown
-from sodp3d.results.tables import evaluation_table, table8, table9
+from sodp3d.results.tables import evaluation_table, fine_tuned, table8, table9
 
 
 def test_intervals_of_one_seed_are_wilson_s(tmp_path: Path) -> None:
@@ -73,6 +73,16 @@ def test_the_paper_s_rows_are_the_paper_s() -> None:
     assert all(row["who"] == "ours" and row["average"] is None for row in ours)
     assert ours[0]["method"] == "fine-tuned with BC", "the headline stands first"
     assert {row["method"] for row in ours} >= {"pre-trained", "direct BC", "fine-tuned without BC"}
+
+
+def test_the_headline_is_of_sodp_by_the_name_with_the_most_tasks() -> None:
+    def row(method: str, *measured: str) -> dict[str, object]:
+        return {"who": "ours", "method": method, **{task: 0.5 if task in measured else None for task in TASKS}}
+
+    assert fine_tuned([row("fine-tuned with BC", *TASKS), row("SODP", TASKS[0])]) == "fine-tuned with BC"
+    assert fine_tuned([row("fine-tuned with BC", *TASKS), row("SODP", *TASKS)]) == "SODP"
+    assert fine_tuned([row("fine-tuned with BC"), row("SODP without a critic", TASKS[0])]) == "SODP without a critic"
+    assert fine_tuned([row("fine-tuned with BC"), row("direct BC", *TASKS)]) == "fine-tuned with BC"
 
 
 def test_top5_is_the_mean_of_the_five_highest_validations(tmp_path: Path) -> None:
