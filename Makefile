@@ -13,7 +13,7 @@ DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pypro
 .PHONY: quickstart test slow-test lint coverage results docs setup
 
 quickstart: setup
-	.venv/bin/sodp3d doctor
+	.venv/bin/sodp3d doctor --frames 20
 	$(PYTHON) data_collection/collect.py $(QUICK)
 	$(PYTHON) data_collection/convert.py $(QUICK)
 	$(PYTHON) train.py mode=pretrain obs=pointcloud $(QUICK)
