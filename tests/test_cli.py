@@ -92,7 +92,7 @@ def test_an_algorithm_s_file_is_whole() -> None:
 def test_a_preset_s_sizes_are_taken_by_every_algorithm_and_single_options_by_both() -> None:
     for name in choices("algorithm"):
         settings = compose("train", [f"algorithm={name}", "preset=quick"])["finetune"]
-        assert (settings["episodes"], settings["initial_attempts"]) == (48, 12), name
+        assert (settings["episodes"], settings["initial_attempts"]) == (40, 12), name
         own = compose("train", ["preset=quick", f"algorithm={name}", "finetune.episodes=480", "reg.name=kl"])
         assert (own["finetune"], own["reg"]["name"]) == ({**settings, "episodes": 480}, "kl"), name
     gae, paper = (compose("train", [f"algorithm={name}"])["finetune"] for name in ("sodp_gae", "sodp_paper"))
@@ -109,7 +109,7 @@ def test_presets_set_sizes_only(preset: str) -> None:
     written = yaml.safe_load((CONFIGS / f"preset/{preset}.yaml").read_text())
     tuning = written.get("finetune", {})
     assert set(tuning) <= {*sizes, "initial_proficient", "initial_attempts", "evaluate_every", "critic"}
-    assert set(tuning.get("critic", {})) <= {"first_updates", "updates_per_episode"}
+    assert set(tuning.get("critic", {})) <= {"width", "first_updates", "updates_per_episode"}
     assert not {"algorithm", "reg"} & set(written)
 
 

@@ -22,7 +22,7 @@ from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.rollout import Episode
-from sodp3d.settings import FinetuneSettings, RegularizerSettings
+from sodp3d.settings import FinetuneSettings, LargeStepSettings, RegularizerSettings
 
 TASK = EnvConfig.from_config(compose("train")["env"])
 
@@ -150,18 +150,45 @@ def test_direct_cloning_never_looks_at_rewards() -> None:
         assert torch.equal(value, other.planner.state_dict()[name]), name
 
 
-def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    straight, stopped = prepare(), prepare()
+@pytest.mark.parametrize("changes", [{}, {"large_steps": LargeStepSettings(updates=1, batch_size=8)}])
+def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    straight, stopped = prepare(**changes), prepare(**changes)
     for tuning in (straight, stopped):
         tuning.learn(2)
     with Run(tmp_path, {}) as run:
         stopped.save(run, {"format": 1})
-        resumed = Finetuning(make_planner(STATE), settings(), regularized(), seed=9)
+        resumed = Finetuning(make_planner(STATE), settings(**changes), regularized(), seed=9)
         assert resumed.load(run)
     assert resumed.environment_steps == stopped.environment_steps > 0
     straight.learn(2), resumed.learn(2)
     for name, value in straight.planner.state_dict().items():
         assert torch.equal(value, resumed.planner.state_dict()[name]), name
+
+
+def test_a_large_step_is_one_gradient_of_the_importance_term_over_all_of_its_plans(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In parts, so that memory is bounded; and cloning's own steps are then cloning alone."""
+    gradients = {}
+    for part in (3, 1000):
+        monkeypatch.setattr("sodp3d.learning.learner.PART", part)
+        tuning = prepare(large_steps=LargeStepSettings(updates=1, batch_size=8), target_kl=None, gradient_norm=1e6)
+        lesson, _ = tuning._lesson(0)
+        tuning.learner.learn(lesson, 0, 0.0, "here")
+        gradients[part] = [x.grad.clone() for x in tuning.learner.parameters if x.grad is not None]
+        batch = lesson.plans.sample(8, torch.Generator().manual_seed(0))
+        loss, _ = tuning.learner.importance(batch, lesson.credits[batch["index"]])
+        assert loss.isfinite()
+    assert any(float(x.abs().max()) > 0 for x in gradients[3])
+    for one, other in zip(gradients[3], gradients[1000], strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    metrics = tuning.learner.learn(lesson, 1, 0.0, "here")
+    assert {"train/imp_loss", "train/large_gradient_norm", "train/regularizer"} <= metrics.keys()
+
+
+def test_large_steps_need_the_importance_term() -> None:
+    with pytest.raises(InputError, match=r"finetune\.large_steps\.updates: 2 steps .* finetune.importance_weight=0"):
+        settings(large_steps=LargeStepSettings(updates=2), importance_weight=0.0)
 
 
 def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -161,6 +161,9 @@ def test_config_round_trip_and_errors() -> None:
         PlannerConfig.from_dict({**mapping, "width": 3})
     with pytest.raises(InputError, match="incomplete"):
         PlannerConfig.from_dict({key: value for key, value in mapping.items() if key != "horizon"})
+    for name, value in (("sensor_shape", (0, 3)), ("sensor_shape", ()), ("action_size", 0), ("diffusion_steps", -1)):
+        with pytest.raises(InputError, match=f"{name}: expected sizes of at least 1"):
+            dataclasses.replace(STATE, **{name: value})
     with pytest.raises(InputError, match="do not fit in a plan of horizon=4"):
         dataclasses.replace(STATE, n_action_steps=4)
     with pytest.raises(InputError, match="expected one of small, simple_dp3, dp3, chi, got 'big'"):

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,10 @@ def outcome(path: Path, clouds: "np.ndarray") -> str:
 def test_damage_is_refused_told_or_harmless(sound: Path, tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
     chance, path = random.Random(seed), tmp_path_factory.mktemp("damaged") / "a.zarr"
     shutil.copytree(sound, path)
-    done = [damage(path, chance) for _ in range(1 + (chance.random() < 0.2))]
+    done = [damage(path, chance)]
+    if chance.random() < 0.2:
+        with suppress(OSError, ValueError):  # what the second would change is gone, or no JSON any more
+            done.append(damage(path, chance))
     try:
         _ATTEMPTS[outcome(path, EpisodeStore.open(sound).read("point_cloud"))] += 1
     except BaseException as error:

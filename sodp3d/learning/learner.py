@@ -4,7 +4,7 @@ Shape letters: B batch, C chunks of an episode, K' sampling steps, Tp planned st
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from sodp3d.models.loading import make_planner
 from sodp3d.models.planner import Planner
 from sodp3d.settings import FinetuneSettings, RegularizerSettings, SamplerSettings
 
+PART = 64  # plans of a large step at once, to bound memory
 RATE_STEP, RATE_RANGE = 1.5, 10.0  # of an adaptive learning rate: factor of one change, and most that all may come to
 
 
@@ -61,6 +62,11 @@ class Plans(Protocol):
     def sample(self, batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Every key (batch_size, ...), and "index" (batch_size,), their positions."""
         ...
+
+
+def averages(records: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Of each metric over gradient steps, by the name under which it is logged."""
+    return {f"train/{key}": float(np.mean([float(record[key]) for record in records])) for key in records[0]}
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class Learner:
         self.regularizer_weight = regularizer.weight
         self.parameters = [parameter for parameter in self.planner.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)
+        self.large = torch.optim.Adam(self.parameters, lr=settings.large_steps.learning_rate, fused=True)
         self.pace = Pace("finetune")
         self.batches = torch.Generator().manual_seed(seed)
         self.noise = torch.Generator(pretrained.device).manual_seed(seed)
@@ -116,6 +123,7 @@ class Learner:
         """Earlier weights again, with a fresh optimizer; memory stays."""
         self.planner.load_state_dict(weights)
         self.optimizer.state.clear()
+        self.large.state.clear()
 
     def learn(self, lesson: "Lesson", updates: int, rate: float, where: str) -> dict[str, float]:
         """Up to `updates` gradient steps, fewer where the KL bound is reached; returns mean metrics.
@@ -132,10 +140,35 @@ class Learner:
             records.append(metrics)
             if "kl" in metrics and kl_exceeded(metrics, self.settings.target_kl):
                 break
+        means = averages(records) if records else {}
+        if self.settings.large_steps.updates:
+            means |= averages(self._large_steps(lesson, where))
         if self.settings.adaptive_learning_rate:
-            self._adapt_rate(float(np.mean([float(record["kl"]) for record in records])))
-        means = {f"train/{key}": float(np.mean([float(record[key]) for record in records])) for key in records[0]}
+            self._adapt_rate(means["train/kl"])
         return {**means, "train/updates": len(records)}
+
+    def _large_steps(self, lesson: "Lesson", where: str) -> list[dict[str, Tensor]]:
+        """Metrics of up to `large_steps.updates` steps of the importance term alone, with an optimizer of its own.
+
+        Its gradient is a hundredth of cloning's and mostly noise, so it needs many plans and Adam's own scale.
+        """
+        records: list[dict[str, Tensor]] = []
+        for _ in range(self.settings.large_steps.updates):
+            drawn = lesson.plans.sample(self.settings.large_steps.batch_size, self.batches)
+            self.large.zero_grad(set_to_none=True)
+            parts: list[dict[str, Tensor]] = []
+            for index in torch.arange(len(drawn["index"])).split(PART):
+                part = on_device({key: value[index] for key, value in drawn.items()}, self.planner)
+                loss, metrics = self.importance(part, lesson.credits[part["index"].cpu()].to(self.planner.device))
+                share = len(index) / len(drawn["index"])
+                (share * loss).backward()
+                parts.append({key: share * value.detach() for key, value in {**metrics, "imp_loss": loss}.items()})
+            record = {key: torch.stack([part[key] for part in parts]).sum() for key in parts[0]}
+            record["large_gradient_norm"] = self._step(self.large, {"loss": record["imp_loss"]}, where)
+            records.append(record)
+            if kl_exceeded(record, self.settings.target_kl):
+                break
+        return records
 
     def _adapt_rate(self, kl: float) -> None:
         """Slower where an iteration left the policy that acted too far behind, faster where it hardly moved."""
@@ -152,7 +185,7 @@ class Learner:
         target = on_device(lesson.target(settings.batch_size, self.batches), self.planner)
         loss = torch.zeros((), device=device)
         metrics: dict[str, Tensor] = {}
-        if self.settings.importance_weight > 0:
+        if self.settings.importance_weight > 0 and not self.settings.large_steps.updates:
             imp, metrics = self.importance(batch, lesson.credits[batch["index"].cpu()].to(device))
             loss = loss + self.settings.importance_weight * imp
             metrics["imp_loss"] = imp
@@ -162,10 +195,15 @@ class Learner:
             metrics["regularizer"] = regularizer
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        metrics["gradient_norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_norm)
-        require_finite({"loss": loss, "gradient norm": metrics["gradient_norm"]}, where)
-        self.optimizer.step()
+        metrics["gradient_norm"] = self._step(self.optimizer, {"loss": loss}, where)
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _step(self, optimizer: torch.optim.Optimizer, losses: dict[str, Tensor], where: str) -> Tensor:
+        """Bounds the gradient, checks it and the losses, and steps; returns its norm before."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_norm)
+        require_finite({**losses, "gradient norm": norm}, where)
+        optimizer.step()
+        return norm
 
     def importance(self, batch: Mapping[str, Tensor], credit: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Eq. (12), over all denoising steps that draw noise, or the last `tuned_steps` of them.

@@ -178,7 +178,8 @@ class Finetuning:
         return parts if self.critic is None else {**parts, "critic": self.critic}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"optimizer": self.learner.optimizer, "value_optimizer": self.credit.optimizer}
+        optimizers = {"optimizer": self.learner.optimizer, "value_optimizer": self.credit.optimizer}
+        return {**optimizers, "large_optimizer": self.learner.large}
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"batches": self.learner.batches, "noise": self.learner.noise}

@@ -24,6 +24,12 @@ Observation = Mapping[str, Tensor | np.ndarray]
 Plan = TypeVar("Plan", Tensor, np.ndarray)
 
 
+_SIZES = (  # fields of PlannerConfig that nothing can be made of below 1
+    "sensor_shape", "proprioception_size", "action_size", "n_obs_steps", "horizon", "n_action_steps", "diffusion_steps",
+    "inference_steps",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class PlannerConfig:
     """All that determines a planner's architecture, and what it must be shown; JSON-able.
@@ -52,6 +58,10 @@ class PlannerConfig:
         sensor(self.observation)
         if self.unet not in UNETS:
             raise InputError(f"unet: expected one of {', '.join(UNETS)}, got {self.unet!r}.")
+        for name in _SIZES:
+            value = getattr(self, name)
+            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+                raise InputError(f"{name}: expected sizes of at least 1, got {value!r}.")
         if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
             raise InputError(
                 f"n_action_steps: {self.n_action_steps} executed steps after {self.n_obs_steps - 1} past ones do not "

@@ -10,7 +10,13 @@ from sodp3d.settings.collection import (
 )
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
-from sodp3d.settings.finetuning import CriticSettings, FinetuneSettings, RegularizerSettings, SamplerSettings
+from sodp3d.settings.finetuning import (
+    CriticSettings,
+    FinetuneSettings,
+    LargeStepSettings,
+    RegularizerSettings,
+    SamplerSettings,
+)
 from sodp3d.settings.identity import decides, differences, identity, measured_alike, resources
 from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
@@ -25,6 +31,7 @@ __all__ = [
     "EncoderSettings",
     "EvaluationSettings",
     "FinetuneSettings",
+    "LargeStepSettings",
     "ModelSettings",
     "ObservationSettings",
     "PretrainSettings",

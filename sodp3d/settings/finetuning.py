@@ -60,6 +60,15 @@ class RegularizerSettings:
     weight: NotNegative = 1.0  # lambda
 
 
+@section("finetune.large_steps")
+class LargeStepSettings:
+    """Gradient steps of the importance term alone, after an iteration's cloning; without any it is part of each."""
+
+    updates: Natural = 0  # per iteration
+    batch_size: Count = 1024  # plans, each with all its denoising steps
+    learning_rate: NotNegative = 3e-5
+
+
 @section("finetune")
 class FinetuneSettings:
     """Roll-outs, what is remembered of them, and the gradient steps on them (paper, Algorithm 1).
@@ -75,6 +84,7 @@ class FinetuneSettings:
     learning_rate: NotNegative = 1e-4
     final_learning_rate: Share = 0.1  # of the first
     importance_weight: NotNegative = 0.01
+    large_steps: LargeStepSettings = field(default_factory=LargeStepSettings)
     clip: NotNegative = 0.01  # of the ratio
     first_clip: NotNegative | None = None  # at the chain's first step, from which it grows to `clip`; null: the same
     denoising_discount: Fraction = 1.0  # of a step's weight, per step before the last
@@ -118,6 +128,11 @@ class FinetuneSettings:
             raise InputError(
                 "finetune.adaptive_learning_rate: it follows the importance term's KL; give finetune.target_kl and a "
                 "finetune.importance_weight above 0, or leave it false."
+            )
+        if self.large_steps.updates and self.importance_weight == 0:
+            raise InputError(
+                f"finetune.large_steps.updates: {self.large_steps.updates} steps of the importance term are of no use "
+                "with finetune.importance_weight=0; use 0 of them, or a weight above 0."
             )
         needing = [
             *(["finetune.credit=critic"] if self.credit == "critic" else []),
