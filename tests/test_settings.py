@@ -89,6 +89,11 @@ RESOURCES = {
         ("eval", "evaluation.videos=-1", "evaluation.videos: expected a whole number of at least 0, got -1."),
         ("eval", "evaluation.eta=high", "evaluation.eta: expected a number of at least 0, or null, got 'high'."),
         ("eval", "evaluation.episodes=0", "evaluation.episodes: expected a whole number of at least 1, got 0."),
+        (
+            "eval",
+            "evaluation.episodes=1e99",
+            "evaluation.episodes: expected a whole number of at least 1 and at most 1e15",
+        ),
         ("eval", "evaluation=3", "evaluation: expected a section of options, got 3."),
         ("eval", "seed=-1", "seed: expected a whole number from 0 to 4294967295, got -1."),
         ("eval", "threads=0", "threads: expected a whole number of at least 1, or null, got 0."),

@@ -21,6 +21,7 @@ from sodp3d.core.errors import InputError
 
 T = TypeVar("T")
 _RESOURCE = "resource"
+_MOST = 10**15  # of a whole number: sums of such seeds and steps fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-_Whole = Annotated[int, BeforeValidator(_whole), Strict()]
+_Whole = Annotated[int, BeforeValidator(_whole), Strict(), Field(ge=-_MOST), Field(le=_MOST)]
 _Real = Annotated[float, Strict()]  # whole numbers too; neither bools nor words
 Whole = Annotated[_Whole, Expected("a whole number")]
 Count = Annotated[_Whole, Field(ge=1), Expected("a whole number of at least 1")]
@@ -115,7 +116,8 @@ def _message(error: ValidationError, kind: Any, name: str) -> str:
         if known is not None:
             problem = f"{key}: unknown key {found['loc'][-1]!r}; valid keys are {', '.join(known)}."
         else:
-            problem = f"{key}: expected {_words(hint)}, got {found['input']!r}."
+            beyond = found["type"] == "less_than_equal" and found["ctx"]["le"] == _MOST
+            problem = f"{key}: expected {_words(hint)}{' and at most 1e15' * beyond}, got {found['input']!r}."
         lines.setdefault(key, problem)
     return "\n".join(lines.values())
 
