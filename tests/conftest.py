@@ -7,6 +7,7 @@ os.environ.setdefault("LP_NUM_THREADS", "1")  # llvmpipe, the software GL render
 if "SODP3D_TEST_CUDA" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,9 @@ _COSTLY = "all_tasks cameras examples image kills pipeline pixel_collection pret
 TOGETHER = tuple(f"test_{name}.py" for name in _COSTLY.split())
 
 _connect = socket.socket.connect
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # so do a shell's background jobs begin, and all that they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
