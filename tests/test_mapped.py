@@ -9,7 +9,6 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,44 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from test_conversion import CONFIG
-from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
+from toy_clouds import CLOUDS, KEYS, all_windows, cloud_store, dataset, values
+from toy_store import ATTRIBUTES, episode, make_store, metadata
 
 from sodp3d.core.errors import InputError
 from sodp3d.data import dataset as windows
 from sodp3d.data import mapped, mapping
 from sodp3d.data.conversion import convert_store
-from sodp3d.data.dataset import WindowDataset, choose_memory
+from sodp3d.data.dataset import choose_memory
 from sodp3d.data.hashing import identify
-from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
-
-CLOUDS = {**SPECIFICATION, "point_cloud": Field((7, 3), "float32"), "image": Field((3, 4, 4), "uint8")}
-KEYS = ["agent_pos", "point_cloud", "image"]
-
-
-def values(number: int, length: int | None = None) -> dict[str, np.ndarray]:
-    """Episode `number`, with clouds and images beside the rest."""
-    steps, random = episode(number, length), np.random.default_rng(number)
-    count = len(steps["action"])
-    clouds = random.uniform(-0.9, 0.9, (count, 7, 3)).astype(np.float32)
-    return {**steps, "point_cloud": clouds, "image": random.integers(0, 256, (count, 3, 4, 4)).astype(np.uint8)}
-
-
-def cloud_store(path: Path, numbers: range, length: int | None = None) -> EpisodeStore:
-    with EpisodeStore.create(path, ATTRIBUTES, CLOUDS) as store:
-        for number in numbers:
-            store.append(values(number, length), metadata(number))
-    return EpisodeStore.open(path)
-
-
-def dataset(
-    stores: list[EpisodeStore], memory: str = "mapped", keys: list[str] = KEYS, **options: Any
-) -> WindowDataset:
-    return WindowDataset(stores, keys, 4, 2, 3, memory=memory, half=["point_cloud"], **options)  # type: ignore[arg-type]
-
-
-def all_windows(data: WindowDataset) -> dict[str, np.ndarray]:
-    return data.windows(np.random.default_rng(0).permutation(len(data)))
 
 
 def files(folder: Path) -> list[str]:
@@ -65,9 +36,9 @@ def files(folder: Path) -> list[str]:
 NAME = "a.zarr.action-agent_pos-image-point_cloud.safetensors"
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=3),
+    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3),
     chosen=st.integers(0, 2**12 - 1),
     block=st.sampled_from([1, 100, 32_768]),
 )
@@ -214,7 +185,7 @@ def test_a_changed_byte_anywhere_is_never_learned_from(tmp_path: Path) -> None:
     expected, path = all_windows(dataset([store])), tmp_path / NAME
     whole, refused = path.read_bytes(), 0
     first_row = len(whole) - sum(read.nbytes for key, read in load_file(path).items() if "." not in key)
-    places = [*np.random.default_rng(0).integers(len(whole), size=150).tolist(), 0, 7, 8, len(whole) - 1]
+    places = [*np.random.default_rng(0).integers(len(whole), size=60).tolist(), 0, 7, 8, len(whole) - 1]
     for place in places:
         changed = bytearray(whole)
         changed[place] ^= 1 << (place % 8)
@@ -227,7 +198,7 @@ def test_a_changed_byte_anywhere_is_never_learned_from(tmp_path: Path) -> None:
             refused += place >= first_row
             continue
         assert all((found[key] == expected[key]).all() for key in found), place
-    assert refused > 20
+    assert refused > 10
     path.unlink()
     found = all_windows(dataset([store]))
     assert all((found[key] == expected[key]).all() for key in found)
@@ -290,7 +261,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(
 KILLED = """
 import sys, time
 from pathlib import Path
-from test_mapped import dataset
+from toy_clouds import dataset
 from sodp3d.data import mapping
 from sodp3d.data.store import EpisodeStore
 def stop(*_):
@@ -304,14 +275,14 @@ dataset([EpisodeStore.open(sys.argv[1])])
 """
 AT_ONCE = """
 import sys
-from test_mapped import all_windows, dataset
+from toy_clouds import dataset
 from sodp3d.data import mapping
 from sodp3d.data.store import EpisodeStore
 made, make = [], mapping._make
 mapping._make = lambda *arguments: (made.append(1), make(*arguments))
 sys.stdin.readline()
-found = all_windows(dataset([EpisodeStore.open(sys.argv[1])]))
-print(len(made), int(found["image"].sum()), flush=True)
+found = dataset([EpisodeStore.open(sys.argv[1])])
+print(len(made), found.data.current, flush=True)
 """
 
 
@@ -337,9 +308,12 @@ def test_a_file_whose_maker_was_killed_is_made_anew_and_no_litter_stays(tmp_path
 
 
 def test_of_several_processes_at_once_one_makes_the_file(tmp_path: Path) -> None:
-    store = cloud_store(tmp_path / "a.zarr", range(40))
+    store = cloud_store(tmp_path / "a.zarr", range(9))
     processes = [start(AT_ONCE, str(store.path)) for _ in range(3)]
-    told = [process.communicate("go\n", timeout=60)[0].split() for process in processes]
-    expected = int(all_windows(dataset([store], "ram"))["image"].sum())
-    assert sorted(int(made) for made, _ in told) == [0, 0, 1]
-    assert {int(total) for _, total in told} == {expected} and files(tmp_path) == [NAME]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    told = [process.communicate(timeout=120)[0].split() for process in processes]
+    assert sorted(made for made, _ in told) == ["0", "0", "1"] and files(tmp_path) == [NAME]
+    assert {current for _, current in told} == {identify([store], KEYS).current}

@@ -55,32 +55,32 @@ def open_rows(store: EpisodeStore, kinds: Kinds, chosen: NDArray[np.int64]) -> M
             store.read(key, int(chosen.max()), int(chosen.max()) + 1)  # says what is missing and how it is made
     path = mapped_path(store, kinds)
     found = _open_sound(path, store, kinds)
-    if found is not None:
+    if isinstance(found, MappedRows):
         return found
     lock = path.with_name(f"{path.name}.lock")
     with Lock(lock, f"{path}: waiting for {{holder}}, which is making it", wait=True):
         remove_leftovers(path, seconds=0)
         found = _open_sound(path, store, kinds)  # another process may have made it meanwhile
-        if found is None:
-            _make(path, store, kinds)
-            found = MappedRows(path)
-    return found
+        if isinstance(found, MappedRows):
+            return found
+        if found:
+            log.warning("%s: %s, so it is made again", path, found)
+        _make(path, store, kinds)
+        return MappedRows(path)
 
 
-def _open_sound(path: Path, store: EpisodeStore, kinds: Kinds) -> MappedRows | None:
-    """The file, or None where it is not there, or has to be made again: then the log says why."""
+def _open_sound(path: Path, store: EpisodeStore, kinds: Kinds) -> MappedRows | str:
+    """The file, or what is amiss with it: "" where it is not there."""
     try:
         found = MappedRows(path)
     except FileNotFoundError:
-        return None
+        return ""
     except Unsound as error:
-        log.warning("%s: %s, so it is made again", path, error)
-        return None
+        return str(error)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}); move it away.") from error
     if found.entries != _layout(store, kinds) or not _is_of(found, store, kinds):
-        log.warning("%s: was made of other data than the store holds now, so it is made again", path)
-        return None
+        return "was made of other data than the store holds now"
     return found
 
 
