@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,26 +37,22 @@ def files(folder: Path) -> list[str]:
 NAME = "a.zarr.action-agent_pos-image-point_cloud.safetensors"
 
 
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    lengths=st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=3), min_size=1, max_size=3),
-    chosen=st.integers(0, 2**12 - 1),
-    block=st.sampled_from([1, 100, 32_768]),
-)
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> list[EpisodeStore]:
+    folder = tmp_path_factory.mktemp("mapped")
+    return [cloud_store(folder / f"{place}.zarr", range(4 * place, 4 * place + 4)) for place in range(3)]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=st.integers(0, 2**12 - 1), count=st.integers(1, 3), block=st.sampled_from([1, 100, 32_768]))
 def test_windows_are_those_of_memory_bit_for_bit(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[list[int]], chosen: int, block: int
+    stores: list[EpisodeStore], chosen: int, count: int, block: int
 ) -> None:
-    folder, stores, episodes = tmp_path_factory.mktemp("mapped"), [], []
-    for place, parts in enumerate(lengths):
-        with EpisodeStore.create(folder / f"{place}.zarr", ATTRIBUTES, CLOUDS) as store:
-            for number, length in enumerate(parts):
-                store.append(values(10 * place + number, length), metadata(number))
-        stores.append(EpisodeStore.open(folder / f"{place}.zarr"))
-        bits = [index for index in range(len(parts)) if chosen >> (4 * place + index) & 1]
-        episodes.append(np.array(bits or [0] * (place == 0), np.int64))
+    bits = [np.flatnonzero([chosen >> (4 * place + index) & 1 for index in range(4)]) for place in range(count)]
+    episodes = [taken if len(taken) or place else np.array([2]) for place, taken in enumerate(bits)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mapped, "BLOCK_BYTES", block)
-        one, other = (dataset(stores, memory, episodes=episodes) for memory in ("ram", "mapped"))
+        one, other = (dataset(stores[:count], memory, episodes=episodes) for memory in ("ram", "mapped"))
         found, expected = all_windows(other), all_windows(one)
     assert len(one) == len(other) and one.shapes == other.shapes and one.sizes == other.sizes
     for key in ("action", *KEYS):
@@ -63,7 +60,7 @@ def test_windows_are_those_of_memory_bit_for_bit(
         assert found[key].dtype == expected[key].dtype == (np.uint8 if key == "image" else np.float32)
     for key in ("action", "agent_pos", "point_cloud"):
         np.testing.assert_array_equal(one.ranges[key], other.ranges[key])
-    assert other.data == identify(stores, KEYS) and one.data is None
+    assert other.data == identify(stores[:count], KEYS) and one.data is None
 
 
 def test_clouds_are_rounded_as_float16_and_nothing_else_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -147,9 +144,8 @@ def test_a_store_that_was_converted_again_is_mapped_again(tmp_path: Path, checks
     def converted(low: float) -> EpisodeStore:
         with EpisodeStore.open(path, "a") as store:
             store.update_attributes({"conversion": {}})
-            mapping_leftover = store.path / "data" / "point_cloud"
-            for folder in (mapping_leftover, store.path / "data" / "point_cloud_kept"):
-                subprocess.run(["rm", "-rf", str(folder)], check=True)
+            for key in ("point_cloud", "point_cloud_kept"):
+                shutil.rmtree(store.path / "data" / key, ignore_errors=True)
         crop = replace(CONFIG.crop, low=(-np.inf, -np.inf, low))
         convert_store(path, replace(CONFIG, crop=crop))
         if not checksums:
@@ -158,7 +154,7 @@ def test_a_store_that_was_converted_again_is_mapped_again(tmp_path: Path, checks
                 store.update_attributes({"conversion": states})
         return EpisodeStore.open(path)
 
-    for low in (0.001, 0.1, 0.1):
+    for low in (0.001, 0.1):
         store = converted(low)
         assert (mapping.fingerprint(store, ["point_cloud"]) is not None) == checksums
         found = dataset([store], keys=["agent_pos", "point_cloud"])
@@ -309,11 +305,11 @@ def test_a_file_whose_maker_was_killed_is_made_anew_and_no_litter_stays(tmp_path
 
 def test_of_several_processes_at_once_one_makes_the_file(tmp_path: Path) -> None:
     store = cloud_store(tmp_path / "a.zarr", range(9))
-    processes = [start(AT_ONCE, str(store.path)) for _ in range(3)]
+    processes = [start(AT_ONCE, str(store.path)) for _ in range(2)]
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     told = [process.communicate(timeout=120)[0].split() for process in processes]
-    assert sorted(made for made, _ in told) == ["0", "0", "1"] and files(tmp_path) == [NAME]
+    assert sorted(made for made, _ in told) == ["0", "1"] and files(tmp_path) == [NAME]
     assert {current for _, current in told} == {identify([store], KEYS).current}

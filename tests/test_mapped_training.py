@@ -23,8 +23,8 @@ from sodp3d.learning.pretrain import Pretraining, pretrain
 from sodp3d.settings import differences
 from sodp3d.vision.camera import Camera, intrinsics
 
-OPTIONS = "mode=pretrain obs=pointcloud preset=quick env.points=16 pretrain.steps=4 pretrain.batch_size=4 "
-OPTIONS += "pretrain.log_every=1 pretrain.checkpoint_every=1 device=cpu threads=1"
+OPTIONS = "mode=pretrain obs=pointcloud preset=quick env.points=16 pretrain.steps=3 pretrain.batch_size=4 "
+OPTIONS += "pretrain.log_every=1 device=cpu threads=1"
 
 
 def configuration(folder: Path, memory: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_losses_are_the_same_and_a_run_goes_on_with_the_other_memory(
     assert differences(ram, mapped) == []
     cloud_store(tmp_path / "episodes.zarr", task_configs(ram)[0])
     expected = losses(tmp_path, "ram", "ram")
-    assert len(expected) == 4 and losses(tmp_path, "mapped", "mapped") == expected
+    assert len(expected) == 3 and losses(tmp_path, "mapped", "mapped") == expected
     with monkeypatch.context() as patch:
         update, made = Pretraining.update, []
 
@@ -68,8 +68,8 @@ def test_losses_are_the_same_and_a_run_goes_on_with_the_other_memory(
             return update(self, batch)
 
         patch.setattr(Pretraining, "update", stopping)
-        patch.setattr(Run, "stop_requested", property(lambda _: len(made) >= 2, lambda *_: None))
-        assert losses(tmp_path, "both", "ram") == expected[:2]
+        patch.setattr(Run, "stop_requested", property(lambda _: len(made) >= 1, lambda *_: None), raising=False)
+        assert losses(tmp_path, "both", "ram") == expected[:1]
     assert losses(tmp_path, "both", "mapped") == expected
 
 

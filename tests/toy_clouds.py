@@ -4,22 +4,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from toy_store import ATTRIBUTES, SPECIFICATION, episode, metadata
+from toy_store import ATTRIBUTES, metadata
 
 from sodp3d.data.dataset import WindowDataset
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
 
-CLOUDS = {**SPECIFICATION, "point_cloud": Field((7, 3), "float32"), "image": Field((3, 4, 4), "uint8")}
+CLOUDS = {
+    "action": Field((3,), "float32"),
+    "agent_pos": Field((2,), "float32"),
+    "point_cloud": Field((7, 3), "float32"),
+    "image": Field((3, 4, 4), "uint8"),
+}
 KEYS = ["agent_pos", "point_cloud", "image"]
 
 
 def values(number: int, length: int | None = None) -> dict[str, np.ndarray]:
-    """Episode `number`, with clouds and images beside the rest."""
-    steps, random = episode(number, length), np.random.default_rng(number)
-    count = len(steps["action"])
-    clouds = random.uniform(-0.9, 0.9, (count, 7, 3)).astype(np.float32)
-    return {**steps, "point_cloud": clouds, "image": random.integers(0, 256, (count, 3, 4, 4)).astype(np.uint8)}
+    """Episode `number`, 1 to 9 steps long unless told."""
+    random = np.random.default_rng(number)
+    length = length or int(random.integers(1, 10))
+    return {
+        key: random.uniform(-0.9, 0.9, (length, *field.shape)).astype(np.float32)
+        if field.dtype == "float32"
+        else random.integers(0, 256, (length, *field.shape)).astype(np.uint8)
+        for key, field in CLOUDS.items()
+    }
 
 
 def cloud_store(path: Path, numbers: range, length: int | None = None) -> EpisodeStore:
