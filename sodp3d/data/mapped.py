@@ -188,7 +188,7 @@ def tables_digest(tables: Mapping[str, NDArray[Any]]) -> str:
     found = hashlib.sha256()
     for name in sorted(tables):
         found.update(name.encode())
-        found.update(np.ascontiguousarray(tables[name]))
+        found.update(tables[name].tobytes())
     return found.hexdigest()
 
 

@@ -120,7 +120,7 @@ def fingerprint(store: EpisodeStore, keys: Iterable[str]) -> str | None:
     columns = {"ends": store.episode_ends, "checksums": store.checksums, **store.metadata}
     found = hashlib.sha256(json.dumps([noted, sorted(columns)], sort_keys=True).encode())
     for name in sorted(columns):
-        found.update(np.ascontiguousarray(columns[name]))
+        found.update(columns[name].tobytes())
     return found.hexdigest()
 
 
@@ -168,7 +168,8 @@ def _write_rows(file: BinaryIO, store: EpisodeStore, key: str, entry: Entry, epi
         starts = np.concatenate([[0], store.episode_ends])[first:last] - store.bounds(first)[0]
         limits = ranges(values, starts) if entry.dtype != np.uint8 else ()
         if limits:
-            lows.append(limits[0]), highs.append(limits[1])
+            lows.append(limits[0])
+            highs.append(limits[1])
         content = held(values, entry.dtype, limits, f"{store.path}: data/{key}").tobytes()
         file.write(content)
         rest += content

@@ -122,7 +122,8 @@ def gather(
             values = store.read(key, first, last)
             limits = ranges(values, np.zeros(1, np.int64)) if kind != np.uint8 else ()
             if limits:
-                lows.append(limits[0]), highs.append(limits[1])
+                lows.append(limits[0])
+                highs.append(limits[1])
             result[row : row + len(values)] = held(values, kind, limits, f"{store.path}: data/{key}")
             row += len(values)
     return result, as_held((np.concatenate(lows), np.concatenate(highs)), kind) if lows else None
