@@ -18,7 +18,7 @@ from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.data import redraw as rendering
-from sodp3d.data.redraw import render_depth, render_images
+from sodp3d.data.redraw import add_depth, render_depth, render_images
 from sodp3d.data.schema import step_specification
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
@@ -223,6 +223,8 @@ def test_depth_goes_neither_into_its_source_nor_into_other_episodes(store_path: 
         store.append(store.episode(0), {**values, "seed": 99})
     with pytest.raises(InputError, match="holds 3 episodes that are not the first"):
         render_depth(store_path, target, DOOR)
+    with pytest.raises(InputError, match="output_data: names the new store's folder"):
+        add_depth(store_path, DOOR)
     toy = make_store(tmp_path / "toy.zarr", range(1)).path
     with pytest.raises(InputError, match="'toy', not of env 'adroit_door'"):
         render_depth(toy, tmp_path / "new.zarr", DOOR)
@@ -232,7 +234,6 @@ def test_depth_goes_neither_into_its_source_nor_into_other_episodes(store_path: 
     ("arguments", "words"),
     [
         (["again=colour"], "again: expected image or depth, or null"),
-        (["again=depth"], "output_data: names"),
         (["output_data=x"], "output_data: names"),
     ],
 )

@@ -66,6 +66,18 @@ def test_a_containers_memory_is_what_its_limit_leaves(made_up: Path) -> None:
     assert free_bytes() == int(0.8 * FREE * 1024)
 
 
+def test_the_limit_of_a_jobs_own_group_and_of_those_around_it_count(made_up: Path) -> None:
+    job = made_up / "cgroup/slurm/job_7"
+    write(made_up / "proc/self/cgroup", "5:memory:/other/job\n0::/slurm/job_7\n")
+    write(job / "memory.max", str(2 * 2**30))
+    assert free_bytes() == int(0.8 * 2 * 2**30)
+    write(job.parent / "memory.max", str(2**30))
+    write(job.parent / "memory.current", str(2**29))
+    assert free_bytes() == int(0.8 * 2**29)
+    write(made_up / "cgroup/memory/other/job/memory.limit_in_bytes", str(2**28))
+    assert free_bytes() == int(0.8 * 2**28)
+
+
 def test_an_older_containers_memory_too(made_up: Path) -> None:
     write(made_up / "cgroup/memory/memory.limit_in_bytes", str(2**30))
     write(made_up / "cgroup/memory/memory.usage_in_bytes", str(2**29))

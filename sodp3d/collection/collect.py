@@ -21,6 +21,7 @@ from sodp3d.core.cli import command, compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import data_root
 from sodp3d.core.sections import read_keys, read_section
+from sodp3d.data.schema import NO_RENDERER
 from sodp3d.envs.config import EnvConfig
 from sodp3d.settings import CollectSettings, CommonSettings, DemonstrationSettings, differences
 
@@ -62,7 +63,7 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
     shown = read_keys(DemonstrationSettings, config)
     folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / env.name
     device = prepare_torch(config)
-    group = (env, settle(common.render))
+    group = (env, settle(common.render) if settings.depth else common.render, settings.depth)
     with make_workers(common.workers, CollectionGroup, group, at_most=settings.environments) as workers:
         (facts,) = workers.call("describe", [()])
         run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
@@ -70,7 +71,7 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
         agent = build_agent(config["agent"], env, facts, common.seed, device, fresh)
         if agent.needs_demonstrations and fresh:
             agent.demonstrate(demonstrations(shown, env, facts, workers, agent.image_size))
-        with open_store(folder, env, facts, config) as store, run:
+        with open_store(folder, env, facts, config, settings.depth) as store, run:
             Collection(agent, store, run, workers, settings, common.seed).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
 
@@ -81,6 +82,11 @@ def build_agent(
     """The agent for an environment of which workers told `facts`. Raises InputError if it could not see there."""
     sizes = facts["state_size"], facts["action_size"], facts["proprioception_size"]
     agent = agents.build(settings, agents.Surroundings(env, *sizes, seed, device, fresh))
+    if agent.image_size is not None and facts["renderer"] == NO_RENDERER:
+        raise InputError(
+            "collect.depth=false: this agent learns from images, which are drawn all the same. Leave it out, or choose "
+            "an agent that learns from the state (agent.encoder=state)."
+        )
     if agent.image_size is not None and facts["renderer"] == "raycast":
         raise InputError(
             "agent.encoder=pixels needs colour images, and ray casting has none. Use render=egl or render=osmesa "
@@ -113,7 +119,9 @@ def _open_run(folder: Path, config: dict[str, Any]) -> Any:
         raise InputError(f"{error} For a collection that means another folder: data=<folder>.") from None
 
 
-def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
+def open_store(
+    folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any], depth: bool = True
+) -> Any:
     """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind."""
     from sodp3d.core.versions import git_commit, recorded_versions
     from sodp3d.data.schema import step_specification
@@ -121,7 +129,7 @@ def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: M
 
     path = folder / "episodes.zarr"
     sizes = ("action_size", "state_size", "proprioception_size", "simulator_size", "height", "width", "camera_moves")
-    specification = step_specification(**{key: facts[key] for key in sizes})
+    specification = step_specification(**{key: facts[key] for key in sizes}, depth=depth)
     attributes = {
         "env": env.name,
         "env_config": asdict(env),
@@ -129,6 +137,12 @@ def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: M
         "renderer": facts["renderer"],
     }
     if path.exists():
+        begun = "depth" in EpisodeStore.open(path).specification
+        if begun != depth:
+            raise InputError(
+                f"collect.depth: {path} was begun with collect.depth={str(begun).lower()}, and a store keeps to it. "
+                f"Give that, or collect into another folder: data=<folder>."
+            )
         return EpisodeStore.open(path, "a", attributes, specification)
     provenance = {
         "versions": recorded_versions(),

@@ -2,10 +2,12 @@
 
     sodp3d convert env=adroit_door
     sodp3d convert env=adroit_door again=image
+    sodp3d convert env=adroit_door again=depth
     sodp3d convert env=adroit_door again=depth env.camera.fovy=60 output_data=data/adroit_door-wide
 
-`again` needs no agent: it draws from the simulator states in the store, RGB for obs=image beside the depth, or depth of
-another camera in a new store. Run again, each does only what has been collected since.
+`again` needs no agent: it draws from the simulator states in the store, RGB for obs=image beside the depth, depth of a
+store that was collected without, or depth of another camera in a new store. Run again, each does only what has been
+collected since.
 """
 
 import logging
@@ -52,11 +54,13 @@ def convert(config: dict[str, Any], task: EnvConfig) -> None:
     if config["again"] is None:
         make_clouds(config, task, path, progress)
     else:
-        from sodp3d.data.redraw import render_depth, render_images
+        from sodp3d.data.redraw import add_depth, render_depth, render_images
 
         workers = config["workers"] or min(core_count(), _DRAWING_WORKERS)
         if config["again"] == "image":
             render_images(path, task, config["render"], workers, config["output"] or "image", progress)
+        elif config["output_data"] is None:
+            add_depth(path, task, config["render"], workers, progress)
         else:
             folder = Path(config["output_data"]).expanduser()
             render_depth(path, folder / "episodes.zarr", task, config["render"], workers, progress)

@@ -19,6 +19,7 @@ from sodp3d.collection.playback import image, play
 from sodp3d.collection.recording import Recording
 from sodp3d.core.errors import InputError
 from sodp3d.core.seeds import REPLACEMENT, episode_seed
+from sodp3d.data.schema import NO_RENDERER
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.vision.camera import POSE
 
@@ -52,11 +53,14 @@ class Finished:
 class _Episode:
     """One episode being made in one environment. image_size: of what the agent sees, None for the state.
 
-    With `record`, an episode whose simulation diverges is dropped, and one of another seed begins in its place.
+    With `record`, an episode whose simulation diverges is dropped, and one of another seed begins in its place. depth:
+    whether what is recorded is drawn.
     """
 
-    def __init__(self, environment: envs.RobotEnv, seed: int, record: bool, image_size: int | None) -> None:
-        self.environment, self.record, self.image_size = environment, record, image_size
+    def __init__(
+        self, environment: envs.RobotEnv, seed: int, record: bool, image_size: int | None, depth: bool
+    ) -> None:
+        self.environment, self.record, self.image_size, self.depth = environment, record, image_size, depth
         self._first_seed, self._dropped = seed, 0
         self._begin(seed)
 
@@ -75,9 +79,10 @@ class _Episode:
         """One control step; returns the episode once it is over."""
         action = np.clip(np.asarray(action, dtype=np.float32), -1, 1)
         if self.record:  # observations, depth and simulator state are from before the action
-            self._keep("depth", self.environment.render_depth())
-            if self.environment.camera_moves:
-                self._keep(POSE, self.environment.camera_pose())
+            if self.depth:
+                self._keep("depth", self.environment.render_depth())
+                if self.environment.camera_moves:
+                    self._keep(POSE, self.environment.camera_pose())
             self._keep("sim_state", self.environment.get_state())
             self._keep("agent_pos", self.observation["agent_pos"])
         self.observation, reward, terminated, truncated, info = self.environment.step(action)
@@ -124,31 +129,32 @@ class CollectionGroup:
     """Environments of one task, made on first use and kept for reuse.
 
     Args:
-        config: the task. renderer: auto | egl | osmesa | raycast.
+        config: the task. renderer: auto | egl | osmesa | raycast. depth: whether steps are recorded with depth images;
+            without, nothing is drawn, and no renderer is needed.
     """
 
-    def __init__(self, config: EnvConfig, renderer: str) -> None:
-        self._config, self._renderer = config, renderer
+    def __init__(self, config: EnvConfig, renderer: str, depth: bool = True) -> None:
+        self._config, self._renderer, self._depth = config, renderer, depth
         self._environments: list[envs.RobotEnv] = []
         self._episodes: list[_Episode] = []
         self._tells = False  # whether this worker is the one that says what depth images lack
 
     def describe(self) -> dict[str, Any]:
-        """Sizes, camera and renderer of the environment, as the store records them."""
+        """Sizes, camera and renderer of the environment, as the store records them; renderer "none" without depth."""
         self._tells = True
-        environment = self._environment(0)
+        environment, camera = self._environment(0), self._config.camera
         observation, _ = environment.reset(seed=0)
-        depth = environment.render_depth()
+        height, width = environment.render_depth().shape if self._depth else (camera.height, camera.width)
         return {
             "state_size": observation["state"].size,
             "proprioception_size": observation["agent_pos"].size,
             "action_size": environment.task.action_size,
             "simulator_size": environment.get_state().size,
-            "height": depth.shape[0],
-            "width": depth.shape[1],
+            "height": height,
+            "width": width,
             "camera": environment.recorded_camera().to_dict(),
             "camera_moves": environment.camera_moves,
-            "renderer": environment.renderer_name,
+            "renderer": environment.renderer_name if self._depth else NO_RENDERER,
             "count_threshold": environment.task.count_threshold,
         }
 
@@ -156,7 +162,7 @@ class CollectionGroup:
         """Start one episode per seed; returns the states (n, Ds), or with `image_size`, n dictionaries as in `step`."""
         environments = [self._environment(slot) for slot in range(len(seeds))]
         self._episodes = [
-            _Episode(environment, seed, record, image_size)
+            _Episode(environment, seed, record, image_size, self._depth)
             for environment, seed in zip(environments, seeds, strict=True)
         ]
         return _now(self._episodes)

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 from sodp3d.core.errors import InputError
 
+log = logging.getLogger(__name__)
 PARTIAL = ".partial"  # zarr's own suffix for files in the making
 _ABANDONED = 3600.0  # seconds after which nobody can still be writing a partial file
 _NUMBERED_IN = Path("/proc/self/ns/pid")  # containers of one name count their processes apart
@@ -149,33 +151,42 @@ _held: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
 
 class Lock:
-    """An exclusive `flock`, taken at once, which the kernel drops with the process however it dies; a context manager.
+    """An exclusive `flock`, which the kernel drops with the process however it dies; a context manager.
 
     The file names the holder, for the message that a second taker gets. It stays behind, empty of meaning.
 
     Args:
         path: the lock's file; its folder is made.
         taken: what to tell the second taker; "{holder}" in it is replaced.
+        wait: whether that one then waits until the lock is free.
     """
 
-    def __init__(self, path: Path, taken: str) -> None:
-        """Raises InputError where another process holds it, or the disk refuses or is full."""
+    def __init__(self, path: Path, taken: str, wait: bool = False) -> None:
+        """Raises InputError where another process holds it and `wait` is not set, or the disk refuses or is full."""
         self._file: int | None = None
         with disk_errors(path, "nothing was changed"):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._take(taken, wait)
                 os.ftruncate(self._file, 0)
                 os.pwrite(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            except BlockingIOError:
-                holder = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
-                self.forget()
-                raise InputError(taken.replace("{holder}", holder)) from None
-            except OSError:  # a disk that is full, or one that knows no locks
+            except BaseException:  # taken, or a disk that is full, or one that knows no locks
                 self.forget()
                 raise
         _held.add(self)
+
+    def _take(self, taken: str, wait: bool) -> None:
+        assert self._file is not None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._file, 200).decode(errors="replace").strip() or "another process"
+            told = taken.replace("{holder}", holder)
+            if not wait:
+                raise InputError(told) from None
+            log.info("%s", told)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def forget(self) -> None:
         """Close this process's handle. In a forked child that leaves the parent's lock in place."""

@@ -67,17 +67,30 @@ def _machine_memory() -> int:
 
 def _container_memory() -> list[int]:
     """What each limit leaves: a container's files are its own reclaimable memory, so they count as free."""
+    names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
     left = []
-    for limit, used, cache in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    ):
-        words = _words(CGROUP / limit)
+    for folder, limit, used in ((folder, *names[kind]) for kind in names for folder in _control_groups(kind)):
+        words = _words(folder / limit)
         if words and words[0].isdigit() and int(words[0]) < UNLIMITED:
-            taken = int((_words(CGROUP / used) or ["0"])[0])
-            files = dict(line.split() for line in _text(CGROUP / cache).splitlines() if len(line.split()) == 2)
+            taken = int((_words(folder / used) or ["0"])[0])
+            lines = _text(folder / "memory.stat").splitlines()
+            files = dict(line.split() for line in lines if len(line.split()) == 2)
             left.append(int(words[0]) - taken + int(files.get("inactive_file", files.get("total_inactive_file", 0))))
     return left or [UNLIMITED]
+
+
+def _control_groups(controller: str) -> list[Path]:
+    """Folders of this process's group and of all around it: a job of a cluster sits below its node's root.
+
+    controller: of version 1; "" for version 2.
+    """
+    root = CGROUP / controller
+    for line in _text(PROC / "self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            inside = Path(path.lstrip("/"))
+            return [root / part for part in (inside, *inside.parents)]
+    return [root]
 
 
 def _words(path: Path) -> list[str]:

@@ -53,7 +53,7 @@ def check_attributes(attributes: Mapping[str, Any], specification: Specification
         camera = Camera.from_dict(given["camera"])
     except InputError as error:
         raise InputError(f"{where}: attribute {error} {_REMEDY}") from error
-    if camera.pose is None and POSE not in specification:
+    if camera.pose is None and "depth" in specification and POSE not in specification:
         _refuse(where, "camera.pose", f"4 x 4 numbers, or data/{POSE} of each step", None)
     for versions in _each(given, "versions", where):
         _check(versions, {"command": str, "git_commit": str}, where, "versions.")

@@ -44,6 +44,7 @@ def convert_store(
     with EpisodeStore.open(path, "a") as store:
         if store.attributes["env"] != config.name:
             raise InputError(f"{path}: holds episodes of {store.attributes['env']!r}, not of env {config.name!r}.")
+        require_depth(store)
         require_poses(store)
         clouds = Derivation(
             fields={output: Field((config.points, 3), "float32"), f"{output}_kept": Field((), "int32")},
@@ -56,13 +57,24 @@ def convert_store(
         return _finish(store, output, config.points)
 
 
+def require_depth(store: EpisodeStore) -> None:
+    """Raises InputError, with what to do, for a store of which some episodes have no depth."""
+    drawn = store.readable("depth")
+    if drawn < len(store):
+        command = command_line("convert", *store.choice.split(), "again=depth")
+        raise InputError(
+            f"{store.path}: was collected without depth (collect.depth=false), and {drawn} of {len(store)} episodes "
+            f"have it by now. Clouds are made of it, so draw it first, from the simulator states: {command}"
+        )
+
+
 def require_poses(store: EpisodeStore) -> None:
     """Raises InputError for the depth of a camera that moves without its poses, of which no clouds can be made."""
     from sodp3d.envs import make_env
 
     camera = store.attributes["env_config"].get("camera") or {}
     placed = camera.get("position") is not None and camera.get("quaternion") is not None
-    if POSE in store.specification or placed:
+    if _has_poses(store) or placed:
         return
     try:
         environment = make_env(EnvConfig.from_config(store.attributes["env_config"]), "raycast")
@@ -78,6 +90,11 @@ def require_poses(store: EpisodeStore) -> None:
         )
 
 
+def _has_poses(store: EpisodeStore) -> bool:
+    """Whether the camera's pose was collected, or noted as depth was drawn later."""
+    return POSE in store.specification or any(POSE in state["keys"] for state in store.conversions.values())
+
+
 class EpisodeConverter:
     """Reads and converts single episodes of a store; lives in a worker process."""
 
@@ -89,7 +106,7 @@ class EpisodeConverter:
     def make(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Clouds (T, N, 3) and kept points (T,) of one episode."""
         depth = self._store.read("depth", index, index + 1)
-        poses = self._store.read(POSE, index, index + 1) if POSE in self._store.specification else None
+        poses = self._store.read(POSE, index, index + 1) if _has_poses(self._store) else None
         try:
             clouds, kept = self._converter.convert(depth, poses)
         except InputError as error:

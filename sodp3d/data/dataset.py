@@ -1,4 +1,4 @@
-"""Training windows over one or several stores, held in memory and drawn without building them beforehand.
+"""Training windows over one or several stores, in memory or in mapped files, drawn without building them beforehand.
 
 The window of step t of an episode: observations t-To+1 .. t and actions t-To+1 .. t-To+Tp, so that the executed slice
 of a plan starts at index To-1 (DP3). Where a window reaches past its episode the first or last step is repeated; it
@@ -6,18 +6,24 @@ never reaches into another episode. Every step of every episode is the current s
 """
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.machine import free_bytes
+from sodp3d.data import rows
+from sodp3d.data.hashing import Identity, together
+from sodp3d.data.mapping import open_rows
 from sodp3d.data.schema import QUALITIES
 from sodp3d.data.store import EpisodeStore
 
 log = logging.getLogger(__name__)
+Memory = Literal["auto", "ram", "mapped"]
+_COMFORTABLE = 0.5  # of the memory that may be used: windows beyond it are mapped
+_COARSE = 1e-3  # of a cloud's widest span: a rounding beyond it is told
 _SUCCESS = ("success_final", "success_count", "success_any")
 
 
@@ -67,7 +73,15 @@ def select_episodes(
 
 
 class WindowDataset:
-    """Windows over the chosen episodes of one or several stores."""
+    """Windows over the chosen episodes of one or several stores.
+
+    Attributes:
+        memory: where their rows are, "ram" or "mapped".
+        data: what names the data where mapped files say it (`hashing.identify`), else None.
+        shapes: of one step, by key.
+        ranges: lowest and highest value (channels,) of each channel (last axis) of the chosen episodes, by key; not of
+            images.
+    """
 
     def __init__(
         self,
@@ -78,34 +92,85 @@ class WindowDataset:
         n_action_steps: int,
         episodes: Sequence[NDArray[np.int64]] | None = None,
         memory_limit: int | None = None,
+        memory: Memory = "ram",
+        half: Collection[str] = (),
     ) -> None:
-        """Load `action` and the observation `keys` into memory.
+        """Make `action` and the observation `keys` ready to be drawn.
 
         episodes: for each store the indices to use (all by default). memory_limit: bytes, 80 % of what the machine has
-        free by default. Images are uint8 here and in windows. Raises InputError when stores differ in a key's shape, a
-        key is not there, the windows do not fit the horizon, there is no step at all, or memory would not suffice.
+        free by default. memory: `ram` loads the chosen episodes; `mapped` maps a file beside each store, made once
+        (`mapping.py`); `auto` loads what takes at most half of the limit, and else maps. half: keys that are held as
+        float16; other floats are float32, images uint8. Windows are the same wherever their rows are.
+        Raises InputError when stores differ in a key's shape, a key is not there, the windows do not fit the horizon,
+        there is no step at all, memory or disk would not suffice, or a file cannot be read or written.
         """
         if n_obs_steps - 1 + n_action_steps > horizon:
             raise InputError(
                 f"horizon: {horizon} steps do not hold {n_obs_steps - 1} past and {n_action_steps} executed ones."
             )
         chosen = [np.arange(len(store)) for store in stores] if episodes is None else list(episodes)
-        lengths = [np.diff(store.episode_ends, prepend=0)[rows] for store, rows in zip(stores, chosen, strict=True)]
+        lengths = [np.diff(store.episode_ends, prepend=0)[taken] for store, taken in zip(stores, chosen, strict=True)]
         ends = np.cumsum(np.concatenate([np.zeros(0, np.int64), *lengths]))
         if len(ends) == 0:
             raise InputError(f"data: no episodes in {[str(store.path) for store in stores]}; collect some first.")
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.episode_ends: NDArray[np.int64] = ends
-        self.arrays: dict[str, NDArray[np.generic]] = {}
-        shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
-        kinds = {key: _kind(stores, key) for key in shapes}
-        needed = {key: int(np.prod(shape)) * int(ends[-1]) * kinds[key].itemsize for key, shape in shapes.items()}
-        _check_memory(needed, free_bytes() if memory_limit is None else memory_limit)
-        for key, shape in shapes.items():
-            self.arrays[key] = _gather(stores, chosen, key, (int(ends[-1]), *shape), kinds[key])
-        counts = np.diff(ends, prepend=0)
-        self._first = np.repeat(ends - counts, counts)  # first and last row of each row's episode
-        self._last = np.repeat(ends - 1, counts)
+        self._starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        self.shapes = {key: rows.common_shape(stores, key) for key in ("action", *keys)}
+        self._kinds: rows.Kinds = {key: rows.common_kind(stores, key, half) for key in self.shapes}
+        needed = {key: rows.row_bytes(shape, self._kinds[key]) * len(self) for key, shape in self.shapes.items()}
+        self.memory = choose_memory(
+            memory, sum(needed.values()), free_bytes() if memory_limit is None else memory_limit
+        )
+        self.arrays: dict[str, NDArray[np.generic]] = {}  # of all rows, where they are in memory
+        self.ranges: dict[str, rows.Range] = {}
+        self.data: Identity | None = None
+        if self.memory == "ram":
+            rows.check_memory(needed, free_bytes() if memory_limit is None else memory_limit)
+            self._load(stores, chosen)
+        else:
+            self._map(stores, chosen)
+        self._tell_rounding()
+
+    def _load(self, stores: Sequence[EpisodeStore], chosen: Sequence[NDArray[np.int64]]) -> None:
+        """Read the chosen episodes into memory, end to end."""
+        for key, shape in self.shapes.items():
+            kind = self._kinds[key]
+            self.arrays[key], found = rows.gather(stores, chosen, key, (len(self), *shape), kind)
+            if found is not None:
+                self.ranges[key] = found
+        self._parts: list[rows.Rows] = [rows.RowsInMemory(self.arrays)]
+        self._part = np.zeros(len(self.episode_ends), np.int64)
+        self._shift = np.zeros(len(self.episode_ends), np.int64)
+
+    def _map(self, stores: Sequence[EpisodeStore], chosen: Sequence[NDArray[np.int64]]) -> None:
+        """Map each store's file, and note in which, and where, each chosen episode is."""
+        files = [open_rows(store, self._kinds, taken) for store, taken in zip(stores, chosen, strict=True)]
+        for key in (key for key, kind in self._kinds.items() if kind != np.uint8):
+            found = [file.ranges(key, taken) for file, taken in zip(files, chosen, strict=True) if len(taken)]
+            low, high = (np.concatenate(side) for side in zip(*found, strict=True))
+            self.ranges[key] = rows.as_held((low, high), self._kinds[key])
+        self._parts = list(files)
+        self._part = np.repeat(np.arange(len(stores)), [len(taken) for taken in chosen])
+        first = [np.concatenate([[0], store.episode_ends])[taken] for store, taken in zip(stores, chosen, strict=True)]
+        self._shift = np.concatenate(first) - self._starts
+        self.data = together([file.data for file in files])
+
+    def _tell_rounding(self) -> None:
+        """Say by how much float16 changes values, and warn where that is much of their range."""
+        for key in (key for key, kind in self._kinds.items() if kind == np.float16):
+            low, high = self.ranges[key]
+            rounding = float(np.spacing(np.float16(np.abs([low, high]).max()))) / 2
+            log.info("data/%s is held as float16, rounded by at most %.2g", key, rounding)
+            if rounding > _COARSE * float((high - low).max()):
+                log.warning(
+                    "data/%s lies between %.4g and %.4g, where float16 rounds by %.2g, much of its span. Give clouds "
+                    "in a frame nearer the robot: the camera's pose decides that.",
+                    key,
+                    low.min(),
+                    high.max(),
+                    rounding,
+                )
 
     def __len__(self) -> int:
         """Number of windows: one for each step."""
@@ -114,72 +179,43 @@ class WindowDataset:
     @property
     def sizes(self) -> dict[str, int]:
         """Channels (last axis) of each key, as `Normalizer` wants them."""
-        return {key: array.shape[-1] for key, array in self.arrays.items()}
+        return {key: shape[-1] if shape else 1 for key, shape in self.shapes.items()}
 
     def windows(self, current: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The windows of the given current steps (B,), rows over all episodes end to end.
 
-        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8.
+        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8. Raises InputError
+        where a mapped file is damaged.
         """
+        episode = np.searchsorted(self.episode_ends, current, side="right")
         offsets = np.arange(self.horizon) - (self.n_obs_steps - 1)
-        rows = np.clip(current[:, None] + offsets, self._first[current, None], self._last[current, None])
-        taken = {"action": rows}
-        found = {key: array[taken.get(key, rows[:, : self.n_obs_steps])] for key, array in self.arrays.items()}
-        return {
-            key: values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
-            for key, values in found.items()
+        first, last = self._starts[episode, None], self.episode_ends[episode, None] - 1
+        wanted = np.clip(current[:, None] + offsets, first, last) + self._shift[episode, None]
+        taken = {key: wanted if key == "action" else wanted[:, : self.n_obs_steps] for key in self.shapes}
+        found = {
+            key: np.empty((*taken[key].shape, *shape), np.uint8 if self._kinds[key] == np.uint8 else np.float32)
+            for key, shape in self.shapes.items()
         }
+        part = self._part[episode]
+        groups = [(self._parts[number], np.flatnonzero(part == number)) for number in np.unique(part)]
+        for held, of_part in groups:
+            for key in self.shapes:
+                held.expect(key, taken[key][of_part])
+        for held, of_part in groups:
+            for key in self.shapes:
+                found[key][of_part] = rows.widened(held.take(key, taken[key][of_part]))
+        return found
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """`windows` of current steps drawn uniformly with replacement."""
         return self.windows(generator.integers(len(self), size=batch_size))
 
 
-def _common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
-    first = stores[0].field(key).shape
-    for store in stores[1:]:
-        shape = store.field(key).shape
-        if shape != first:
-            raise InputError(
-                f"data/{key}: {first} per step in {stores[0].path} but {shape} in {store.path}; "
-                f"stores trained together must agree. Convert both with the same env.points, or train them apart."
-            )
-    return first
-
-
-def _kind(stores: Sequence[EpisodeStore], key: str) -> np.dtype[Any]:
-    """How a key is held: images as they are, at a quarter of float32's size."""
-    if all(store.field(key).dtype == "uint8" for store in stores):
-        return np.dtype(np.uint8)
-    return np.dtype(np.float32)
-
-
-def _gather(
-    stores: Sequence[EpisodeStore],
-    chosen: Sequence[NDArray[np.int64]],
-    key: str,
-    shape: tuple[int, ...],
-    kind: np.dtype[Any],
-) -> NDArray[np.generic]:
-    """The chosen episodes of all stores end to end, read in runs of neighbours."""
-    result, row = np.empty(shape, kind), 0
-    for store, episodes in zip(stores, chosen, strict=True):
-        for run in np.split(episodes, np.flatnonzero(np.diff(episodes) != 1) + 1):
-            # At most 64 episodes at once bounds what decoding needs beside the result.
-            for part in np.split(run, range(64, len(run), 64)):
-                if len(part):
-                    values = store.read(key, int(part[0]), int(part[-1]) + 1)
-                    result[row : row + len(values)] = values
-                    row += len(values)
-    return result
-
-
-def _check_memory(needed: Mapping[str, int], limit: int) -> None:
-    total = sum(needed.values())
-    log.info("loading %.2f GB of windows", total / 1e9)
-    if total > limit:
-        largest = max(needed, key=lambda key: needed[key])
-        raise InputError(
-            f"data: the windows need {total / 1e9:.1f} GB, most of it data/{largest}, and {limit / 1e9:.1f} GB may be "
-            f"used. Take a smaller fraction, fewer episodes, or fewer points."
-        )
+def choose_memory(wanted: Memory, needed: int, limit: int) -> Literal["ram", "mapped"]:
+    """What `wanted` means for windows of `needed` bytes where `limit` may be used; says it where that is not given."""
+    if wanted != "auto":
+        log.info("%.2f GB of windows, pretrain.memory=%s", needed / 1e9, wanted)
+        return wanted
+    chosen: Literal["ram", "mapped"] = "ram" if needed <= _COMFORTABLE * limit else "mapped"
+    log.info("%.2f GB of windows, and %.2f GB may be used: memory=auto takes %s", needed / 1e9, limit / 1e9, chosen)
+    return chosen

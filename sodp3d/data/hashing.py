@@ -35,8 +35,12 @@ class Identity(NamedTuple):
 
 def identify(stores: Sequence[EpisodeStore], keys: Sequence[str]) -> Identity:
     """The identity of all `stores` together, of which `keys` are learned from beside actions and rewards."""
-    earlier = "+".join(earlier_data_hash(store)[:16] for store in stores)
-    return Identity("+".join(data_hash(store, keys) for store in stores), earlier)
+    return together([Identity(data_hash(store, keys), earlier_data_hash(store)[:16]) for store in stores])
+
+
+def together(identities: Sequence[Identity]) -> Identity:
+    """The identity of several stores' data, from that of each."""
+    return Identity(*("+".join(names) for names in zip(*identities, strict=True)))
 
 
 def data_hash(store: EpisodeStore, keys: Sequence[str] | None = None) -> str:
@@ -67,7 +71,7 @@ def learned_hashes(store: EpisodeStore) -> dict[str, str]:
     A damaged key is left out: nothing can be learned from it.
     """
     found = {}
-    for key in ("state", *store.conversions):
+    for key in ("state", *(output for output in store.conversions if output not in _NEVER_LEARNED_FROM)):
         if key in store.keys and "agent_pos" in store.keys and store.readable(key):
             with suppress(CorruptEpisode):
                 found[key] = data_hash(store, ["agent_pos", key])

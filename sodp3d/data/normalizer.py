@@ -32,6 +32,7 @@ class Normalizer(nn.Module):
 
         Raises InputError for a missing key, another number of channels, no data, or values that are not finite.
         """
+        ranges = {}
         for key, size in self.sizes.items():
             if key not in arrays:
                 raise InputError(f"normalizer: no data for {key!r}; it has {sorted(arrays)}.")
@@ -39,7 +40,20 @@ class Normalizer(nn.Module):
             if values.shape[-1] != size or values.size == 0:
                 raise InputError(f"normalizer: {key} needs data of {size} channels, got shape {values.shape}.")
             rows = values.reshape(-1, size)
-            low, high = rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64)
+            ranges[key] = rows.min(axis=0), rows.max(axis=0)
+        return self.fit_ranges(ranges)
+
+    def fit_ranges(self, ranges: Mapping[str, tuple[NDArray[np.generic], NDArray[np.generic]]]) -> "Normalizer":
+        """`fit` by the lowest and highest value of each channel, (channels,) each, of the training data.
+
+        Raises InputError for a missing key, another number of channels, or values that are not finite.
+        """
+        for key, size in self.sizes.items():
+            if key not in ranges:
+                raise InputError(f"normalizer: no range for {key!r}; it has {sorted(ranges)}.")
+            low, high = (values.astype(np.float64) for values in ranges[key])
+            if low.shape != (size,) or high.shape != (size,):
+                raise InputError(f"normalizer: {key} needs ranges of {size} channels, got shape {low.shape}.")
             if not (np.isfinite(low).all() and np.isfinite(high).all()):
                 raise InputError(f"normalizer: {key} holds NaN or infinity; verify the data.")
             constant = high - low < _CONSTANT

@@ -1,5 +1,5 @@
 """What the simulator states of a store show when drawn again, without the agent: RGB beside the depth (`data/image`),
-or, in a new store, depth of another camera or size.
+depth of a store that was collected without (`data/depth`), or, in a new store, depth of another camera or size.
 
 Shape letters: T steps of an episode, H W image.
 """
@@ -18,12 +18,13 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences, plain
 from sodp3d.core.paths import command_line
 from sodp3d.data.derived import Derivation, Progress, derive, in_order, record_statistics
-from sodp3d.data.schema import Field
+from sodp3d.data.schema import NO_RENDERER, Field
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs import make_env
+from sodp3d.envs import RobotEnv, make_env
 from sodp3d.envs.config import EnvConfig
 from sodp3d.parallel import WorkerCount
 from sodp3d.vision.camera import POSE, CameraConfig
+from sodp3d.vision.gl import settle
 
 log = logging.getLogger(__name__)
 _DRAWN = ("depth", POSE)  # what a new camera changes
@@ -75,8 +76,7 @@ def render_images(
         _require_states(store, config.name)
         _require_camera(store, config.camera)
         recorded = _recorded_config(store)
-        parameters = store.conversions.get(output, {}).get("parameters", {})
-        chosen = parameters.get("renderer", store.attributes["renderer"]) if renderer == "auto" else renderer
+        chosen = _renderer(store, renderer, output, "depth")
         if chosen == "raycast":
             log.warning("%s: ray casting has no colours; its images are shades of depth. Use render=egl.", path)
         size = {"height": recorded.camera.height, "width": recorded.camera.width}
@@ -90,6 +90,57 @@ def render_images(
         statistics = {"frames": store.steps} if len(store) else {}
         record_statistics(store, output, statistics)
         return statistics
+
+
+def add_depth(
+    path: str | Path,
+    config: EnvConfig,
+    renderer: str = "auto",
+    workers: WorkerCount = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Draw depth of every episode that has none yet, in a store that was collected without.
+
+    It is what collection would have drawn: `depth` (steps, H, W) uint16 millimetres, and of a camera that moves its
+    poses `camera_pose` (steps, 4, 4). The camera is the store's, and `config` must have the same. renderer: auto takes
+    the one that drew so far, or else the best that there is. workers: as in `derived.derive`. Raises InputError for a
+    store that was collected with depth, as `render_images` does, and as `derived.derive` does.
+    """
+    with EpisodeStore.open(path, "a") as store:
+        _require_states(store, config.name)
+        if "depth" in store.specification:
+            raise InputError(
+                f"output_data: names the new store's folder. {path} was collected with depth, which is not overwritten."
+            )
+        _require_camera(store, config.camera)
+        recorded, chosen = _recorded_config(store), _renderer(store, renderer, "depth")
+        environment = make_env(recorded, chosen)
+        size = {"height": recorded.camera.height, "width": recorded.camera.width}
+        depth = Derivation(
+            fields={"depth": Field(tuple(size.values()), "uint16"), **_poses(environment)},
+            parameters={"renderer": environment.renderer_name, **size},  # one that fails does so here
+            factory=EpisodeRenderer,
+            arguments=(str(store.path.resolve()), recorded, chosen, "depth"),
+        )
+        environment.close()
+        derive(store, depth, workers, progress)
+        statistics = {"frames": store.steps} if len(store) else {}
+        record_statistics(store, "depth", statistics)
+        return statistics
+
+
+def _poses(environment: RobotEnv) -> dict[str, Field]:
+    return {POSE: Field((4, 4), "float64")} if environment.camera_moves else {}
+
+
+def _renderer(store: EpisodeStore, wanted: str, *outputs: str) -> str:
+    """`wanted`, or where that is auto, who drew the first of `outputs` that is there, or collected depth."""
+    if wanted != "auto":
+        return wanted
+    parameters = [store.conversions.get(output, {}).get("parameters", {}) for output in outputs]
+    drawn = [str(found["renderer"]) for found in parameters if "renderer" in found]
+    noted = [*drawn, str(store.attributes["renderer"])][0]
+    return settle("auto") if noted == NO_RENDERER else noted
 
 
 def render_depth(
@@ -111,7 +162,7 @@ def render_depth(
     _require_states(source, config.name)
     if Path(target_path).resolve() == source.path.resolve():
         raise InputError(f"output_data: {target_path} is the source itself, which is never changed; name a new folder.")
-    chosen = source.attributes["renderer"] if renderer == "auto" else renderer
+    chosen = _renderer(source, renderer, "depth")
     drawn = replace(_recorded_config(source), camera=config.camera)
     arguments = (str(source.path.resolve()), drawn, chosen, "depth")
     with _open_target(source, Path(target_path), drawn, chosen) as target:
@@ -147,9 +198,7 @@ def _open_target(source: EpisodeStore, path: Path, config: EnvConfig, renderer: 
     environment.close()
     size = (config.camera.height, config.camera.width)
     specification = {key: field for key, field in source.specification.items() if key not in _DRAWN}
-    specification["depth"] = Field(size, "uint16")
-    if environment.camera_moves:
-        specification[POSE] = Field((4, 4), "float64")
+    specification |= {"depth": Field(size, "uint16"), **_poses(environment)}
     if not path.exists():
         return EpisodeStore.create(path, attributes, specification)
     target = EpisodeStore.open(path, "a", attributes, specification)

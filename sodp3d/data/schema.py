@@ -12,6 +12,7 @@ from sodp3d.core.files import PARTIAL
 from sodp3d.vision.camera import POSE
 
 SCHEMA_VERSION = 1
+NO_RENDERER = "none"  # of a store that was collected without depth
 QUALITIES = ("suboptimal", "nearoptimal", "all")  # the part of an agent's experience to learn from
 
 METADATA: dict[str, str] = {
@@ -42,20 +43,21 @@ def step_specification(
     height: int,
     width: int,
     camera_moves: bool = False,
+    depth: bool = True,
 ) -> Specification:
     """The per-step keys every collector writes, sized for one environment.
 
     `success` is the number of raw simulator frames of the control step with the goal achieved; `depth` millimetres. A
-    camera that moves has its pose beside each depth image.
+    camera that moves has its pose beside each depth image. depth: False leaves both to be drawn later (`redraw.py`).
     """
     return {
-        **({POSE: Field((4, 4), "float64")} if camera_moves else {}),
+        **({POSE: Field((4, 4), "float64")} if camera_moves and depth else {}),
         "action": Field((action_size,), "float32"),
         "state": Field((state_size,), "float32"),
         "agent_pos": Field((proprioception_size,), "float32"),
         "reward": Field((), "float32"),
         "success": Field((), "uint8"),
-        "depth": Field((height, width), "uint16"),
+        **({"depth": Field((height, width), "uint16")} if depth else {}),
         "sim_state": Field((simulator_size,), "float64"),
     }
 

@@ -321,7 +321,8 @@ class EpisodeStore:
         if key not in self._arrays and key in self.specification:
             raise CorruptEpisode(self.path, first, key, "the array is missing")
         if key not in self._arrays or last > self.readable(key):
-            command = command_line("convert", *self.choice.split(), "again=image" if key == "image" else "")
+            again = f"again={key}" if key in ("image", "depth") else ""
+            command = command_line("convert", *self.choice.split(), again)
             raise InputError(
                 f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
                 f"{', '.join(self.keys)}. What is derived is made by: {command}"

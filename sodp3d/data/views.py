@@ -5,7 +5,7 @@ from dataclasses import asdict
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences, plain
 from sodp3d.core.paths import command_line
-from sodp3d.data.conversion import require_poses
+from sodp3d.data.conversion import require_depth, require_poses
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.vision.sensors import Sensor
@@ -16,6 +16,8 @@ def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) ->
     if not sensor.draws:
         return
     state = store.conversions.get(sensor.key)
+    if state is None and sensor.converter is not None:
+        require_depth(store)
     if state is None and sensor.made_by is not None:
         made = command_line("convert", *store.choice.split(), sensor.made_by)
         raise InputError(f"{store.path}: holds no data/{sensor.key}; make it with: {made}")

@@ -179,15 +179,17 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     chosen = settings.fraction, settings.max_episodes, success, settings.quality
     weak = settings.successes_at_most, task.success_metric
     episodes = [select_episodes(store, *chosen, *weak) for store in stores]
-    keys = ["agent_pos", sensor(config["obs"]["name"]).key]
-    dataset = WindowDataset(stores, keys, task.horizon, task.n_obs_steps, task.n_action_steps, episodes)
-    return dataset, identify(stores, keys)
+    seen = sensor(config["obs"]["name"])
+    keys, half = ["agent_pos", seen.key], [seen.key] if seen.half else []
+    steps = task.horizon, task.n_obs_steps, task.n_action_steps
+    dataset = WindowDataset(stores, keys, *steps, episodes, memory=settings.memory, half=half)
+    return dataset, dataset.data or identify(stores, keys)
 
 
 def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset) -> Planner:
     """A planner with fresh weights (from `seed`), shaped and normalized by the data."""
     torch.manual_seed(config["seed"])
-    shapes = {key: array.shape[1:] for key, array in dataset.arrays.items()}
+    shapes = dataset.shapes
     settings = TrainSettings.from_config(config)
     seen, model = sensor(settings.obs.name), settings.model
     planner_config = PlannerConfig(
@@ -206,7 +208,7 @@ def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset)
         method=config["method"],
     )
     planner = make_planner(planner_config.sampled(**settings.sampler))
-    planner.normalizer.fit(dataset.arrays)
+    planner.normalizer.fit_ranges(dataset.ranges)
     return planner
 
 

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.sections import Count, Fraction, Natural, NotNegative, Share, Text, resource, section
+from sodp3d.core.sections import Count, Flag, Fraction, Natural, NotNegative, Share, Text, resource, section
 from sodp3d.core.seeds import VALIDATION_SEEDS
 from sodp3d.settings.evaluation import require_validation
 from sodp3d.settings.pretraining import Quality
@@ -21,6 +21,7 @@ class CollectSettings:
     fraction: Share = resource(0.3)  # its part that quality=suboptimal runs and keeps
     quality: Quality = resource("suboptimal")
     environments: Count = resource(4)  # stepped at once
+    depth: Flag = resource(True)  # draw a depth image at every step; false: later, from simulator states
     checkpoint_every: Count = resource(5000)  # agent steps
     evaluate_every: Natural = resource(10_000)  # agent steps; 0: never
     evaluation_episodes: Natural = resource(20)
@@ -62,10 +63,10 @@ class ConvertSettings:
     backend: Literal["open3d", "torch"] = "open3d"  # who samples points
     output: Text | None = None  # key of the new array; null: point_cloud or image
     again: Literal["image", "depth"] | None = None  # draw from simulator states
-    output_data: Text | None = None  # again=depth: folder of the new store
+    output_data: Text | None = None  # again=depth: folder of the new store; null: into a store without depth
 
     def __post_init__(self) -> None:
-        if (self.again == "depth") != bool(self.output_data):
+        if self.output_data and self.again != "depth":
             raise InputError("output_data: names the new store's folder for again=depth, and belongs to it alone.")
 
 

@@ -61,6 +61,7 @@ class PretrainSettings:
     log_every: Count = resource(20)  # gradient steps
     checkpoint_every: Count = resource(500)  # gradient steps
     evaluate_every: Natural = resource(1000)  # gradient steps between two looks at validation seeds; 0: none
+    memory: Literal["auto", "ram", "mapped"] = resource("auto")  # where windows are read from
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Flag = False
     quality: Quality = "suboptimal"

@@ -155,9 +155,9 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
     yield _row("environment", attributes["env"])
     yield _row("control", _pairs(config, ("family", "task", "action_repeat", "episode_steps")))
     yield _row("renderer", attributes["renderer"])
-    yield _row("depth image", f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid")
+    yield _row("depth image", _depth(store))
     yield _row("camera intrinsics (px)", _numbers(camera["intrinsics"]))
-    pose = "moves; data/camera_pose" if POSE in store.specification else _numbers(camera["pose"])
+    pose = f"moves; data/{POSE}" if camera.get("pose") is None else _numbers(camera["pose"])
     yield _row("camera pose (camera to world, OpenCV axes, m)", pose)
     for before in each(attributes.get("rendered_again")):
         size = "{height} x {width} px".format_map(before["camera"])
@@ -175,6 +175,19 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
         value = attributes.get(key)
         for name, item in sorted(flat(value).items()) if isinstance(value, dict) else [("", value)]:
             yield _row(f"{key} {name}".strip(), item)
+
+
+def _depth(store: EpisodeStore) -> Markdown:
+    camera, state = store.attributes["camera"], store.conversions.get("depth")
+    size = f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid"
+    if "depth" in store.specification:
+        return Markdown(size)
+    if state is None:
+        return Markdown(f"none: collected without; {_command(store, 'again=depth')} draws it")
+    drawn = (
+        f"{state['episodes']} of {len(store)} episodes, drawn later by {escape(state['parameters'].get('renderer'))}"
+    )
+    return Markdown(f"{size}; {drawn}")
 
 
 def _contents(store: EpisodeStore) -> Iterator[str]:
@@ -246,7 +259,11 @@ def _point_clouds(store: EpisodeStore) -> Iterator[str]:
 
 def _images(store: EpisodeStore) -> Iterator[str]:
     """One line for each set of images; without any, how to make them."""
-    found = {output: state for output, state in store.conversions.items() if "points" not in state["parameters"]}
+    found = {
+        output: state
+        for output, state in store.conversions.items()
+        if "points" not in state["parameters"] and output != "depth"
+    }
     if not found:
         yield f"None: {_command(store, 'again=image')} for obs=image."
     for output, state in found.items():

@@ -16,7 +16,7 @@ from sodp3d.envs.config import EnvConfig
 def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int) -> dict[str, Any]:
     """Up to `episodes` episodes spread over the store, with as many frames each as fit in `size` bytes.
 
-    A frame has a step, depth (H * W uint16 millimetres, base64), and where the store has them a cloud (N * 3 int16
+    A frame has a step, and where the store has them depth (H * W uint16 millimetres, base64), a cloud (N * 3 int16
     millimetres, base64) and an image (PNG, base64). Damaged episodes are left out, and the note says so. Raises
     InputError where none can be shown.
     """
@@ -36,7 +36,7 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     return {
         "env": store.attributes["env"],
         "note": note,
-        "width": store.field("depth").shape[1],
+        "width": store.attributes["camera"]["width"],
         "actionNames": action_names(store),
         "cloudCommand": command_line("convert", *store.choice.split()),
         "episodes": shown,
@@ -74,17 +74,17 @@ def _frames_per_episode(store: EpisodeStore, episodes: int, size: int, most: int
         for key, width in numbers.items()
         if key in store.keys
     )
-    return int(np.clip(size / (max(episodes, 1) * frame), 1, most))
+    return int(np.clip(size / max(episodes * frame, 1), 1, most))
 
 
 def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
-    values = store.episode(index, ("action", "reward", "success", "depth"))
+    values = store.episode(index, ("action", "reward", "success"))
     metadata = {name: column[index].item() for name, column in store.metadata.items()}
     extra = {
         key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
-        for key in ("point_cloud", "image")
+        for key in ("depth", "point_cloud", "image")
     }
-    clouds, images = extra["point_cloud"], extra["image"]
+    depth, clouds, images = extra["depth"], extra["point_cloud"], extra["image"]
     length = len(values["action"])
     steps = sorted({round(step) for step in np.linspace(0, length - 1, frames)})
     return {
@@ -99,7 +99,7 @@ def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
         "frames": [
             {
                 "step": step,
-                "depth": _pack(values["depth"][step], "<u2"),
+                "depth": None if depth is None else _pack(depth[step], "<u2"),
                 "cloud": None if clouds is None else _pack_millimetres(clouds[step]),
                 "image": None if images is None else _png(images[step]),
             }

@@ -77,13 +77,14 @@ def _facts(store: EpisodeStore) -> list[tuple[str, Any]]:
     """What the store holds, as pairs of a name and a value."""
     attributes, metadata = store.attributes, store.metadata
     agent = attributes.get("agent")
-    height, width = store.field("depth").shape
+    camera, drawn = attributes["camera"], store.conversions.get("depth", {"parameters": attributes})["parameters"]
+    size = f"{camera['height']} x {camera['width']} px, drawn by {drawn['renderer']}"
     facts = [
         ("environment", attributes["env"]),
         ("collected by", agent.get("name") if isinstance(agent, dict) else agent),
         ("episodes", len(store)),
         ("control steps", store.steps),
-        ("depth images", f"{height} x {width} px, drawn by {attributes['renderer']}"),
+        ("depth images", size if "depth" in store.keys else "none: collected without"),
     ]
     if "point_cloud" in store.keys:
         facts.append(("point clouds", f"{store.field('point_cloud').shape[0]} points each"))

@@ -38,6 +38,8 @@ function pixelAxes(background) {
 }
 
 function drawDepth(frame, width) {
+  byId("depth").hidden = !frame.depth;
+  if (!frame.depth) return null;
   const millimetres = unpack(frame.depth, Uint16Array);
   const metres = rows(millimetres, width).map(row => row.map(value => value === 0 ? null : value / 1000));
   // The colours of the videos: near is bright, the nearest and farthest hundredth are cut off, invalid is black.
