@@ -21,6 +21,7 @@ from sodp3d.core.cli import command, compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import data_root
 from sodp3d.core.sections import read_keys, read_section
+from sodp3d.data.attributes import DEMONSTRATIONS, PRIOR
 from sodp3d.envs.config import EnvConfig
 from sodp3d.settings import CollectSettings, CommonSettings, DemonstrationSettings, differences
 
@@ -68,9 +69,12 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
         run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
         fresh = not checkpoint.steps(run.checkpoints)
         agent = build_agent(config["agent"], env, facts, common.seed, device, fresh)
+        prior = None
         if agent.needs_demonstrations and fresh:
-            agent.demonstrate(demonstrations(shown, env, facts, workers, agent.image_size))
-        with open_store(folder, env, facts, config) as store, run:
+            seen = demonstrations(shown, env, facts, workers, agent.image_size)
+            agent.demonstrate(seen)
+            prior = {"kind": DEMONSTRATIONS, "episodes": len(seen)}
+        with open_store(folder, env, facts, config, prior) as store, run:
             Collection(agent, store, run, workers, settings, common.seed).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
 
@@ -113,8 +117,17 @@ def _open_run(folder: Path, config: dict[str, Any]) -> Any:
         raise InputError(f"{error} For a collection that means another folder: data=<folder>.") from None
 
 
-def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind."""
+def open_store(
+    folder: Path,
+    env: EnvConfig,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    prior: Mapping[str, Any] | None = None,
+) -> Any:
+    """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind.
+
+    prior: what the agent began with that is not in the store, for a new one to record.
+    """
     from sodp3d.core.versions import git_commit, recorded_versions
     from sodp3d.data.schema import step_specification
     from sodp3d.data.store import EpisodeStore
@@ -135,6 +148,7 @@ def open_store(folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: M
         "git_commit": git_commit(),
         "seed": config["seed"],
         "agent": config["agent"],
+        PRIOR: prior,
     }
     return EpisodeStore.create(path, attributes | provenance, specification)
 
