@@ -1,4 +1,7 @@
-"""One gradient update: VRL3 on states against Stable-Baselines3's SAC, with the same batch and hidden layers.
+"""One gradient update: VRL3 and RLPD on states against Stable-Baselines3's SAC, with the same batch and hidden layers.
+
+`rlpd_as_sac` is RLPD at SAC's sizes: two critics without LayerNorm, both in each target, one update of them for each of
+the actor's. The others are what RLPD adds: LayerNorm, and more critics, of which two are drawn for each target.
 
 Beside them the time that an update's matrix products alone would take at the rate of one large product: no program that
 computes them in float32 can be faster.
@@ -17,6 +20,7 @@ from timing import compare, write
 from torch.utils.flop_counter import FlopCounterMode
 
 from sodp3d.collection.agents.memory import Trajectory
+from sodp3d.collection.agents.rlpd import RLPD, RLPDConfig
 from sodp3d.collection.agents.vrl3 import VRL3
 from sodp3d.collection.agents.vrl3_config import VRL3Config
 
@@ -48,6 +52,22 @@ def sac(hidden: int, device: str) -> SAC:
 
 def vrl3(hidden: int, precision: str, layer_norm: bool, device: str) -> VRL3:
     """The agent with VRL3's own losses, with some memory."""
+    config = VRL3Config(hidden=hidden, precision=precision, layer_norm=layer_norm)
+    agent = VRL3(config, STATE, ACTION, seed=0, device=device)
+    remember(agent)
+    return agent
+
+
+def rlpd(hidden: int, members: int, layer_norm: bool, device: str) -> RLPD:
+    """The agent with half of each batch from demonstrations, with some memory."""
+    config = RLPDConfig(hidden=hidden, members=members, layer_norm=layer_norm, discount=0.99)
+    agent = RLPD(config, STATE, ACTION, seed=0, device=device, shown=True)
+    remember(agent)
+    return agent
+
+
+def remember(agent: VRL3 | RLPD) -> None:
+    """Show it 25 episodes, and let it make 25."""
     random = np.random.default_rng(0)
 
     def trajectory() -> Trajectory:
@@ -55,15 +75,12 @@ def vrl3(hidden: int, precision: str, layer_norm: bool, device: str) -> VRL3:
         actions = random.uniform(-1, 1, (100, ACTION)).astype(np.float32)
         return Trajectory(states, actions, random.normal(size=100).astype(np.float32))
 
-    config = VRL3Config(hidden=hidden, precision=precision, layer_norm=layer_norm)
-    agent = VRL3(config, STATE, ACTION, seed=0, device=device)
     agent.demonstrate([trajectory() for _ in range(25)])
     for _ in range(25):
         agent.observe(trajectory())
-    return agent
 
 
-def operations(agent: VRL3) -> int:
+def operations(agent: VRL3 | RLPD) -> int:
     """Floating-point operations in the matrix products of one update."""
     with FlopCounterMode(display=False) as counter:
         agent.update(1)
@@ -84,7 +101,11 @@ def main() -> None:
     square, product = torch.rand(2, size, size, device=device), torch.empty(size, size, device=device)
     for hidden in (256, 1024):
         stable = sac(hidden, device)
-        ours = {
+        ours: dict[str, VRL3 | RLPD] = {
+            "rlpd_as_sac": rlpd(hidden, 2, False, device),
+            "rlpd_layer_norm": rlpd(hidden, 2, True, device),
+            "rlpd_5_critics": rlpd(hidden, 5, True, device),
+            "rlpd_10_critics": rlpd(hidden, 10, True, device),
             "vrl3": vrl3(hidden, "float32", False, device),
             "vrl3_bfloat16": vrl3(hidden, "bfloat16", False, device),
             "vrl3_layer_norm_bfloat16": vrl3(hidden, "bfloat16", True, device),
@@ -95,7 +116,8 @@ def main() -> None:
         best = compare(alternatives, arguments.rounds)
         rate = 2 * size**3 / best.pop("large_product")
         seconds = {name: value / UPDATES for name, value in best.items()}
-        seconds["products_at_full_rate"] = operations(ours["vrl3"]) / rate
+        for name in ("vrl3", "rlpd_as_sac"):
+            seconds[f"products_at_full_rate_{name}"] = operations(ours[name]) / rate
         ratios = {name: seconds["stable_baselines3"] / value for name, value in seconds.items()}
         cases.append(
             {

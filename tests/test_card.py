@@ -17,7 +17,7 @@ from sodp3d.core.paths import CHECKOUT
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
-from sodp3d.tools.card import MARK, find_card, main, write_card
+from sodp3d.tools.card import MARK, find_card, main, training_parts, write_card
 from sodp3d.tools.plot import is_own_png
 
 
@@ -149,3 +149,42 @@ def test_stores_that_were_merged_tell_what_each_was_extracted_from(tmp_path: Pat
         store.append(episode(0), metadata(0))
     text = write_card(tmp_path).read_text()
     assert "of 9 episodes, data hash abc" in text and "of 7 episodes, data hash abc" in text
+
+
+PRIOR = {"kind": "scripted", "episodes": 3, "steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [
+        (PRIOR, "| the agent began with | 3 scripted episodes; 3 of the store's episodes, its first ones |"),
+        ({"kind": "demonstrations", "episodes": 25}, "| the agent began with | 25 demonstrations; not in the store |"),
+        (
+            [PRIOR, {**PRIOR, "steps": 30}],
+            "| the agent began with | 3 scripted episodes, 3 scripted episodes; the merged stores differ in it |",
+        ),
+    ],
+)
+def test_what_the_agent_began_with_is_told(tmp_path: Path, prior: object, words: str) -> None:
+    with EpisodeStore.create(tmp_path / "episodes.zarr", {**ATTRIBUTES, "prior": prior}, SPECIFICATION) as store:
+        for number in range(6):
+            store.append(episode(number), metadata(number))
+    assert words in write_card(tmp_path).read_text()
+
+
+def test_an_experts_episodes_are_a_part_of_their_own(tmp_path: Path) -> None:
+    with EpisodeStore.create(tmp_path / "episodes.zarr", {**ATTRIBUTES, "prior": PRIOR}, SPECIFICATION) as store:
+        for number in range(12):  # agent steps 0, 10, 20, ...
+            store.append(episode(number), metadata(number))
+        parts = training_parts(store)
+    assert [(part.scripted, part.episodes) for part in parts] == [(True, 3), *[(False, 1)] * 9]
+    assert parts[0].rates["final"] == pytest.approx(2 / 3) and parts[1].rates["final"] == 0.0
+    assert (parts[1].first, parts[-1].last) == (30, 110)
+    text = write_card(tmp_path).read_text()
+    assert "| 0 to 20, scripted | 3 |" in text and "| 30 to 37 | 1 |" in text and "| all | 12 |" in text
+
+
+@pytest.mark.parametrize("prior", ["expert", {"kind": "scripted"}, {"kind": "scripted", "episodes": 1, "steps": "all"}])
+def test_a_damaged_label_is_refused(tmp_path: Path, prior: object) -> None:
+    with pytest.raises(InputError, match=r"attribute prior"):
+        EpisodeStore.create(tmp_path / "episodes.zarr", {**ATTRIBUTES, "prior": prior}, SPECIFICATION)

@@ -14,6 +14,8 @@ from toy_store import make_store
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT
+from sodp3d.data.hashing import data_hash
+from sodp3d.data.store import EpisodeStore
 from sodp3d.results import escape
 from sodp3d.results.__main__ import RECORDS, default_sources, main, make_results, make_tables
 from sodp3d.results.archive import unpacked
@@ -110,7 +112,7 @@ def test_figures_are_small_and_drawn(three_folders: list[Path], tmp_path: Path) 
 def test_rows_lead_to_their_runs(tmp_path: Path) -> None:
     directory = make_run(tmp_path, "finetune", 5, best=6)
     found = scan([tmp_path])
-    (row,) = settings_table(group_runs(found.runs))
+    (row,) = settings_table(group_runs(found.runs), {})
     assert (row["runs"], row["seeds"], row["metric"]) == (shown(directory), "0", "count")
     assert [str(row[f"{which} count"]) for which in ("last", "best")] == ["50 [24, 76]", "60 [31, 83]"]
     make_results([tmp_path], tmp_path / "made")
@@ -145,6 +147,38 @@ def test_collection_is_told_from_store_and_agent(tmp_path: Path) -> None:
     assert row["megabytes"] * 1e6 == pytest.approx(sum(path.stat().st_size for path in files))
     page = (tmp_path / "made" / "tables.md").read_text()
     assert "(figures/collection_toy.png)" in page and "| 54.0 |" not in page and "0.9 min" in page
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_how_experience_was_made_and_how_it_succeeds_over_time_stand_in_the_tables(tmp_path: Path) -> None:
+    prior = {"kind": "scripted", "episodes": 4, "steps": 36}
+    folder = make_toy_collection(tmp_path, prior)
+    name = data_hash(EpisodeStore.open(folder / "episodes.zarr"))
+    make_run(tmp_path, "pretrain", 5, data_hash=name)
+    make_run(tmp_path, "pretrain", 5, seed=1, data_hash="of something else")
+    made = page_of([tmp_path], tmp_path / "made")
+    tables = make_tables(scan([tmp_path]))[0]
+    assert tables["collection"][0]["prior data"] == "4 scripted episodes"
+    told = "toy with 4 scripted episodes"
+    assert [row["data made by"] for row in tables["runs"]] == [told, None]
+    assert sorted(str(row["data made by"]) for row in tables["settings"]) == ["None", told]
+    (row,) = tables["kept"]
+    # By `count`, every third episode succeeds: 0 and 3 of the expert's four; 6 and 9 of the agent's eight.
+    rates = [row["scripted"], *(row[f"to {10 * number} %"] for number in range(1, 11))]
+    assert rates == [0.5, 0.0, 0.0, 1.0, None, 0.0, 0.0, None, 1.0, 0.0, 0.0]
+    assert row["made by"] == told and told in made["tables.md"].decode() and told in made["runs.csv"].decode()
+    assert "## Success of kept episodes over time" in made["tables.md"].decode()
+    records = tmp_path / "records.tar.xz"
+    make_results([tmp_path], tmp_path / "made", keep=records)
+    assert page_of([records], tmp_path / "kept")["kept.csv"] == made["kept.csv"], "records keep the label"
+
+
+def test_a_store_of_an_earlier_release_has_tenths_alone(tmp_path: Path) -> None:
+    make_toy_collection(tmp_path)
+    (row,) = make_tables(scan([tmp_path]))[0]["kept"]
+    assert (row["scripted"], row["made by"]) == (None, "toy")
+    rates = [row[f"to {10 * number} %"] for number in range(1, 11)]
+    assert all(rate is not None for rate in rates) and rates[0] == 0.5
 
 
 def test_empty_and_damaged_stores_are_listed(tmp_path: Path) -> None:

@@ -97,12 +97,12 @@ def page_of(folders: Sequence[Path], output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
 
 
-def make_toy_collection(root: Path) -> Path:
+def make_toy_collection(root: Path, prior: dict[str, Any] | None = None) -> Path:
     """A store of 12 episodes of 9 steps, its agent's metrics, and 54 s of work."""
     folder = root / "data" / "toy"
     config = ATTRIBUTES["env_config"] | {"success_metric": "count"}
     recorded = {"command": "data_collection/collect.py env=toy root=/x", "git_commit": "c" * 12}
-    attributes = ATTRIBUTES | {"env_config": config, "versions": recorded}
+    attributes = ATTRIBUTES | {"env_config": config, "versions": recorded, "prior": prior}
     with EpisodeStore.create(folder / "episodes.zarr", attributes, SPECIFICATION) as store:
         for number in range(12):
             store.append(episode(number, 9), metadata(number) | {"agent_step": 9 * (number + 1)})

@@ -21,6 +21,7 @@ class Proportional:
     updates_per_step = 0.0
     offline_left = 0
     needs_demonstrations = False
+    scripted_episodes = 0
     image_size: int | None = None
 
     def __init__(self, gain: float, noise: float, seed: int) -> None:

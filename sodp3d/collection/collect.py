@@ -21,6 +21,7 @@ from sodp3d.core.cli import command, compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import data_root
 from sodp3d.core.sections import read_keys, read_section
+from sodp3d.data.attributes import DEMONSTRATIONS, PRIOR
 from sodp3d.data.schema import NO_RENDERER
 from sodp3d.envs.config import EnvConfig
 from sodp3d.settings import CollectSettings, CommonSettings, DemonstrationSettings, differences
@@ -69,9 +70,12 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
         run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
         fresh = not checkpoint.steps(run.checkpoints)
         agent = build_agent(config["agent"], env, facts, common.seed, device, fresh)
+        prior = None
         if agent.needs_demonstrations and fresh:
-            agent.demonstrate(demonstrations(shown, env, facts, workers, agent.image_size))
-        with open_store(folder, env, facts, config, settings.depth) as store, run:
+            seen = demonstrations(shown, env, facts, workers, agent.image_size)
+            agent.demonstrate(seen)
+            prior = {"kind": DEMONSTRATIONS, "episodes": len(seen)}
+        with open_store(folder, env, facts, config, settings.depth, prior) as store, run:
             Collection(agent, store, run, workers, settings, common.seed).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
 
@@ -120,9 +124,17 @@ def _open_run(folder: Path, config: dict[str, Any]) -> Any:
 
 
 def open_store(
-    folder: Path, env: EnvConfig, facts: Mapping[str, Any], config: Mapping[str, Any], depth: bool = True
+    folder: Path,
+    env: EnvConfig,
+    facts: Mapping[str, Any],
+    config: Mapping[str, Any],
+    depth: bool = True,
+    prior: Mapping[str, Any] | None = None,
 ) -> Any:
-    """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind."""
+    """The task's store, open for appending; made if it is not there. Raises InputError if it is of another kind.
+
+    prior: what the agent began with that is not in the store, for a new one to record.
+    """
     from sodp3d.core.versions import git_commit, recorded_versions
     from sodp3d.data.schema import step_specification
     from sodp3d.data.store import EpisodeStore
@@ -149,6 +161,7 @@ def open_store(
         "git_commit": git_commit(),
         "seed": config["seed"],
         "agent": config["agent"],
+        PRIOR: prior,
     }
     return EpisodeStore.create(path, attributes | provenance, specification)
 

@@ -26,6 +26,7 @@ from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.core.seeds import COLLECTION, episode_seed
+from sodp3d.data.attributes import PRIOR, SCRIPTED
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.parallel import Workers
@@ -44,6 +45,7 @@ class Collection:
         self.agent, self.store, self.run, self.settings, self.seed = agent, store, run, settings, seed
         self.waves = Waves(workers)
         self.offline_total = agent.offline_left
+        self._scripted = getattr(agent, "scripted_episodes", 0)  # agents of earlier releases' plug-ins do not tell
         self._update_debt = 0.0  # updates owed for steps made, below one
         self._last_checkpoint = self._last_evaluation = 0
         self._metrics: list[dict[str, float]] = []
@@ -85,14 +87,25 @@ class Collection:
         left = -(-(self.settings.steps - self.steps_done) // self.store.attributes["env_config"]["episode_steps"])
         first = len(self.store)
         count = min(self.settings.environments, left)
+        if first < self._scripted:  # a wave is the expert's or the agent's own, never both
+            count = min(count, self._scripted - first)
         seeds = [episode_seed(self.seed, COLLECTION, first + index) for index in range(count)]
         self._metrics = []
         episodes = self.waves.run(self.agent, seeds, explore=True, record=True, meanwhile=self._learn)
         for episode in episodes:
             self.store.append(episode.steps, metadata(episode, self.steps_done + len(episode.actions)))
             self.agent.observe(trajectory(episode))
+        self._label()
         learned = {key: float(np.mean([m[key] for m in self._metrics if key in m])) for key in _keys(self._metrics)}
         self.run.log(self.steps_done, rates("train", episodes) | _named("train", learned), self.settings.steps)
+
+    def _label(self) -> None:
+        """Write into the store how many of its first episodes are an expert's, and at which agent step they end."""
+        episodes = min(self._scripted, len(self.store))
+        if episodes:
+            prior = {"kind": SCRIPTED, "episodes": episodes, "steps": int(self.store.episode_ends[episodes - 1])}
+            if self.store.attributes.get(PRIOR) != prior:
+                self.store.update_attributes({PRIOR: prior})
 
     def _learn(self, steps: int) -> None:
         self._update_debt += steps * self.agent.updates_per_step
@@ -152,6 +165,7 @@ class Collection:
         for index in range(seen, len(self.store)):
             self.agent.observe(self._stored(index))
             self.run.log(int(self.store.episode_ends[index]), _stored_rates(self.store, index), self.settings.steps)
+        self._label()
         self._last_checkpoint = max(steps_seen, 0)
 
     def _stored(self, index: int) -> Trajectory:

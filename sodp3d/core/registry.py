@@ -56,6 +56,7 @@ REGULARIZERS: Table = {
 AGENTS: Table = {
     "vrl3": "sodp3d.collection.agents.vrl3:build",
     "sac": "sodp3d.collection.agents.sac:build",
+    "rlpd": "sodp3d.collection.agents.rlpd:build",
     "scripted": "sodp3d.collection.agents.scripted:build",
 }
 

@@ -1,8 +1,11 @@
 """What a store says of itself: its attributes, checked once when it is opened, so that nobody else needs to.
 
 Required are env, env_config, camera and renderer. Of the others those are checked that have a form: `conversion`
-(see `derived.py`), and the provenance `versions`, `rendered_again` and `extracted`, which are objects, or lists of
-them where merged stores differed.
+(see `derived.py`), and the provenance `versions`, `rendered_again`, `extracted` and `prior`, which are objects, or
+lists of them where merged stores differed.
+
+`prior` is what the agent began with: {"kind": "demonstrations", "episodes"}, which are not in the store, or {"kind":
+"scripted", "episodes", "steps"}, the store's own first episodes, up to and including that agent step.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,6 +17,7 @@ from sodp3d.data.schema import Specification, is_key
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.vision.camera import POSE, Camera
 
+PRIOR, DEMONSTRATIONS, SCRIPTED = "prior", "demonstrations", "scripted"
 REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
 # What the stored numbers depend on. Crop, points and horizons only matter to later stages.
 _RECORDED_CONFIG = ("family", "task", "action_repeat", "episode_steps", "camera")
@@ -30,6 +34,7 @@ _CHECKED: dict[str, type] = {"episodes": int, "checksums": dict}
 _PARAMETERS: dict[str, type] = {"points": int, "height": int, "width": int, "renderer": str, "backend": str}
 _RENDERED_AGAIN: dict[str, type] = {"camera": dict, "renderer": str}
 _EXTRACTED: dict[str, type] = {"data_hash": str, "episodes": int}
+_PRIOR: dict[str, type] = {"kind": str, "episodes": int}
 _WORDS = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 
 
@@ -62,6 +67,8 @@ def check_attributes(attributes: Mapping[str, Any], specification: Specification
         _check(before["camera"], _CAMERA_CONFIG, where, "rendered_again.camera.", ("height", "width"))
     for asked in _each(given, "extracted", where):
         _check(asked, _EXTRACTED, where, "extracted.", tuple(_EXTRACTED))
+    for prior in _each(given, PRIOR, where):
+        _check(prior, {**_PRIOR, "steps": int}, where, f"{PRIOR}.", tuple(_PRIOR))
     _check_conversions(given, where)
     return given
 

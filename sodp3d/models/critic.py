@@ -4,14 +4,13 @@ Shape letters: B batch, F features, Ta executed steps, Da actions, M members of 
 """
 
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import layer_norm, mish
+from torch import Tensor
 
 from sodp3d.models.diffusion import Chain, ChainOptions
+from sodp3d.models.ensemble import Ensemble
 from sodp3d.models.planner import Planner
 
 
@@ -31,22 +30,15 @@ class CriticConfig:
         return asdict(self)
 
 
-class Critic(nn.Module):
+class Critic(Ensemble):
     """M networks Q(features, time that is gone, executed chunk), each layer one batched product for all of them.
 
     Features are standardized by `standardize`; chunks are in normalized action units.
     """
 
     def __init__(self, config: CriticConfig) -> None:
-        super().__init__()
+        super().__init__(config.members, config.feature_size + 1, config.chunk_size, config.width, config.layers)
         self.config = config
-        sizes = [config.width] * config.layers
-        self.of_state = EnsembleLinear(config.members, config.feature_size + 1, config.width)
-        self.of_chunk = EnsembleLinear(config.members, config.chunk_size, config.width, bias=False)
-        self.hidden = nn.ModuleList(EnsembleLinear(config.members, a, b) for a, b in pairwise(sizes))
-        self.head = EnsembleLinear(config.members, config.width, 1)
-        self.gains = nn.ParameterList(torch.ones(config.members, 1, config.width) for _ in sizes)
-        self.shifts = nn.ParameterList(torch.zeros(config.members, 1, config.width) for _ in sizes)
         self.mean: Tensor
         self.deviation: Tensor
         self.register_buffer("mean", torch.zeros(config.feature_size))
@@ -59,33 +51,9 @@ class Critic(nn.Module):
 
     def forward(self, features: Tensor, elapsed: Tensor, chunks: Tensor) -> Tensor:
         """features (B, F), elapsed (B,) share of the time limit, chunks (B, N, Ta, Da) -> values (M, B, N)."""
-        size, plans = chunks.shape[:2]
         time = elapsed if self.config.timed else torch.zeros_like(elapsed)
         state = torch.cat([(features - self.mean) / self.deviation, time[:, None]], dim=-1)
-        x = self.of_chunk(chunks.reshape(1, size * plans, -1))
-        x = x + self.of_state(state[None]).repeat_interleave(plans, dim=1)
-        x = self._activated(x, 0)
-        for place, layer in enumerate(self.hidden, start=1):
-            x = self._activated(layer(x), place)
-        return self.head(x).reshape(-1, size, plans)
-
-    def _activated(self, x: Tensor, place: int) -> Tensor:
-        return mish(layer_norm(x, (self.config.width,)) * self.gains[place] + self.shifts[place])
-
-
-class EnsembleLinear(nn.Module):
-    """M linear layers as one batched product: (M or 1, B, in) -> (M, B, out)."""
-
-    def __init__(self, members: int, size_in: int, size_out: int, bias: bool = True) -> None:
-        super().__init__()
-        bound = size_in**-0.5
-        self.weight = nn.Parameter(torch.empty(members, size_in, size_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(members, 1, size_out)) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (M, B, in), or (1, B, in) for all members alike -> (M, B, out)."""
-        x = x.expand(len(self.weight), -1, -1)
-        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+        return self.values(state, chunks.flatten(2))
 
 
 def executed_chunks(planner: Planner, latents: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ records of all that was read are written there too; the tables can be made from 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sodp3d.core.cli import exit_status
@@ -26,6 +26,8 @@ from sodp3d.results.tables import (
     Record,
     collection_table,
     evaluation_table,
+    kept_table,
+    labels,
     run_table,
     settings_table,
     table8,
@@ -58,20 +60,23 @@ def make_tables(found: Scan) -> tuple[dict[str, list[Record]], list[Group], list
     runs, broken = _sound_runs(found.runs)
     groups = group_runs(runs)
     stores, unreadable = _read_stores(found)
-    tables = _run_tables(runs, groups) | {
+    tables = _run_tables(runs, groups, labels(stores)) | {
         "collection": collection_table(stores),
+        "kept": kept_table(stores),
         "unfinished": _left_out(found, [*broken, *unreadable]),
     }
     return tables, groups, stores
 
 
-def _run_tables(runs: Sequence[RunRecord], groups: Sequence[Group]) -> dict[str, list[Record]]:
+def _run_tables(
+    runs: Sequence[RunRecord], groups: Sequence[Group], made_by: Mapping[str, str]
+) -> dict[str, list[Record]]:
     return {
         "table9": table9(groups),
         "table8": table8(groups),
-        "settings": settings_table(groups),
+        "settings": settings_table(groups, made_by),
         "evaluations": evaluation_table(runs, groups),
-        "runs": run_table(runs, groups),
+        "runs": run_table(runs, groups, made_by),
     }
 
 
@@ -81,7 +86,7 @@ def _sound_runs(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[tuple[
     for run in runs:
         try:
             groups = group_runs([run])
-            plan_figures(_run_tables([run], groups)["table9"], groups, [])
+            plan_figures(_run_tables([run], groups, {})["table9"], groups, [])
         except BROKEN as error:
             broken.append((run.name, reason(error, run.path)))
         else:
@@ -96,7 +101,7 @@ def _read_stores(found: Scan) -> tuple[list[StoreRecord], list[tuple[str, str]]]
     for folder in found.stores:
         try:
             record = StoreRecord.read(folder)
-            collection_table([record])
+            collection_table([record]), kept_table([record])
         except BROKEN as error:
             unreadable.append((shown(folder), reason(error, folder)))
             continue

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sodp3d.data import experience
 from sodp3d.results import drawing
 from sodp3d.results.stores import StoreRecord
 
@@ -23,7 +24,7 @@ def draw_collection(record: StoreRecord) -> bytes:
     seed = "unknown" if record.seed is None else record.seed
     if not waves and not evaluations:
         learning.text(0.5, 0.5, "no record of the agent", ha="center", transform=learning.transAxes)
-    title, success = f"The {record.agent} agent learns, seed {seed}", f"success by {record.headline} (%)"
+    title, success = f"The agent learns: {record.made_by}, seed {seed}", f"success by {record.headline} (%)"
     drawing.percent_axes(learning, title, "agent steps", success)
     _stack(kept, record)
     found = [axes.get_legend_handles_labels() for axes in (learning, kept)]
@@ -36,6 +37,9 @@ def draw_collection(record: StoreRecord) -> bytes:
 def _stack(axes: Any, record: StoreRecord) -> None:
     """Kept episodes in equal parts of agent time; the share that succeeds stands above each."""
     steps, success = record.over_time
+    scripted = experience.scripted_rows(record.priors, steps)
+    if scripted.any():
+        axes.axvspan(0, steps[scripted].max() / 1000, color=drawing.BLUE, alpha=0.15, label="made by a scripted expert")
     edges = np.linspace(0, max(steps.max(), 1), _BINS + 1) / 1000
     every = np.histogram(steps / 1000, edges)[0]
     good = np.histogram(steps[success] / 1000, edges)[0]

@@ -8,6 +8,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sodp3d.data.experience import PARTS
 from sodp3d.data.hashing import short_hash
 from sodp3d.results import escape
 from sodp3d.results.differences import kinds, usual_settings
@@ -27,7 +28,8 @@ episodes have seeds that no training and no choice of a checkpoint used. `best` 
 validation (on other seeds), which `mode=eval` loads by default; `last` is the last one. `-`: not measured.
 
 [settings.md](settings.md) lists all settings that were run, [runs.csv](runs.csv) every run with its command, commit
-and data, [evaluations.csv](evaluations.csv) and [collection.csv](collection.csv) the rest.
+and data, [evaluations.csv](evaluations.csv) and [collection.csv](collection.csv) and
+[kept.csv](kept.csv) the rest.
 """
 _HEADLINE = """
 Each task's rows of ours come from one pre-trained planner and equally many episodes of fine-tuning. The paper's rows
@@ -46,6 +48,10 @@ where that had more episodes than the one after pre-training.
 _COLLECTION = """
 `kept` is the success of the episodes in the store, `agent` that of its evaluation episodes, without noise. Time is the
 agent's, with offline learning and evaluations. Frames are kept transitions, each with its depth image.
+"""
+_KEPT = """
+Success of the episodes that each store keeps, by its metric, over the agent's time: first those that a scripted expert
+made, where the agent began with such, then those of each tenth of the steps that the agent made itself.
 """
 _SETTINGS = """
 One table for each task, observation and stage. Runs that differ in nothing but their seed are one row, the newest run
@@ -74,7 +80,7 @@ def make_pages(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group], 
         "tables.md": tables_page(tables, figures),
         "settings.md": settings_page(tables, groups),
     }
-    names = [name for name in ("settings", "evaluations", "collection", "runs") if tables[name]]
+    names = [name for name in ("settings", "evaluations", "collection", "kept", "runs") if tables[name]]
     pages |= {f"{name}.csv": comma_separated(tables[name]) for name in names}
     return {name: text.encode() for name, text in pages.items()}
 
@@ -104,6 +110,8 @@ def tables_page(tables: Mapping[str, Sequence[Record]], figures: Figures) -> str
     page += _table([row for row in everything if row["who"] == "paper" or row["measure"] != TOP5], columns)
     page += ["## Collection", "", *_words(_COLLECTION), *_collection(tables["collection"])]
     page += _images(figures, "collection")
+    columns = ["store", "made by", "metric", "scripted", *(f"to {100 * n // PARTS} %" for n in range(1, PARTS + 1))]
+    page += ["## Success of kept episodes over time", "", *_words(_KEPT), *_table(tables["kept"], columns)]
     page += ["## Left out", "", "Unfinished or unreadable, and in none of the tables.", ""]
     page += [f"* {escape.code(row['directory'])}: {escape.cell(row['why'])}" for row in tables["unfinished"]] or [
         "None."
@@ -118,6 +126,7 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
     columns = [
         "method",
         "differs by",
+        "data made by",
         "seeds",
         "episodes",
         "before",
@@ -154,7 +163,18 @@ def _as_shown(row: Record) -> Record:
 
 def _collection(rows: Sequence[Record]) -> list[str]:
     shown = [row | {"kept": row[f"kept {row['metric']}"]} for row in rows]
-    columns = ["store", "agent", "seed", "transitions", "episodes", "metric", "kept", "agent, last", "agent, best"]
+    columns = [
+        "store",
+        "agent",
+        "prior data",
+        "seed",
+        "transitions",
+        "episodes",
+        "metric",
+        "kept",
+        "agent, last",
+        "agent, best",
+    ]
     return _table(shown, [*columns, "wall time", "frames/s", "data_hash"])
 
 

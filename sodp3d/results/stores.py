@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.core.run import read_metrics
+from sodp3d.data import experience
 from sodp3d.data.attributes import each
 from sodp3d.data.hashing import VERSION, data_hash, earlier_data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
@@ -36,6 +37,7 @@ class StoreRecord:
     success: dict[str, list[int]]  # of each episode, 0 or 1, by metric
     earlier_hash: str | None = None  # as releases before `v2-` had it
     learned_hashes: dict[str, str] = field(default_factory=dict)  # by key, as checkpoints of planners note them
+    priors: list[dict[str, Any]] = field(default_factory=list)  # as `data.experience` has them
 
     @classmethod
     def read(cls, folder: Path) -> "StoreRecord":
@@ -77,6 +79,23 @@ class StoreRecord:
         """(E,) agent step at the end of each episode, and whether it succeeded by the headline metric."""
         return np.array(self.agent_step), np.array(self.success[self.headline], dtype=bool)
 
+    @property
+    def made_by(self) -> str:
+        """The agent, and what it began with."""
+        prior = experience.told(self.priors)
+        return self.agent if prior is None else f"{self.agent} with {prior}"
+
+    @property
+    def hashes(self) -> set[str]:
+        """All names by which planners know this data."""
+        return {name for name in (self.data_hash, self.earlier_hash, *self.learned_hashes.values()) if name}
+
+    @property
+    def success_over_time(self) -> dict[int, float]:
+        """Success by the headline metric, 0..1, in each of ten parts of the agent's own steps; 0: of an expert's."""
+        steps, success = self.over_time
+        return {part.number: float(success[part.rows].mean()) for part in experience.time_parts(self.priors, steps)}
+
     @cached_property
     def metrics(self) -> list[dict[str, Any]]:
         """What the agent logged, by agent steps; stage 2 at steps below 0."""
@@ -116,6 +135,7 @@ def _facts(folder: Path, store: EpisodeStore) -> dict[str, Any]:
         "data_hash": data_hash(store),
         "earlier_hash": earlier_data_hash(store)[:16],
         "learned_hashes": learned_hashes(store),
+        "priors": experience.priors(attributes),
         "transitions": store.steps,
         "bytes": sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file()),
         "command": command,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from sodp3d.data import experience
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.results.choose import of_one_length, representative, sharing_a_planner
 from sodp3d.results.differences import distinguishing
@@ -129,8 +130,8 @@ def _row(method: str, measure: str | None, cells: Mapping[str, Estimate | None],
     }
 
 
-def settings_table(groups: Sequence[Group]) -> list[Record]:
-    """One row for each configuration."""
+def settings_table(groups: Sequence[Group], made_by: Mapping[str, str]) -> list[Record]:
+    """One row for each configuration. made_by: `labels`."""
     rows = []
     for group, differing in zip(groups, distinguishing(groups), strict=True):
         scores = {f"{which} {metric}": estimate(group.scores(which), metric) for which, metric in _columns()}
@@ -143,6 +144,7 @@ def settings_table(groups: Sequence[Group]) -> list[Record]:
                 "stage": group.stage,
                 "method": group.label,
                 "differs by": differing or None,
+                "data made by": made_by.get(group.settings.get("data_hash") or ""),
                 "seeds": ", ".join(str(run.seed) for run in group.runs),
                 "episodes": _joined(score.episodes for run in group.runs for score in run.scores.values()),
                 "metric": _joined(score.headline for run in group.runs for score in run.scores.values()),
@@ -216,6 +218,7 @@ def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:
                 "store": record.name,
                 "env": record.env,
                 "agent": record.agent,
+                "prior data": experience.told(record.priors),
                 "seed": record.seed,
                 "transitions": record.transitions,
                 "episodes": len(record.agent_step),
@@ -235,8 +238,30 @@ def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:
     return rows
 
 
-def run_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record]:
-    """Where each number came from and how to make it again."""
+def kept_table(stores: Sequence[StoreRecord]) -> list[Record]:
+    """One row for each store: success of its kept episodes over time, of an expert's and in tenths of the agent's."""
+    numbers = range(1, experience.PARTS + 1)
+    return [
+        {
+            "store": record.name,
+            "env": record.env,
+            "made by": record.made_by,
+            "seed": record.seed,
+            "metric": record.headline,
+            "scripted": (rates := record.success_over_time).get(0),
+            **{f"to {100 * number // experience.PARTS} %": rates.get(number) for number in numbers},
+        }
+        for record in stores
+    ]
+
+
+def labels(stores: Sequence[StoreRecord]) -> dict[str, str]:
+    """How the data of each hash was made."""
+    return {name: record.made_by for record in stores for name in record.hashes}
+
+
+def run_table(runs: Sequence[RunRecord], groups: Sequence[Group], made_by: Mapping[str, str]) -> list[Record]:
+    """Where each number came from and how to make it again. made_by: `labels`."""
     hashes, known, rows = {run.name: run.data_hash for run in runs}, described(groups), []
     for run in runs:
         command, commit = provenance(run.path)
@@ -255,7 +280,8 @@ def run_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record
                 TOP5: run.top5 if run.stage == "finetune" else None,
                 "interactions": interactions(run),
                 "wall time": seconds(run.path),
-                "data_hash": run.data_hash or hashes.get(run.planner or ""),
+                "data_hash": (data := run.data_hash or hashes.get(run.planner or "")),
+                "data made by": made_by.get(data or ""),
                 "planner": run.planner,
                 "commit": commit,
                 "command": command,

@@ -23,6 +23,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import PARTIAL, replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
+from sodp3d.data import experience
 from sodp3d.data.attributes import each
 from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.store import EpisodeStore
@@ -40,13 +41,17 @@ class Markdown(str):
 
 @dataclass(frozen=True)
 class TrainingPart:
-    """The episodes of a tenth of the agent's training. first, last: agent steps; rates: 0..1 by success metric."""
+    """The episodes of a tenth of the agent's training, or those of an expert before it.
+
+    first, last: agent steps; rates: 0..1 by success metric.
+    """
 
     first: float
     last: float
     episodes: int
     mean_return: float
     rates: dict[str, float]
+    scripted: bool = False
 
 
 def write_card(folder: str | Path) -> Path:
@@ -117,26 +122,18 @@ def escape(text: Any) -> str:
 
 
 def training_parts(store: EpisodeStore) -> list[TrainingPart]:
-    """Ten equal parts of the agent's steps, those without an episode left out."""
-    if not len(store):
-        return []
+    """An expert's episodes, then ten equal parts of the agent's own steps; those without an episode left out."""
     metadata = store.metadata
-    steps = metadata["agent_step"]
-    edges = np.linspace(steps.min(), steps.max() + 1, _BINS + 1)
-    part = np.clip(np.searchsorted(edges, steps, side="right") - 1, 0, _BINS - 1)
-    return [
-        _training_part(metadata, part == index, edges[index], edges[index + 1] - 1)
-        for index in range(_BINS)
-        if (part == index).any()
-    ]
+    parts = experience.time_parts(experience.priors(store.attributes), metadata["agent_step"])
+    return [_training_part(metadata, part.rows, part.first, part.last, not part.number) for part in parts]
 
 
 def _training_part(
-    metadata: dict[str, NDArray[Any]], rows: NDArray[np.bool_], first: float, last: float
+    metadata: dict[str, NDArray[Any]], rows: NDArray[np.bool_], first: float, last: float, scripted: bool = False
 ) -> TrainingPart:
     rates = {name: float(metadata[f"success_{name}"][rows].mean()) for name in ("final", "count", "any")}
     mean_return = float(metadata["episode_return"][rows].mean())
-    return TrainingPart(float(first), float(last), int(rows.sum()), mean_return, rates)
+    return TrainingPart(first, last, int(rows.sum()), mean_return, rates, scripted)
 
 
 def _summary(store: EpisodeStore) -> str:
@@ -166,6 +163,7 @@ def _provenance(store: EpisodeStore) -> Iterator[str]:
         asked = {key: value for key, value in extracted.items() if value is not None}
         whole = "of {episodes} episodes, data hash {data_hash}".format_map(asked)
         yield _row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
+    yield from _beginnings(store)
     yield _row("seed", attributes.get("seed"))
     seeds = store.metadata["seed"]
     if len(seeds):
@@ -190,6 +188,17 @@ def _depth(store: EpisodeStore) -> Markdown:
     return Markdown(f"{size}; {drawn}")
 
 
+def _beginnings(store: EpisodeStore) -> Iterator[str]:
+    """What the agent began with beside its own experience, and which of it is in the store."""
+    found = experience.priors(store.attributes)
+    if found:
+        count = int(experience.scripted_rows(found, store.metadata["agent_step"]).sum())
+        kept = f"; {count} of the store's episodes, its first ones" if count else "; not in the store"
+        if len(found) > 1:
+            kept = "; the merged stores differ in it"
+        yield _row("the agent began with", f"{experience.told(found)}{kept}")
+
+
 def _contents(store: EpisodeStore) -> Iterator[str]:
     lengths = np.diff(store.episode_ends, prepend=0)
     if len(lengths):
@@ -210,7 +219,7 @@ def _over_time(store: EpisodeStore) -> Iterator[str]:
         return
     yield from _header("agent steps", "episodes", "mean return", "final", "count", "any", "any, as a bar")
     for part in training_parts(store):
-        yield _rates(f"{part.first:.0f} to {part.last:.0f}", part, 0)
+        yield _rates(f"{part.first:.0f} to {part.last:.0f}{', scripted' if part.scripted else ''}", part, 0)
     yield _rates("all", _training_part(store.metadata, np.ones(len(store), bool), 0, 0), 1)
     yield (
         "\nSuccess by `final` (goal held in the last control step), `count` (raw frames with the goal held, against "

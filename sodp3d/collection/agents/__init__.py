@@ -37,6 +37,7 @@ class Agent(Protocol):
     updates_per_step: float  # gradient steps per collected step
     offline_left: int  # gradient steps still to be done before the first online step (stage 2)
     needs_demonstrations: bool
+    scripted_episodes: int  # that an expert's rule makes before its own: the first of its store, labelled there
     image_size: int | None  # side in pixels of the RGB images it sees, beside proprioception; None: it sees the state
 
     def demonstrate(self, trajectories: list[Trajectory]) -> None:

@@ -85,9 +85,11 @@ class PixelReplay(Replay):
             oldest = self._rows[self.demos + self.added % self.capacity, self.sizes[0] - 1]
             self.frames.drop(self._demo_frames, int(oldest))
 
-    def sample(self, batch_size: int, generator: torch.Generator, demo_fraction: float = 0.0) -> Batch:
+    def sample(
+        self, batch_size: int, generator: torch.Generator, demo_fraction: float = 0.0, apart: bool = False
+    ) -> Batch:
         """As `Replay.sample`: states are joints (B, Dp), images (B, 3, H, W) uint8."""
-        batch = super().sample(batch_size, generator, demo_fraction)
+        batch = super().sample(batch_size, generator, demo_fraction, apart)
         images, next_images = (
             self.frames.take(states[:, -1].long().numpy()) for states in (batch.states, batch.next_states)
         )

@@ -125,14 +125,26 @@ class Replay:
         self.added += len(rows)
         self.online = min(self.added, self.capacity)
 
-    def sample(self, batch_size: int, generator: torch.Generator, demo_fraction: float = 0.0) -> Batch:
-        """Rows with replacement. The first round(demo_fraction B) are demonstrations, the rest come from everything."""
+    def sample(
+        self, batch_size: int, generator: torch.Generator, demo_fraction: float = 0.0, apart: bool = False
+    ) -> Batch:
+        """Rows with replacement. The first round(demo_fraction B) are demonstrations, the rest come from everything.
+
+        apart: the rest comes from online transitions alone, of which there must be some.
+        """
         reserved = round(demo_fraction * batch_size) if self.demos else 0
-        chosen = torch.randint(len(self), (batch_size - reserved,), generator=generator)
+        first = self.demos if apart else 0
+        chosen = torch.randint(first, len(self), (batch_size - reserved,), generator=generator)
         if reserved:
             chosen = torch.cat([torch.randint(self.demos, (reserved,), generator=generator), chosen])
         state, action, reward, discount, following = self._rows.index_select(0, chosen).split(self.sizes, dim=1)
         return Batch(state, action, reward[:, 0], discount[:, 0], following, chosen < self.demos)
+
+    def everything(self) -> Batch:
+        """All rows held, demonstrations first; not a copy."""
+        rows = self._rows[: len(self)]
+        state, action, reward, discount, following = rows.split(self.sizes, dim=1)
+        return Batch(state, action, reward[:, 0], discount[:, 0], following, torch.arange(len(rows)) < self.demos)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything needed to go on exactly: tensors and JSON-able numbers."""

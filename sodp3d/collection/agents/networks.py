@@ -1,9 +1,10 @@
-"""VRL3's actor and twin critics on a state vector, laid out for speed on a CPU.
+"""Actors on a state vector, and VRL3's twin critics, laid out for speed on a CPU.
 
 Shape letters: B batch, Ds state size, Da action size, M actions per state, F trunk features, h hidden width.
 Both critics live in one module whose parameters hold them side by side, so that each layer is a single product.
 """
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from sodp3d.collection.agents.memory import Batch, Trajectory
 
+_LOG_DEVIATIONS = (-20.0, 2.0)  # as SAC bounds them
 _FLOAT_EDGE = 1e-6  # keeps clamped actions inside the open interval, as DrQ-v2 does
 
 
@@ -106,6 +108,31 @@ class Actor(nn.Module):
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = torch.addmm(bias.to(self.dtype), x, weight.to(self.dtype)).relu()
         return torch.addmm(self.biases[-1], x.float(), self.weights[-1])
+
+
+class GaussianActor(nn.Module):
+    """SAC's actor: hidden layers of one width, and a Gaussian for each action before the tanh."""
+
+    def __init__(self, state_size: int, action_size: int, width: int, layers: int) -> None:
+        super().__init__()
+        sizes = [state_size, *[width] * layers, 2 * action_size]
+        self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
+
+    def forward(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled states (B, Ds) -> means and logarithms of deviations (B, Da), of actions before the tanh."""
+        x = states
+        for layer in self.layers[:-1]:
+            x = layer(x).relu_()
+        mean, log_deviation = self.layers[-1](x).chunk(2, dim=-1)
+        return mean, log_deviation.clamp(*_LOG_DEVIATIONS)
+
+    def sample(self, states: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions (B, Da) in [-1, 1] made of Gaussian noise (B, Da), and the logarithms of their densities (B,)."""
+        mean, log_deviation = self(states)
+        before = torch.addcmul(mean, log_deviation.exp(), noise)
+        shrinking = 2 * (math.log(2) - before - functional.softplus(-2 * before))  # log(1 - tanh^2)
+        density = -0.5 * noise.square() - log_deviation - 0.5 * math.log(2 * math.pi) - shrinking
+        return torch.tanh(before), density.sum(-1)
 
 
 class TwinCritic(nn.Module):

@@ -105,6 +105,7 @@ class SAC:
 
     image_size: int | None = None
     needs_demonstrations = False
+    scripted_episodes = 0
     offline_left = 0
 
     def __init__(

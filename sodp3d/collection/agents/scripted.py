@@ -30,6 +30,7 @@ class Scripted:
     offline_left = 0
     image_size: int | None = None
     needs_demonstrations = False
+    scripted_episodes = 0  # before others of its own: the agent's name says what made them all
 
     def __init__(self, policy: Any, action_size: int, noise: float, seed: int) -> None:
         self.policy, self.action_size, self.noise = policy, action_size, noise

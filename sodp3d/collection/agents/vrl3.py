@@ -40,6 +40,8 @@ class VRL3:
     state_size: numbers in the state vector, or in proprioception where it sees images.
     """
 
+    scripted_episodes = 0
+
     def __init__(
         self, config: VRL3Config, state_size: int, action_size: int, seed: int, device: torch.device | str = "cpu"
     ) -> None:
