@@ -3,6 +3,7 @@
 The window of step t of an episode: observations t-To+1 .. t and actions t-To+1 .. t-To+Tp, so that the executed slice
 of a plan starts at index To-1 (DP3). Where a window reaches past its episode the first or last step is repeated; it
 never reaches into another episode. Every step of every episode is the current step of exactly one window.
+A method may ask for other windows, with another number of steps before the current one, and for labels of each.
 """
 
 import logging
@@ -78,10 +79,12 @@ class WindowDataset:
         n_action_steps: int,
         episodes: Sequence[NDArray[np.int64]] | None = None,
         memory_limit: int | None = None,
+        past: int | None = None,
     ) -> None:
         """Load `action` and the observation `keys` into memory.
 
-        episodes: for each store the indices to use (all by default). memory_limit: bytes, 80 % of what the machine has
+        episodes: for each store the indices to use (all by default). past: steps of a window before its current one,
+        To - 1 by default. memory_limit: bytes, 80 % of what the machine has
         free by default. Images are uint8 here and in windows. Raises InputError when stores differ in a key's shape, a
         key is not there, the windows do not fit the horizon, there is no step at all, or memory would not suffice.
         """
@@ -95,6 +98,8 @@ class WindowDataset:
         if len(ends) == 0:
             raise InputError(f"data: no episodes in {[str(store.path) for store in stores]}; collect some first.")
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.past = n_obs_steps - 1 if past is None else past
+        self.labels: dict[str, NDArray[Any]] = {}  # of each window, beside what `arrays` hold: (rows,)
         self.episode_ends: NDArray[np.int64] = ends
         self.arrays: dict[str, NDArray[np.generic]] = {}
         shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
@@ -119,16 +124,17 @@ class WindowDataset:
     def windows(self, current: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The windows of the given current steps (B,), rows over all episodes end to end.
 
-        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8.
+        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8. Labels (B,).
         """
-        offsets = np.arange(self.horizon) - (self.n_obs_steps - 1)
+        offsets = np.arange(self.horizon) - self.past
         rows = np.clip(current[:, None] + offsets, self._first[current, None], self._last[current, None])
         taken = {"action": rows}
         found = {key: array[taken.get(key, rows[:, : self.n_obs_steps])] for key, array in self.arrays.items()}
-        return {
+        observed = {
             key: values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
             for key, values in found.items()
         }
+        return observed | {name: values[current] for name, values in self.labels.items()}
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """`windows` of current steps drawn uniformly with replacement."""
