@@ -45,6 +45,9 @@ METHODS: Table = {
     "simple_dp3": "sodp3d.models.planner:Planner",
     "diffusion_policy": "sodp3d.models.planner:Planner",
     "bcrnn": "sodp3d.models.bcrnn:BCRNN",
+    "ibc": "sodp3d.models.ibc:IBC",
+    "mtbc": "sodp3d.models.mtbc:MTBC",
+    "mtdiff": "sodp3d.models.mtdiff:MTDiff",
 }
 # reg.name: a class of `learning.regularizers.Regularizer`, called with the pre-trained planner and the ChainOptions
 REGULARIZERS: Table = {

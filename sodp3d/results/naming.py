@@ -30,6 +30,9 @@ PEERS = {  # other methods than SODP, by `method=`; one that is not here goes by
     "simple_dp3": "Simple DP3",
     "diffusion_policy": "Diffusion Policy",
     "bcrnn": "BCRNN",
+    "ibc": "IBC",
+    "mtbc": "MTBC",
+    "mtdiff": "MTDiff",
 }
 METHODS = tuple(dict.fromkeys([PRETRAINED, *REGULARIZED.values(), DIRECT_BC, *ALGORITHMS.values()]))
 
