@@ -24,7 +24,7 @@ from sodp3d.envs import EnvConfig, make_env
 from sodp3d.envs.config import task_configs
 from sodp3d.envs.wrappers import ChunkedEnv
 from sodp3d.learning.lookup import as_planner_was_trained, make_rollouts, with_sampler
-from sodp3d.learning.pretrain import new_planner
+from sodp3d.learning.pretrain import new_policy
 from sodp3d.models.loading import load_planner_and_state, require_same_task
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
@@ -38,8 +38,8 @@ def fresh_planner(config: dict[str, Any], task: EnvConfig) -> Planner:
     environment = ChunkedEnv(make_env(task), config["obs"]["name"], config["obs"]["backend"])
     spaces = {**environment.observation_space.spaces, "action": environment.action_space}
     # Fitted to zeros, the normalizer changes nothing: actions are in [-1, 1] anyway.
-    return new_planner(
-        config, task, SimpleNamespace(arrays={key: np.zeros(space.shape) for key, space in spaces.items()})
+    return new_policy(
+        config, [task], SimpleNamespace(arrays={key: np.zeros(space.shape) for key, space in spaces.items()})
     )
 
 

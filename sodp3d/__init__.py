@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from sodp3d.envs import make_env
     from sodp3d.envs.base import RobotEnv
     from sodp3d.envs.config import EnvConfig
-    from sodp3d.models.loading import load_choice, load_planner
+    from sodp3d.models.loading import load_choice, load_planner, load_policy
     from sodp3d.models.planner import Planner, PlannerConfig
+    from sodp3d.models.policy import LearnedPolicy, Policy
     from sodp3d.rollouts.evaluate import evaluate
     from sodp3d.rollouts.rollout import Rollouts
     from sodp3d.vision.camera import Camera, CameraConfig
@@ -31,14 +32,17 @@ _HOMES = {
     "EnvConfig": "envs.config",
     "EpisodeStore": "data.store",
     "InputError": "core.errors",
+    "LearnedPolicy": "models.policy",
     "Planner": "models.planner",
     "PlannerConfig": "models.planner",
+    "Policy": "models.policy",
     "RobotEnv": "envs.base",
     "Rollouts": "rollouts.rollout",
     "WindowDataset": "data.dataset",
     "evaluate": "rollouts.evaluate",
     "load_choice": "models.loading",
     "load_planner": "models.loading",
+    "load_policy": "models.loading",
     "make_env": "envs",
 }
 
@@ -51,14 +55,17 @@ __all__ = [
     "EnvConfig",
     "EpisodeStore",
     "InputError",
+    "LearnedPolicy",
     "Planner",
     "PlannerConfig",
+    "Policy",
     "RobotEnv",
     "Rollouts",
     "WindowDataset",
     "evaluate",
     "load_choice",
     "load_planner",
+    "load_policy",
     "make_env",
 ]
 

@@ -52,7 +52,8 @@ class SliderChunks(EnvironmentGroup):
 
     def reset(self, seeds: list[int]) -> Observation:
         while len(self._environments) < len(seeds):
-            self._environments.append(ChunkedEnv(make_slider(), "state", "torch"))
+            environment = RobotEnv(self._config, SeededSlider(), "raycast")
+            self._environments.append(ChunkedEnv(environment, "state", "torch"))
         return super().reset(seeds)
 
 

@@ -38,12 +38,16 @@ ENCODERS: Table = {
     "mlp": "sodp3d.models.encoders:StateEncoder",
     "cnn": "sodp3d.models.encoders:ImageEncoder",
 }
-# method: the planner's class, called with its PlannerConfig
+# method: a class of `models.policy.LearnedPolicy`, called with its configuration
 METHODS: Table = {
     "sodp": "sodp3d.models.planner:Planner",
     "dp3": "sodp3d.models.planner:Planner",
     "simple_dp3": "sodp3d.models.planner:Planner",
     "diffusion_policy": "sodp3d.models.planner:Planner",
+    "bcrnn": "sodp3d.models.bcrnn:BCRNN",
+    "ibc": "sodp3d.models.ibc:IBC",
+    "mtbc": "sodp3d.models.mtbc:MTBC",
+    "mtdiff": "sodp3d.models.mtdiff:MTDiff",
 }
 # reg.name: a class of `learning.regularizers.Regularizer`, called with the pre-trained planner and the ChainOptions
 REGULARIZERS: Table = {

@@ -3,10 +3,11 @@
 The window of step t of an episode: observations t-To+1 .. t and actions t-To+1 .. t-To+Tp, so that the executed slice
 of a plan starts at index To-1 (DP3). Where a window reaches past its episode the first or last step is repeated; it
 never reaches into another episode. Every step of every episode is the current step of exactly one window.
+A method may ask for other windows, with another number of steps before the current one, and for labels of each.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -92,15 +93,17 @@ class WindowDataset:
         n_action_steps: int,
         episodes: Sequence[NDArray[np.int64]] | None = None,
         memory_limit: int | None = None,
+        past: int | None = None,
         memory: Memory = "ram",
         half: Collection[str] = (),
     ) -> None:
         """Make `action` and the observation `keys` ready to be drawn.
 
-        episodes: for each store the indices to use (all by default). memory_limit: bytes, 80 % of what the machine has
-        free by default. memory: `ram` loads the chosen episodes; `mapped` maps a file beside each store, made once
-        (`mapping.py`); `auto` loads what takes at most half of the limit, and else maps. half: keys that are held as
-        float16; other floats are float32, images uint8. Windows are the same wherever their rows are.
+        episodes: for each store the indices to use (all by default). past: steps of a window before its current one,
+        To - 1 by default. memory_limit: bytes, 80 % of what the machine has free by default. memory: `ram` loads the
+        chosen episodes; `mapped` maps a file beside each store, made once (`mapping.py`); `auto` loads what takes at
+        most half of the limit, and else maps. half: keys that are held as float16; other floats are float32, images
+        uint8. Windows are the same wherever their rows are.
         Raises InputError when stores differ in a key's shape, a key is not there, the windows do not fit the horizon,
         there is no step at all, memory or disk would not suffice, or a file cannot be read or written.
         """
@@ -114,6 +117,8 @@ class WindowDataset:
         if len(ends) == 0:
             raise InputError(f"data: no episodes in {[str(store.path) for store in stores]}; collect some first.")
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
+        self.past = n_obs_steps - 1 if past is None else past
+        self.labels: dict[str, NDArray[Any]] = {}  # of each window, beside what `arrays` hold: (rows,)
         self.episode_ends: NDArray[np.int64] = ends
         self._starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
         self.shapes = {key: rows.common_shape(stores, key) for key in ("action", *keys)}
@@ -184,26 +189,34 @@ class WindowDataset:
     def windows(self, current: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The windows of the given current steps (B,), rows over all episodes end to end.
 
-        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8. Raises InputError
-        where a mapped file is damaged.
+        "action": (B, Tp, Da) and every other key (B, To, ...), float32 in raw units; images uint8. Labels (B,). Raises
+        InputError where a mapped file is damaged.
         """
         episode = np.searchsorted(self.episode_ends, current, side="right")
-        offsets = np.arange(self.horizon) - (self.n_obs_steps - 1)
+        offsets = np.arange(self.horizon) - self.past
         first, last = self._starts[episode, None], self.episode_ends[episode, None] - 1
-        wanted = np.clip(current[:, None] + offsets, first, last) + self._shift[episode, None]
+        wanted = np.clip(current[:, None] + offsets, first, last)
         taken = {key: wanted if key == "action" else wanted[:, : self.n_obs_steps] for key in self.shapes}
+        return self._take(taken, episode) | {name: values[current] for name, values in self.labels.items()}
+
+    def steps(self, key: str, chosen: NDArray[np.int64]) -> NDArray[Any]:
+        """Values (n, ...) of a key at single rows (n,) over all episodes end to end, as windows have them."""
+        return self._take({key: chosen[:, None]}, np.searchsorted(self.episode_ends, chosen, side="right"))[key][:, 0]
+
+    def _take(self, taken: Mapping[str, NDArray[np.int64]], episode: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Values (B, n, ...) at the rows (B, n) of each key, of which (B,) is the episode."""
         found = {
-            key: np.empty((*taken[key].shape, *shape), np.uint8 if self._kinds[key] == np.uint8 else np.float32)
-            for key, shape in self.shapes.items()
+            key: np.empty((*wanted.shape, *self.shapes[key]), np.uint8 if self._kinds[key] == np.uint8 else np.float32)
+            for key, wanted in taken.items()
         }
-        part = self._part[episode]
+        part, shift = self._part[episode], self._shift[episode, None]
         groups = [(self._parts[number], np.flatnonzero(part == number)) for number in np.unique(part)]
         for held, of_part in groups:
-            for key in self.shapes:
-                held.expect(key, taken[key][of_part])
+            for key, wanted in taken.items():
+                held.expect(key, (wanted + shift)[of_part])
         for held, of_part in groups:
-            for key in self.shapes:
-                found[key][of_part] = rows.widened(held.take(key, taken[key][of_part]))
+            for key, wanted in taken.items():
+                found[key][of_part] = rows.widened(held.take(key, (wanted + shift)[of_part]))
         return found
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:

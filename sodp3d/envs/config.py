@@ -82,10 +82,6 @@ class EnvConfig:
                 f"env.n_action_steps: {self.n_action_steps} executed steps after {self.n_obs_steps - 1} past ones "
                 f"do not fit in a plan of env.horizon={self.horizon} steps."
             )
-        if self.n_obs_steps > self.n_action_steps:
-            raise InputError(
-                f"env.n_obs_steps: {self.n_obs_steps} must not exceed env.n_action_steps={self.n_action_steps}."
-            )
 
 
 def expand(config: EnvConfig) -> list[EnvConfig]:

@@ -14,6 +14,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.models.critic import Choice, Critic
 from sodp3d.models.loading import CRITIC
 from sodp3d.models.planner import Planner
+from sodp3d.models.policy import LearnedPolicy
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.kept import evaluate_and_keep
 from sodp3d.rollouts.rollout import Rollouts
@@ -67,7 +68,7 @@ def kept(folder: Path) -> dict[str, Tensor]:
 
 
 def evaluate_newest(
-    planner: Planner,
+    policy: LearnedPolicy,
     checkpoints: Path,
     run: Run,
     task: EnvConfig,
@@ -76,10 +77,10 @@ def evaluate_newest(
     place: str = "",
     choice: Choice | None = None,
 ) -> Evaluation | None:
-    """Evaluate `planner`, of the newest of `checkpoints`, and keep that in the run, so that it is never done twice.
+    """Evaluate `policy`, of the newest of `checkpoints`, and keep that in the run, so that it is never done twice.
 
     place: folder of it within evaluation/. None where the run was stopped before its end.
     """
     digest = checkpoint.digest_of(checkpoint.path_of(checkpoints, checkpoint.steps(checkpoints)[-1]))
     folder = run.directory / "evaluation" / place / task.name
-    return evaluate_and_keep(planner, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested, choice)
+    return evaluate_and_keep(policy, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested, choice)

@@ -21,7 +21,7 @@ from sodp3d.learning.ppo import denoising_discounts, growing_clip, importance_lo
 from sodp3d.learning.regularizers import make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.likelihood import divergence, log_ratio, reduce
-from sodp3d.models.loading import make_planner
+from sodp3d.models.loading import make_policy
 from sodp3d.models.planner import Planner
 from sodp3d.settings import FinetuneSettings, RegularizerSettings, SamplerSettings
 
@@ -115,7 +115,7 @@ class Learner:
     def begin_anew(self, seed: int) -> None:
         """Fresh weights, with the normalizer of the data (section 5.5)."""
         torch.manual_seed(seed)
-        fresh = make_planner(self.planner.config).to(self.planner.device)
+        fresh = make_policy(self.planner.config).to(self.planner.device)
         fresh.normalizer.load_state_dict(self.planner.normalizer.state_dict())
         self.planner.load_state_dict(fresh.state_dict())
 

@@ -15,10 +15,11 @@ from sodp3d.core.sections import read_section
 from sodp3d.data.store import EpisodeStore
 from sodp3d.data.views import renderer_of, require_same_view
 from sodp3d.envs.config import EnvConfig
-from sodp3d.models.loading import checkpoint_of, planner_config
-from sodp3d.models.planner import PlannerConfig
+from sodp3d.models.loading import checkpoint_of, policy_config
+from sodp3d.models.policy import method_class
+from sodp3d.models.policy_config import PolicyConfig, require_no_sampler
 from sodp3d.rollouts.rollout import Rollouts
-from sodp3d.settings import ModelSettings, ObservationSettings
+from sodp3d.settings import ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
 from sodp3d.vision.sensors import sensor
@@ -92,24 +93,36 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     """The configuration, with what the planner at `path` was trained and evaluated with.
 
     That is the sampler of evaluations and the number of its steps, where the configuration leaves them open, and, if
-    the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
+    the planner sees images, the renderer that drew them. Raises InputError when `render=` names another, or `method=`
+    one whose options are not the planner's.
     """
     directory = checkpoint_of(path)
-    planner = planner_config(checkpoint.load_state(directory), directory)
+    planner = policy_config(checkpoint.load_state(directory), directory)
+    if method_class(planner.method) is not method_class(config.get("method", planner.method)):
+        raise InputError(
+            f"planner: {path} is of method={planner.method}, but method={config['method']} came; "
+            f"give method={planner.method}."
+        )
     config = with_sampler(config, planner)
     seen = planner.renderer
     return config if seen is None else _with_renderer(config, seen, f"what planner {path} learned from")
 
 
-def with_sampler(config: dict[str, Any], planner: PlannerConfig | None = None) -> dict[str, Any]:
+def with_sampler(config: dict[str, Any], planner: PolicyConfig | None = None) -> dict[str, Any]:
     """The configuration, with the sampler of `planner`, or of a new one, where it leaves that open.
 
-    Raises InputError for a `model.sampling_steps` that does not divide the planner's denoising steps.
+    Raises InputError for a `model.sampling_steps` that does not divide the planner's denoising steps, and for any of
+    this where the method does not denoise.
     """
-    own = planner or PlannerConfig
-    evaluation = _filled(config["evaluation"], {"eta": own.eta, "sigma_floor": own.sigma_floor})
-    model = _filled(config["model"], {"sampling_steps": own.inference_steps})
-    read_section(ModelSettings, model).check_sampling(planner.diffusion_steps if planner else None)
+    name = planner.method if planner else config.get("method", PolicyConfig.method)
+    method, model, evaluation = method_class(name), config["model"], config["evaluation"]
+    own = planner.sampling if planner else dict(method.default_sampling)
+    if not own:
+        require_no_sampler(name, model["sampling_steps"], evaluation["eta"], evaluation["sigma_floor"])
+        return config
+    evaluation = _filled(evaluation, {key: own[key] for key in ("eta", "sigma_floor")})
+    model = _filled(model, {"sampling_steps": own["sampling_steps"]})
+    read_section(method.settings, model).check_sampling(planner.denoising_steps if planner else None)
     return {**config, "evaluation": evaluation, "model": model}
 
 
@@ -143,7 +156,8 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
             untrained = checkpoint.steps(directory / "checkpoints")[-1:] == [0]
             if not untrained and _kind(readable_config(directory) or {}) == _kind(config):
                 return directory
-    overrides = f"obs={config['obs']['name']}", *EnvConfig.from_config(config["env"]).choice.split()
+    method = [] if config["method"] == "sodp" else [f"method={config['method']}"]
+    overrides = f"obs={config['obs']['name']}", *method, *EnvConfig.from_config(config["env"]).choice.split()
     raise InputError(
         f"planner: no finished {' or '.join(stages)} run of {label(config)} under {outputs_root(config)}; "
         f"make one with: {command_line('train', f'mode={stages[-1]}', *overrides)} (or name one: planner=<run dir>)"

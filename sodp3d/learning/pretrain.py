@@ -1,4 +1,7 @@
-"""Pre-training: fit the planner to all tasks' observations and actions; no rewards, no task labels (paper, eq. 7)."""
+"""Pre-training: fit a policy to windows of all tasks' episodes, whatever its method.
+
+A planner is shown observations and actions: no rewards, no task labels (paper, eq. 7). Other methods may ask for more.
+"""
 
 import logging
 import math
@@ -21,9 +24,10 @@ from sodp3d.learning.augmentation import augmented
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
 from sodp3d.learning.keeper import evaluate_newest
+from sodp3d.learning.labels import add_labels
 from sodp3d.learning.lookup import open_stores
-from sodp3d.models.loading import make_planner, planner_state
-from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.models.loading import make_policy, planner_state
+from sodp3d.models.policy import LearnedPolicy, method_class
 from sodp3d.rollouts.evaluate import evaluate
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import PretrainSettings, TrainSettings
@@ -35,14 +39,14 @@ log = logging.getLogger(__name__)
 class Pretraining:
     """All that changes while pre-training, so that saving it and loading it leaves no trace in the result."""
 
-    def __init__(self, planner: Planner, settings: PretrainSettings, seed: int):
+    def __init__(self, planner: LearnedPolicy, settings: PretrainSettings, seed: int):
         self.planner = planner
         self.settings = settings
         self.bfloat16 = settings.precision == "bfloat16"
         self.ema = EMA(planner)
         if settings.compile:  # after the copy for EMA, which plans seldom
-            planner.unet.compile()
-            planner.encoder.compile()
+            for part in planner.compiled:
+                getattr(planner, part).compile()
         self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings.learning_rate, fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
@@ -73,6 +77,7 @@ class Pretraining:
             **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
             **checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
             "noise": self.noise.get_state(),
+            "dropout": _global_noise(self.planner.device),
         }
         own = {"batches": self.batches.bit_generator.state, "recent": self.recent}
         checkpoint.save(run.checkpoints, self.step, tensors, {**state, **own})
@@ -104,8 +109,22 @@ class Pretraining:
         self.ema.step = self.step
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
         self.noise.set_state(tensors["noise"])
+        if "dropout" in tensors:  # runs of earlier releases are of planners, which drop nothing out
+            _set_global_noise(tensors["dropout"], self.planner.device)
         self.batches.bit_generator.state = state["batches"]
         self.recent = [float(loss) for loss in state.get("recent", [])]
+
+
+def _global_noise(device: torch.device) -> Tensor:
+    """PyTorch's own random state, of which modules such as dropout draw."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def _set_global_noise(state: Tensor, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
 
 
 def check_acceleration(settings: PretrainSettings, device: torch.device) -> None:
@@ -132,7 +151,7 @@ def pretrain(
     whole = TrainSettings.from_config(config)
     settings = whole.pretrain
     dataset, data = load_data(config, tasks)
-    planner = new_planner(config, tasks[0], dataset).to(device)
+    planner = new_policy(config, tasks, dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
     training = Pretraining(planner, settings, whole.common.seed)
@@ -171,7 +190,8 @@ def pretrain(
 def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, Identity]:
     """Windows over the stores named by the configuration, with only what `obs=` sees, and what names that data.
 
-    No reward is read; `pretrain.successful_only` (near-optimal data, C.2; demonstrations, DP3) reads the success flags.
+    Returns are read only where the method asks for them; `pretrain.successful_only` (near-optimal data, C.2;
+    demonstrations, DP3) reads the success flags.
     """
     task, settings = tasks[0], read_section(PretrainSettings, config["pretrain"])
     stores = open_stores(config, tasks)
@@ -181,35 +201,35 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     episodes = [select_episodes(store, *chosen, *weak) for store in stores]
     seen = sensor(config["obs"]["name"])
     keys, half = ["agent_pos", seen.key], [seen.key] if seen.half else []
-    steps = task.horizon, task.n_obs_steps, task.n_action_steps
-    dataset = WindowDataset(stores, keys, *steps, episodes, memory=settings.memory, half=half)
+    method = method_class(config["method"])
+    window = method.window(task, read_section(method.settings, config["model"]))
+    steps = window.horizon, window.observed, task.n_action_steps
+    dataset = WindowDataset(stores, keys, *steps, episodes, past=window.past, memory=settings.memory, half=half)
+    add_labels(dataset, method.labels, stores, episodes, [one.name for one in tasks])
     return dataset, dataset.data or identify(stores, keys)
 
 
-def new_planner(config: dict[str, Any], task: EnvConfig, dataset: WindowDataset) -> Planner:
-    """A planner with fresh weights (from `seed`), shaped and normalized by the data."""
+def new_policy(config: dict[str, Any], tasks: list[EnvConfig], dataset: WindowDataset) -> Any:
+    """A policy of the method with fresh weights (from `seed`), shaped and normalized by the data."""
     torch.manual_seed(config["seed"])
     shapes = dataset.shapes
-    settings = TrainSettings.from_config(config)
-    seen, model = sensor(settings.obs.name), settings.model
-    planner_config = PlannerConfig(
-        observation=settings.obs.name,
-        sensor_shape=shapes[seen.key],
-        proprioception_size=shapes["agent_pos"][0],
-        action_size=shapes["action"][0],
-        n_obs_steps=task.n_obs_steps,
-        horizon=task.horizon,
-        n_action_steps=task.n_action_steps,
-        unet=model.unet,
-        diffusion_steps=model.denoising_steps,
-        prediction=model.prediction,
-        renderer=config["render"] if seen.one_renderer else None,
-        encoder=model.encoder,
-        method=config["method"],
-    )
-    planner = make_planner(planner_config.sampled(**settings.sampler))
-    planner.normalizer.fit_ranges(dataset.ranges)
-    return planner
+    settings, task = TrainSettings.from_config(config), tasks[0]
+    seen, method = sensor(settings.obs.name), method_class(config["method"])
+    shared = {
+        "observation": settings.obs.name,
+        "sensor_shape": shapes[seen.key],
+        "proprioception_size": shapes["agent_pos"][0],
+        "action_size": shapes["action"][0],
+        "n_obs_steps": task.n_obs_steps,
+        "horizon": task.horizon,
+        "n_action_steps": task.n_action_steps,
+        "renderer": config["render"] if seen.one_renderer else None,
+        "encoder": settings.model.encoder,
+        "method": config["method"],
+    }
+    policy = make_policy(method.configured(shared, [one.name for one in tasks], settings))
+    policy.prepare(dataset)
+    return policy
 
 
 def to_device(batch: dict[str, NDArray[Any]], device: torch.device) -> dict[str, Tensor]:

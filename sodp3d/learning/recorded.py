@@ -8,7 +8,7 @@ from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord, TargetBuffer
-from sodp3d.models.loading import planner_config
+from sodp3d.models.loading import policy_config
 from sodp3d.models.planner import Planner
 from sodp3d.settings import FinetuneSettings
 
@@ -46,7 +46,7 @@ def recorded_episodes(path: Path, planner: Planner, settings: FinetuneSettings, 
         )
     theirs = checkpoint.without_prefix("planner", tensors)
     shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)
-    same = planner_config(state, path).same_network(planner.config) and all(
+    same = policy_config(state, path).same_network(planner.config) and all(
         torch.equal(theirs[name], value.cpu())
         for name, value in planner.state_dict().items()
         if name.startswith(shared)

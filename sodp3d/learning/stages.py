@@ -30,8 +30,15 @@ from sodp3d.learning.lookup import (
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.models.critic import Choice
-from sodp3d.models.loading import checkpoint_of, load_choice, load_planner_and_state, require_same_task
+from sodp3d.models.loading import (
+    checkpoint_of,
+    load_choice,
+    load_planner_and_state,
+    load_policy_and_state,
+    require_same_task,
+)
 from sodp3d.models.planner import Planner
+from sodp3d.models.policy import LearnedPolicy, method_class
 from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep, recall
@@ -48,7 +55,9 @@ def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
     """Tasks and device, after a look at all settings: what cannot work stops here."""
     settings = TrainSettings.from_config(config)
     require_unet(settings.model.unet)
-    return task_configs(config), prepare_torch(config)
+    tasks, method = task_configs(config), method_class(settings.stage.method)
+    method.window(tasks[0], settings.model)
+    return tasks, prepare_torch(config)
 
 
 def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
@@ -60,7 +69,7 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
 
 
 def run_pretrain(config: dict[str, Any]) -> None:
-    """mode=pretrain: all tasks of `env=` into one planner."""
+    """mode=pretrain: all tasks of `env=` into one policy of `method=`."""
     tasks, device = _begin(config)
     config = with_sampler(config)
     settings = TrainSettings.from_config(config)
@@ -75,6 +84,11 @@ def run_pretrain(config: dict[str, Any]) -> None:
 def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online."""
     tasks, device = _begin(config)
+    if not method_class(config["method"]).tunable:
+        raise InputError(
+            f"method: fine-tuning tunes the denoising steps of a planner, and method={config['method']} has none; "
+            f"evaluate it as it is (mode=eval method={config['method']}), or fine-tune a planner (method=sodp)."
+        )
     if len(tasks) > 1:
         raise InputError(
             f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
@@ -133,7 +147,7 @@ def run_eval(config: dict[str, Any]) -> None:
     config = as_planner_was_trained(config, path)
     settings = TrainSettings.from_config(config)
     measured = checkpoint_of(path)  # once: a run that goes on meanwhile would have another newest one
-    planner, state = load_planner_and_state(measured, device, **settings.sampler)
+    planner, state = load_policy_and_state(measured, device, **settings.sampler)
     for task in tasks:
         require_same_task(state, planner, config, task)
     choice = load_choice(measured, device, settings.evaluation.best_of)
@@ -154,7 +168,7 @@ def _evaluate(
     config: dict[str, Any],
     settings: TrainSettings,
     run: Run,
-    planner: Planner,
+    planner: LearnedPolicy,
     choice: Choice | None,
     digest: str,
     task: EnvConfig,

@@ -1,1 +1,1 @@
-"""Learned parts: encoders, the denoiser, diffusion and the planner."""
+"""Learned parts: encoders, the denoiser, diffusion, the planner and other methods' policies."""

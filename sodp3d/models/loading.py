@@ -1,4 +1,4 @@
-"""Planner checkpoints: what they say of a planner, and how it comes back from them."""
+"""Checkpoints of planners and other policies: what they say of one, and how it comes back from them."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,26 +8,27 @@ from typing import Any, get_type_hints
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from sodp3d.core import checkpoint, registry
+from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences
 from sodp3d.envs.config import EnvConfig
 from sodp3d.models.critic import Choice, Critic, CriticConfig
-from sodp3d.models.planner import Planner, PlannerConfig
+from sodp3d.models.planner import Planner
+from sodp3d.models.policy import LearnedPolicy, method_class
+from sodp3d.models.policy_config import PolicyConfig
 from sodp3d.vision.sensors import sensor
 
 FORMAT = 1  # of planner checkpoints
 CRITIC = "critic.critic"  # where the weights of its critic are, in a fine-tuned planner's checkpoint
 
 
-def make_planner(config: PlannerConfig) -> Planner:
-    """A planner with fresh weights, of its method's class. Raises InputError for an unknown method."""
-    planner: Planner = registry.choose(registry.METHODS, config.method, "method")(config)
-    return planner
+def make_policy(config: PolicyConfig) -> Any:
+    """A policy with fresh weights, of its method's class. Raises InputError for an unknown method."""
+    return method_class(config.method)(config)
 
 
-def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> dict[str, Any]:
-    """What a checkpoint says of its planner, beside the weights; `tasks` share camera and crop."""
+def planner_state(planner: LearnedPolicy, tasks: list[EnvConfig], data_hash: str) -> dict[str, Any]:
+    """What a checkpoint says of its policy, beside the weights; `tasks` share camera and crop."""
     return {
         "format": FORMAT,
         "planner": planner.config.to_dict(),
@@ -37,7 +38,7 @@ def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> d
     }
 
 
-def _view(planner: Planner, task: EnvConfig) -> dict[str, Any]:
+def _view(planner: LearnedPolicy, task: EnvConfig) -> dict[str, Any]:
     """What shapes the sensor's data."""
     return sensor(planner.config.observation).view_of(task)
 
@@ -55,26 +56,36 @@ def checkpoint_of(path: Path) -> Path:
 def load_planner(path: str | Path, device: torch.device | str = "cpu") -> Planner:
     """A planner from a run directory or a checkpoint, ready for `planner.plan(observation)`.
 
-    Raises InputError where there is none, one of another format, or one that is damaged.
+    Raises InputError where there is none, one of another format or of a method that does not plan, or one that is
+    damaged.
     """
     return load_planner_and_state(Path(path), device)[0]
 
 
-def planner_config(state: Mapping[str, Any], directory: Path) -> PlannerConfig:
-    """The configuration in the state of the checkpoint in `directory`. Raises InputError where it is no planner's.
+def load_policy(path: str | Path, device: torch.device | str = "cpu") -> LearnedPolicy:
+    """A policy of any method from a run directory or a checkpoint, ready for `begin` and `act`.
+
+    Raises InputError as `load_planner`.
+    """
+    return load_policy_and_state(Path(path), device)[0]
+
+
+def policy_config(state: Mapping[str, Any], directory: Path) -> Any:
+    """The configuration in the state of the checkpoint in `directory`. Raises InputError where it is no policy's.
 
     Until planners had their sampler in their configuration, it stood beside it.
     """
     if state.get("format") != FORMAT:
         raise InputError(f"{directory}: not a planner checkpoint of format {FORMAT} (found {state.get('format')!r}).")
     with _restoring(directory):
-        config = PlannerConfig.from_dict({**state.get("sampler", {}), **state["planner"]})
-    for name, kind in get_type_hints(PlannerConfig).items():
+        kind = method_class(state["planner"].get("method", PolicyConfig.method)).config_type
+        config = kind.from_dict({**state.get("sampler", {}), **state["planner"]})
+    for name, hint in get_type_hints(kind).items():
         value = getattr(config, name)
         try:
-            TypeAdapter(kind).validate_python(value, strict=True)
+            TypeAdapter(hint).validate_python(value, strict=True)
         except ValidationError:
-            expected = getattr(kind, "__name__", kind)
+            expected = getattr(hint, "__name__", hint)
             raise InputError(f"{directory}: planner.{name}: expected {expected}, got {value!r}.") from None
     return config
 
@@ -92,17 +103,30 @@ def _restoring(directory: Path) -> Iterator[None]:
 def load_planner_and_state(
     path: Path, device: torch.device | str = "cpu", **sampler: Any
 ) -> tuple[Planner, dict[str, Any]]:
-    """`load_planner`, with what the checkpoint says of it.
+    """`load_planner`, with what the checkpoint says of it; sampler as for `load_policy_and_state`."""
+    planner, state = load_policy_and_state(path, device, **sampler)
+    if not isinstance(planner, Planner):
+        raise InputError(
+            f"planner: {path} is of method={planner.config.method}, which makes no plans; load it with "
+            "sodp3d.load_policy, or name a planner."
+        )
+    return planner, state
+
+
+def load_policy_and_state(
+    path: Path, device: torch.device | str = "cpu", **sampler: Any
+) -> tuple[LearnedPolicy, dict[str, Any]]:
+    """`load_policy`, with what the checkpoint says of it.
 
     sampler: `sampling_steps`, `eta`, `sigma_floor`, where not its own are wanted.
     """
     directory = checkpoint_of(path)
     tensors, state = checkpoint.load(directory)
-    config = planner_config(state, directory).sampled(**sampler)
+    config = policy_config(state, directory).sampled(**sampler)
     _check_description(state, directory)
     weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
     with _restoring(directory):
-        planner = make_planner(config)
+        planner: LearnedPolicy = make_policy(config)
     try:
         planner.load_state_dict(weights)
     except RuntimeError as error:
@@ -146,7 +170,9 @@ def _check_description(state: Mapping[str, Any], directory: Path) -> None:
             raise InputError(f"{directory}: {key}: expected a {kind.__name__}, got {value!r}.")
 
 
-def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mapping[str, Any], task: EnvConfig) -> None:
+def require_same_task(
+    state: Mapping[str, Any], planner: LearnedPolicy, config: Mapping[str, Any], task: EnvConfig
+) -> None:
     """Raise InputError unless the planner was trained for this task, this kind of observation, camera and crop."""
     if task.name not in state["tasks"]:
         raise InputError(

@@ -4,93 +4,61 @@ Shape letters: B batch, To observed steps, Tp planned steps, Ta executed steps, 
 K training steps, K' inference steps, F = To * 128 features.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from sodp3d.core.errors import InputError
-from sodp3d.data.normalizer import Normalizer
+from sodp3d.envs.config import EnvConfig
 from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
-from sodp3d.models.encoders import FEATURE_SIZE, ObservationEncoder
+from sodp3d.models.policy import LearnedPolicy
+from sodp3d.models.policy_config import PolicyConfig
+from sodp3d.models.sampled import Chooser, Planning, Sampled
 from sodp3d.models.unet import UNETS, UNet1d
-from sodp3d.vision.sensors import sensor
+from sodp3d.settings import TrainSettings
 
 Observation = Mapping[str, Tensor | np.ndarray]
 Plan = TypeVar("Plan", Tensor, np.ndarray)
 
 
-_SIZES = (  # fields of PlannerConfig that nothing can be made of below 1
-    "sensor_shape", "proprioception_size", "action_size", "n_obs_steps", "horizon", "n_action_steps", "diffusion_steps",
-    "inference_steps",
-)  # fmt: skip
-
-
 @dataclass(frozen=True)
-class PlannerConfig:
+class PlannerConfig(PolicyConfig):
     """All that determines a planner's architecture, and what it must be shown; JSON-able.
 
     Raises InputError on values that cannot work.
     """
 
-    observation: str  # the sensor, as `obs=` names it
-    sensor_shape: tuple[int, ...]  # of one step: (N, 3) | (Ds,) | (3, H, W)
-    proprioception_size: int  # Dp
-    action_size: int  # Da
-    n_obs_steps: int  # To
-    horizon: int  # Tp
-    n_action_steps: int  # Ta
     unet: str = "simple_dp3"
     diffusion_steps: int = 100  # K
     inference_steps: int = 10  # K'
     eta: float = 1.0  # of the sampler: 0 deterministic, 1 as noisy as DDPM
     sigma_floor: float = 0.0  # of the sampler, normalized action units
     prediction: str = "epsilon"  # epsilon | sample
-    renderer: str | None = None  # of images only: who drew what it was trained on, egl | osmesa | raycast
-    encoder: str | None = None  # how the sensor is read; None: by the sensor's own encoder
-    method: str = "sodp"  # whose planner it is, an entry of registry.METHODS
 
     def __post_init__(self) -> None:
-        sensor(self.observation)
+        super().__post_init__()
         if self.unet not in UNETS:
             raise InputError(f"unet: expected one of {', '.join(UNETS)}, got {self.unet!r}.")
-        for name in _SIZES:
-            value = getattr(self, name)
-            if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
-                raise InputError(f"{name}: expected sizes of at least 1, got {value!r}.")
-        if self.n_obs_steps - 1 + self.n_action_steps > self.horizon:
-            raise InputError(
-                f"n_action_steps: {self.n_action_steps} executed steps after {self.n_obs_steps - 1} past ones do not "
-                f"fit in a plan of horizon={self.horizon} steps."
-            )
 
     @property
-    def sensor_key(self) -> str:
-        """The sensor's key in observations: point_cloud, state or image."""
-        return sensor(self.observation).key
-
-    def observation_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each observation key without the batch: (To, ...)."""
-        steps = self.n_obs_steps
-        return {"agent_pos": (steps, self.proprioception_size), self.sensor_key: (steps, *self.sensor_shape)}
+    def sampling(self) -> dict[str, Any]:
+        """The sampler, as options name it."""
+        return {"sampling_steps": self.inference_steps, "eta": self.eta, "sigma_floor": self.sigma_floor}
 
     @property
-    def feature_size(self) -> int:
-        """F: of an encoded observation."""
-        return self.n_obs_steps * 2 * FEATURE_SIZE
-
-    def normalized_sizes(self) -> dict[str, int]:
-        """Channels of what the normalizer scales: all but images."""
-        sizes = {"action": self.action_size, "agent_pos": self.proprioception_size}
-        return {**sizes, self.sensor_key: self.sensor_shape[-1]} if sensor(self.observation).scaled else sizes
+    def denoising_steps(self) -> int:
+        """K."""
+        return self.diffusion_steps
 
     def sampled(
         self, sampling_steps: int | None = None, eta: float | None = None, sigma_floor: float | None = None
-    ) -> "PlannerConfig":
+    ) -> Self:
         """The same network, sampled otherwise where something is given."""
         return replace(
             self,
@@ -103,49 +71,41 @@ class PlannerConfig:
         """Whether weights of one suit the other: equal but for how they are sampled."""
         return self == other.sampled(self.inference_steps, self.eta, self.sigma_floor)
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able mapping that `from_dict` turns back into an equal configuration."""
-        return asdict(self) | {"sensor_shape": list(self.sensor_shape)}
 
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> "PlannerConfig":
-        """Inverse of `to_dict`. Raises InputError on unknown or missing keys."""
-        valid = {field.name for field in fields(cls)}
-        if unknown := sorted(set(mapping) - valid):
-            raise InputError(f"planner: unknown key {unknown[0]!r}; valid keys are {', '.join(sorted(valid))}.")
-        try:
-            return cls(**{**mapping, "sensor_shape": tuple(mapping["sensor_shape"])})
-        except (TypeError, KeyError) as error:
-            raise InputError(f"planner: incomplete configuration: {error}.") from error
-
-
-class Chooser(Protocol):
-    """Draws several plans of each state and says which is taken; `models.critic.Choice` is one."""
-
-    @property
-    def count(self) -> int:
-        """N: how many."""
-        ...
-
-    def sample(
-        self, planner: "Planner", features: Tensor, elapsed: Tensor, noise: Tensor, options: ChainOptions
-    ) -> Chain:
-        """The chosen chain of each state. features (B, F), elapsed (B,), noise (B, N, K'+1, Tp, Da)."""
-        ...
-
-
-class Planner(nn.Module):
+class Planner(LearnedPolicy):
     """Plans Tp actions from To observations by denoising. Observations and actions are in raw units outside."""
 
+    config: PlannerConfig
+    config_type = PlannerConfig
+    default_sampling: ClassVar[Mapping[str, Any]] = {
+        "sampling_steps": PlannerConfig.inference_steps,
+        "eta": PlannerConfig.eta,
+        "sigma_floor": PlannerConfig.sigma_floor,
+    }
+    compiled = ("unet", "encoder")
+    tunable = True
+
     def __init__(self, config: PlannerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.normalizer = Normalizer(config.normalized_sizes())
-        self.encoder = ObservationEncoder(
-            config.observation, config.sensor_shape, config.proprioception_size, config.encoder
-        )
+        super().__init__(config)
         self.unet = UNet1d(config.action_size, config.feature_size, UNETS[config.unet])
         self.diffusion = Diffusion(config.diffusion_steps, config.inference_steps, config.prediction)
+
+    @classmethod
+    def configured(cls, shared: Mapping[str, Any], tasks: Sequence[str], settings: TrainSettings) -> PlannerConfig:
+        """As `LearnedPolicy.configured`; a planner is told no tasks."""
+        made = settings.model
+        config = PlannerConfig(
+            **shared, unet=made.unet, diffusion_steps=made.denoising_steps, prediction=made.prediction
+        )
+        return config.sampled(**settings.sampler)
+
+    def begin(self, task: EnvConfig, seed: int) -> Planning:
+        """As `Policy.begin`."""
+        return Sampled(self, self.sampler).begin(task, seed)
+
+    def act(self, observation: Mapping[str, NDArray[Any]], memories: Sequence[Planning]) -> NDArray[Any]:
+        """As `Policy.act`, by the planner's own sampler."""
+        return Sampled(self, self.sampler).act(observation, memories)
 
     @property
     def sampler(self) -> ChainOptions:
@@ -161,20 +121,6 @@ class Planner(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the parameters."""
         return self.diffusion.alpha.dtype
-
-    def encode(self, observation: Mapping[str, Tensor]) -> Tensor:
-        """Raw observation, agent_pos (B, To, Dp) and the sensor's key (B, To, ...), -> features (B, F)."""
-        normalized = {}
-        for key, shape in self.config.observation_shapes().items():
-            if key not in observation:
-                raise InputError(f"observation: key {key!r} is missing; got {', '.join(sorted(observation))}.")
-            if tuple(observation[key].shape[1:]) != shape:
-                raise InputError(
-                    f"observation.{key}: expected shape (B, {str(shape)[1:-1]}), got {tuple(observation[key].shape)}."
-                )
-            scaled = key in self.normalizer.sizes
-            normalized[key] = self.normalizer.normalize(key, observation[key]) if scaled else observation[key]
-        return self.encoder(normalized)
 
     def features(self, observation: Mapping[str, Tensor] | Tensor) -> Tensor:
         """Features (B, F) of a raw observation. Cached ones, as a tensor or under the key "features", pass through."""
@@ -260,10 +206,6 @@ class Planner(nn.Module):
             means.append(mean)
         return Chain(torch.stack(latents, dim=1), torch.stack(means, dim=1))
 
-    def actions(self, latents: Tensor) -> Tensor:
-        """Final latents (B, Tp, Da) -> plan in raw action units; clipped to the data's range, which noise may leave."""
-        return self.normalizer.unnormalize("action", latents.clamp(-1, 1))
-
     def executed(self, plan: Plan) -> Plan:
         """The Ta executed steps of a plan (..., Tp, Da) -> (..., Ta, Da): they start at the last observed step."""
         start = self.config.n_obs_steps - 1
@@ -277,7 +219,7 @@ class Planner(nn.Module):
         generator: torch.Generator | None = None,
         eta: float | None = None,
         sigma_floor: float | None = None,
-        choice: "Chooser | None" = None,
+        choice: Chooser | None = None,
         elapsed: float = 0.0,
     ) -> Any:
         """Plan from a raw observation: {"agent_pos": (B, To, Dp), sensor key: (B, To, ...)} -> (B, Tp, Da) raw actions.

@@ -26,6 +26,15 @@ ALGORITHMS = {  # of records that name their algorithm; one that is not here goe
     "clone": DIRECT_BC,
     "dppo": "DPPO",
 }
+PEERS = {  # other methods than SODP, by `method=`; one that is not here goes by its own name
+    "dp3": "DP3",
+    "simple_dp3": "Simple DP3",
+    "diffusion_policy": "Diffusion Policy",
+    "bcrnn": "BCRNN",
+    "ibc": "IBC",
+    "mtbc": "MTBC",
+    "mtdiff": "MTDiff",
+}
 METHODS = tuple(dict.fromkeys([PRETRAINED, *REGULARIZED.values(), DIRECT_BC, *ALGORITHMS.values()]))
 
 
@@ -82,9 +91,9 @@ def _pretraining_parts(run: RunRecord | None) -> list[str]:
     names = [PurePath(folder).parent.name if folder.endswith(".zarr") else PurePath(folder).name for folder in folders]
     own = len(names) == 1 and names[0].startswith(run.task)  # adroit_pen-2 is pen's data too, told apart by its hash
     unet = model.get("unet")
-    known = {"dp3": "DP3", "simple_dp3": "Simple DP3", "diffusion_policy": "Diffusion Policy"}
-    if run.config.get("method", "sodp") in known:
-        return [known[run.config["method"]]]
+    peer = str(run.config.get("method", "sodp"))
+    if peer != "sodp":
+        return [PEERS.get(peer, peer)]
     return [
         *([f"predicts the {model['prediction']}"] if model.get("prediction", "epsilon") != "epsilon" else []),
         *([f"U-Net {unet}"] if unet != run.config["env"].get("unet", unet) else []),

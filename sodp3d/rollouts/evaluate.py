@@ -10,7 +10,7 @@ import numpy as np
 
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
-from sodp3d.models.planner import Planner
+from sodp3d.models.policy import LearnedPolicy
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Finished evaluation episodes of one planner on one task."""
+    """Finished evaluation episodes of one policy on one task."""
 
     config: EnvConfig
     episodes: list[Episode]
@@ -58,15 +58,16 @@ class Evaluation:
 
 
 def evaluate(
-    planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int], choice: Choice | None = None
+    policy: LearnedPolicy, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int], choice: Choice | None = None
 ) -> Evaluation:
-    """Roll out one episode on each of `seeds`, by the planner's own sampler; by the best of several with `choice`.
+    """Roll out one episode on each of `seeds`; a planner by its own sampler, or by the best of several with `choice`.
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
-    planner.eval()
-    result = Evaluation(config, rollouts.run(planner, list(seeds), planner.sampler, choice=choice))
-    planner.train()
+    learning = policy.training
+    policy.eval()
+    result = Evaluation(config, rollouts.run(policy, list(seeds), None, choice=choice))
+    policy.train(learning)
     return result
 
 

@@ -22,7 +22,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import disk_errors, replace_file, write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
-from sodp3d.models.planner import Planner
+from sodp3d.models.policy import LearnedPolicy
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
@@ -76,7 +76,7 @@ class KeptRollouts:
 
 
 def evaluate_and_keep(
-    planner: Planner,
+    policy: LearnedPolicy,
     digest: str,
     config: EnvConfig,
     seeds: Sequence[int],
@@ -99,7 +99,7 @@ def evaluate_and_keep(
             return None
         workers = rollouts()
         wave = seeds[len(episodes) : len(episodes) + workers.environments]
-        episodes += evaluate(planner, workers, config, wave, choice).episodes
+        episodes += evaluate(policy, workers, config, wave, choice).episodes
         _keep(episodes, digest, folder)
     found = Evaluation(config, episodes)
     write_json(folder / "evaluation.json", found.summary())

@@ -1,4 +1,4 @@
-"""Batched roll-outs: many environments step in worker processes while one planner plans for all of them.
+"""Batched roll-outs: many environments step in worker processes while one policy acts in all of them.
 
 Shape letters: To observed steps, Tp planned steps, Ta executed steps, K' sampling steps, Da actions.
 """
@@ -13,8 +13,10 @@ from torch import Tensor
 
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
-from sodp3d.models.diffusion import Chain, ChainOptions
+from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
+from sodp3d.models.policy import Policy
+from sodp3d.models.sampled import Sampled
 from sodp3d.parallel import WorkerCount, WorkerDiedError, make_workers
 from sodp3d.rollouts.group import EnvironmentGroup, Observation
 
@@ -53,11 +55,12 @@ class Episode:
 
 
 class _Wave:
-    """Episodes in flight; shares[worker] lists its own, in the order of its slots."""
+    """Episodes in flight, and what the policy remembers of each; shares[worker] lists its own, in its slots' order."""
 
-    def __init__(self, seeds: list[int], workers: int) -> None:
+    def __init__(self, policy: Policy, task: EnvConfig, seeds: list[int], workers: int) -> None:
+        self.policy, self.task = policy, task
         self.episodes = [Episode(seed) for seed in seeds]
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.memories = [policy.begin(task, seed) for seed in seeds]
         shares = [list(range(worker, len(seeds), workers)) for worker in range(workers)]
         self.shares = [share for share in shares if share]
         self.deaths = [0] * len(self.shares)
@@ -70,7 +73,7 @@ class _Wave:
         self.shares[worker] = indices
         for index in indices:
             self.episodes[index] = Episode(self.episodes[index].seed)
-            self.generators[index].manual_seed(self.episodes[index].seed)
+            self.memories[index] = self.policy.begin(self.task, self.episodes[index].seed)
 
 
 class Rollouts:
@@ -104,31 +107,32 @@ class Rollouts:
 
     def run(
         self,
-        planner: Planner,
+        policy: Policy,
         seeds: list[int],
-        options: ChainOptions,
+        options: ChainOptions | None = None,
         keep_chains: bool = False,
         choice: Choice | None = None,
     ) -> list[Episode]:
         """One episode per seed, in that order.
 
-        The noise of an episode depends on its seed alone, so an episode does not depend on which others ran beside it
-        (up to the rounding of batched products), nor on whether a worker died and a fresh one began it anew.
+        All randomness of an episode depends on its seed alone, so an episode does not depend on which others ran beside
+        it (up to the rounding of batched products), nor on whether a worker died and a fresh one began it anew.
 
         Args:
-            keep_chains: keep observations, features, latents and their means, for learning from them.
-            choice: draws several plans where it is given, and says which is executed.
+            options, keep_chains, choice: of planners. How it samples (its own way if None); whether to keep
+                observations, features, latents and their means, to learn from them; who draws several plans of each
+                state and says which is executed.
         """
+        if options is not None or keep_chains or choice is not None:
+            assert isinstance(policy, Planner), "only planners have chains"
+            policy = Sampled(policy, options or policy.sampler, choice, keep_chains)
         episodes: list[Episode] = []
         for start in range(0, len(seeds), self.environments):
-            episodes += self._wave(planner, seeds[start : start + self.environments], options, keep_chains, choice)
+            episodes += self._wave(policy, seeds[start : start + self.environments], keep_chains)
         return episodes
 
-    @torch.no_grad()
-    def _wave(
-        self, planner: Planner, seeds: list[int], options: ChainOptions, keep: bool, choice: Choice | None
-    ) -> list[Episode]:
-        wave = _Wave(seeds, len(self._workers))
+    def _wave(self, policy: Policy, seeds: list[int], keep: bool) -> list[Episode]:
+        wave = _Wave(policy, self._config, seeds, len(self._workers))
         episodes = wave.episodes
         starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
         current: dict[int, Observation] = {}
@@ -136,38 +140,18 @@ class Rollouts:
             current.update({index: _row(start, place) for place, index in enumerate(share)})
         while current:
             running = sorted(current)
-            features = _encode(planner, [current[i] for i in running])
-            chain = self._sample(planner, features, wave, running, options, choice)
-            plans = planner.executed(planner.actions(chain.latents[:, -1])).cpu().numpy()
             if keep:
-                for row, index in enumerate(running):
+                for index in running:
                     episodes[index].observations.append(current[index])
-                    episodes[index].features.append(features[row].cpu())
-                    episodes[index].latents.append(chain.latents[row].cpu())
-                    episodes[index].means.append(chain.means[row].cpu())
-            current = self._advance(wave, running, plans)
+            chunks = policy.act(_stacked([current[i] for i in running]), [wave.memories[i] for i in running])
+            current = self._advance(wave, running, chunks)
         if keep:
-            features = _encode(planner, [episode.final_observation for episode in episodes])
-            for episode, row in zip(episodes, features.cpu(), strict=True):
-                episode.final_features = row
+            assert isinstance(policy, Sampled)
+            finals = policy.encode(_stacked([episode.final_observation for episode in episodes])).cpu()
+            for episode, memory, final in zip(episodes, wave.memories, finals, strict=True):
+                episode.features, episode.latents, episode.means = memory.features, memory.latents, memory.means
+                episode.final_features = final
         return episodes
-
-    def _sample(
-        self,
-        planner: Planner,
-        features: Tensor,
-        wave: _Wave,
-        running: list[int],
-        options: ChainOptions,
-        choice: Choice | None,
-    ) -> Chain:
-        """One chain for each of the `running` episodes."""
-        count = choice.count if choice else 1
-        noise = torch.stack([planner.noise(count, wave.generators[index]) for index in running])
-        if choice is None:
-            return planner.sample_chain(features, noise[:, 0], options)
-        elapsed = torch.tensor([wave.episodes[index].length / self._config.episode_steps for index in running])
-        return choice.sample(planner, features, elapsed.to(features), noise, options)
 
     def _advance(self, wave: _Wave, running: list[int], plans: NDArray[np.float32]) -> dict[int, Observation]:
         """Execute one chunk everywhere; returns the next observation of the episodes that go on.
@@ -195,10 +179,9 @@ class Rollouts:
         return following
 
 
-def _encode(planner: Planner, observations: list[Observation]) -> Tensor:
-    """B of (To, ...) -> features (B, F)."""
-    stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
-    return planner.encode({key: torch.as_tensor(values).to(planner.device) for key, values in stacked.items()})
+def _stacked(observations: list[Observation]) -> Observation:
+    """B of (To, ...) -> (B, To, ...)."""
+    return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
 
 
 def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np.float32]) -> bool:

@@ -7,9 +7,11 @@ from pydantic import Field
 from sodp3d.core.sections import Count, Expected, Natural, Text, Whole, resource, section
 
 Seed = Annotated[Whole, Field(ge=0), Field(le=2**32 - 1), Expected(f"a whole number from 0 to {2**32 - 1}")]
+_MANY = 2**16  # threads or processes, beyond any machine
+Threads = Annotated[Count, Field(le=_MANY), Expected(f"a whole number from 1 to {_MANY}")]
 Workers = Annotated[
-    Natural | Annotated[Text, Field(pattern=r"^ray(:[1-9]\d*)?$")] | None,
-    Expected("a number of processes, null, ray or ray:<number>"),
+    Annotated[Natural, Field(le=_MANY)] | Annotated[Text, Field(pattern=r"^ray(:[1-9]\d*)?$")] | None,
+    Expected(f"a number of processes up to {_MANY}, null, ray or ray:<number>"),
 ]
 
 
@@ -19,7 +21,7 @@ class CommonSettings:
 
     seed: Seed = 0
     device: Text = resource("auto")  # auto | cpu | cuda, as PyTorch names it
-    threads: Count | None = resource(None)  # CPU threads of the learner; null: one for each idle core
+    threads: Threads | None = resource(None)  # CPU threads of the learner; null: one for each idle core
     workers: Workers = resource(None)  # worker processes; null: one per core
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
     root: Text | None = resource(None)  # holds data/ and outputs/

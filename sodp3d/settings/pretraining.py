@@ -23,7 +23,10 @@ Quality = Literal["suboptimal", "nearoptimal", "all"]
 
 @section("model")
 class ModelSettings:
-    """What a new planner is made of, and in how many steps any planner samples."""
+    """What a new planner is made of, and in how many steps any planner samples.
+
+    Another method than planners has a class of its own from this one, with further keys, beside itself in `models`.
+    """
 
     prediction: Literal["epsilon", "sample"] = "epsilon"
     denoising_steps: Count = 100  # K, of a new planner

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from sodp3d.core import registry
 from sodp3d.core.sections import Expected, Name, Text, read_keys, read_section, resource, section
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
@@ -47,8 +48,11 @@ class TrainSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "TrainSettings":
         """Out of a composed configuration, checked. Raises InputError naming the key."""
-        sections = {name: read_section(kind, config.get(name, {})) for name, kind in SECTIONS.items()}
-        settings = cls(read_keys(CommonSettings, config), read_keys(StageSettings, config), **sections)
+        stage = read_keys(StageSettings, config)
+        # Each method knows its own keys of `model`; it is a class of a floor above, and so comes by the registry.
+        kinds = {**SECTIONS, "model": registry.choose(registry.METHODS, stage.method, "method").settings}
+        sections = {name: read_section(kind, config.get(name, {})) for name, kind in kinds.items()}
+        settings = cls(read_keys(CommonSettings, config), stage, **sections)
         settings.finetune.check_regularizer(settings.reg)
         return settings
 
