@@ -7,6 +7,7 @@ from torch.nn.functional import mish, relu
 
 from sodp3d.models.critic import Critic, CriticConfig
 from sodp3d.models.ensemble import Activation, Ensemble
+from sodp3d.models.ensemble_gradients import ForwardPass
 
 STATE, CHUNK, WIDTH, MEMBERS = 3, 2, 8, 4
 
@@ -76,6 +77,26 @@ def test_values_and_gradients_are_those_of_separate_networks(
             torch.testing.assert_close(grad(norm.weight), grad(ensemble.gains[place])[member, 0])
             torch.testing.assert_close(grad(norm.bias), grad(ensemble.shifts[place])[member, 0])
     torch.testing.assert_close(grad(chunks), of_chunks)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_gradients_in_closed_form_are_autograd_s(layers: int, normalized: bool) -> None:
+    ensemble = make_ensemble(layers, relu, normalized)
+    states, slopes = torch.randn(6, STATE).double(), torch.randn(MEMBERS, 6).double()
+    chunks = torch.randn(6, CHUNK).double().requires_grad_()
+    values = ensemble.values(states, chunks[:, None])[..., 0]
+    (values * slopes).sum().backward()
+    found = ForwardPass(ensemble, states, chunks.detach())
+    torch.testing.assert_close(found.values, values)
+    torch.testing.assert_close(found.of_chunks(slopes), grad(chunks))
+    for gradient, parameter in zip(found.of_parameters(slopes), ensemble.parameters(), strict=True):
+        torch.testing.assert_close(gradient, grad(parameter))
+
+
+def test_other_activations_have_no_closed_form() -> None:
+    with pytest.raises(ValueError, match="relu"):
+        ForwardPass(make_ensemble(activation=mish), torch.zeros(1, STATE), torch.zeros(1, CHUNK))
 
 
 def grad(parameter: Tensor | None) -> Tensor:

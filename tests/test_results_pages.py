@@ -232,10 +232,10 @@ def test_names_from_runs_and_stores_are_shown_as_they_are(tmp_path: Path) -> Non
     assert (tmp_path / "made/figures/collection__toy_a_b_b_.png").exists()
     (store,) = csv.DictReader((tmp_path / "made/collection.csv").read_text().splitlines())
     assert store["store"] == "data/=toy (a)[b] <b>"
-    widths = {
-        line.replace("\\|", "").count("|") for line in pages.split("## Collection")[1].splitlines() if "data/" in line
-    }
-    assert widths == {pages.split("## Collection")[1].split("| store")[1].splitlines()[1].count("|")}
+    for section in ("## Collection", "## Success of kept"):
+        table = pages.split(section)[1].split("\n## ")[0]
+        widths = {line.replace("\\|", "").count("|") for line in table.splitlines() if "data/" in line}
+        assert widths == {table.split("| store")[1].splitlines()[1].count("|")}
 
 
 @pytest.mark.parametrize(

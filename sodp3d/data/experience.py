@@ -39,8 +39,8 @@ def told(found: Sequence[Mapping[str, Any]]) -> str | None:
 
 def scripted_rows(found: Sequence[Mapping[str, Any]], agent_step: NDArray[np.int64]) -> NDArray[np.bool_]:
     """(E,) which episodes an expert made, by agent steps (E,) at their ends; none where merged stores differ in it."""
-    steps = found[0].get("steps") or 0 if len(found) == 1 and found[0]["kind"] == SCRIPTED else 0
-    return np.asarray(agent_step <= steps)
+    steps = found[0].get("steps") if len(found) == 1 and found[0]["kind"] == SCRIPTED else None
+    return np.zeros(len(agent_step), bool) if steps is None else np.asarray(agent_step <= steps)
 
 
 def time_parts(found: Sequence[Mapping[str, Any]], agent_step: NDArray[np.int64]) -> Iterator[Part]:

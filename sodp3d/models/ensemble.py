@@ -63,9 +63,10 @@ class Ensemble(nn.Module):
     def values(self, states: Tensor, chunks: Tensor, chosen: Tensor | None = None) -> Tensor:
         """States (B, S), chunks (B, N, C) -> values (M, B, N). chosen: whole numbers, of these members only."""
         size, count = chunks.shape[:2]
-        x = self.of_chunk(chunks.reshape(1, size * count, -1), chosen)
-        from_state = self.of_state(states[None], chosen)
-        x = x + (from_state if count == 1 else from_state.repeat_interleave(count, dim=1))
+        x = self.of_state(states[None], chosen)
+        x = x if count == 1 else x.repeat_interleave(count, dim=1)
+        weight = _of(self.of_chunk.weight, chosen)
+        x = torch.baddbmm(x, chunks.reshape(1, size * count, -1).expand(len(weight), -1, -1), weight)
         x = self._activated(x, 0, chosen)
         for place, layer in enumerate(self.hidden, start=1):
             x = self._activated(layer(x, chosen), place, chosen)

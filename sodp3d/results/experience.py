@@ -24,7 +24,9 @@ def draw_collection(record: StoreRecord) -> bytes:
     seed = "unknown" if record.seed is None else record.seed
     if not waves and not evaluations:
         learning.text(0.5, 0.5, "no record of the agent", ha="center", transform=learning.transAxes)
-    title, success = f"The agent learns: {record.made_by}, seed {seed}", f"success by {record.headline} (%)"
+    prior = experience.told(record.priors)
+    began = "" if prior is None else f", from {prior}"
+    title, success = f"The {record.agent} agent learns{began}, seed {seed}", f"success by {record.headline} (%)"
     drawing.percent_axes(learning, title, "agent steps", success)
     _stack(kept, record)
     found = [axes.get_legend_handles_labels() for axes in (learning, kept)]

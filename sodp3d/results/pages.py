@@ -143,7 +143,8 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
         page += [f"## {escape.cell(task)} seen as {escape.cell(seen)}: {_STAGES[stage]}", "", *_usual(alike)]
         pairs = [(row, group) for row, group in zip(rows, groups, strict=True) if group in alike]
         pairs.sort(key=lambda pair: (place(observation, pair[1].method, pair[1].label), pair[0]["differs by"] or ""))
-        page += _table([_as_shown(row) for row, _ in pairs], columns)
+        untold = len({row["data made by"] for row, _ in pairs}) == 1  # then the column would tell nothing
+        page += _table([_as_shown(row) for row, _ in pairs], [c for c in columns if c != "data made by" or not untold])
     columns = ["task", "obs", "method", "differs by", "seed", "eta", "sigma_floor", "sampling_steps", "episodes"]
     page += ["## Evaluations", "", *_words(_EVALUATIONS)]
     page += _table(tables["evaluations"], [*columns, "final", "count", "any"])

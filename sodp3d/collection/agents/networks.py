@@ -5,6 +5,7 @@ Both critics live in one module whose parameters hold them side by side, so that
 """
 
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 
 import numpy as np
@@ -54,6 +55,19 @@ class StateScaler(nn.Module):
     def learn(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch's states and next states as actor and critics take them in."""
         return self(batch.states), self(batch.next_states)
+
+
+def side_by_side(parameters: Iterable[nn.Parameter]) -> nn.Parameter:
+    """Parameters moved into one flat tensor, of which they are views from now on; returned.
+
+    An optimizer's step and a slow average are then one operation each. Move modules to their device before.
+    """
+    parameters = list(parameters)
+    block = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    views = block.data.split([parameter.numel() for parameter in parameters])
+    for parameter, view in zip(parameters, views, strict=True):
+        parameter.data = view.view_as(parameter)
+    return block
 
 
 def _orthogonal(shape: tuple[int, ...], generator: torch.Generator) -> nn.Parameter:

@@ -7,7 +7,7 @@ before the first update, and time limits bootstrap. Nothing is learned before th
 Shape letters: B batch, E environments, M critics, Ds state size, Da action size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from torch.nn.functional import relu
 
 from sodp3d.collection.agents import Surroundings
 from sodp3d.collection.agents.memory import Batch, Replay, Trajectory
-from sodp3d.collection.agents.networks import GaussianActor, StateScaler
+from sodp3d.collection.agents.networks import GaussianActor, StateScaler, side_by_side
 from sodp3d.collection.agents.scripted import Scripted, scripted_policy
 from sodp3d.core.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
 from sodp3d.core.errors import InputError
@@ -27,6 +27,7 @@ from sodp3d.core.sections import Count, Flag, Fraction, NotNegative, Positive, S
 from sodp3d.envs import task_family
 from sodp3d.envs.config import EnvConfig
 from sodp3d.models.ensemble import Ensemble
+from sodp3d.models.ensemble_gradients import ForwardPass
 
 _FLOOR = 0.05  # metres, in most of a state: what varies less than this counts as so much
 
@@ -93,11 +94,12 @@ class RLPD:
         self.target.load_state_dict(self.critic.state_dict())
         entropy = torch.tensor(config.initial_entropy, device=self.device).log()
         self.log_entropy_coefficient = nn.Parameter(entropy)
-        self._critic_parameters: list[Tensor] = list(self.critic.parameters())
-        self._target_parameters: list[Tensor] = list(self.target.parameters())
-        self._actor_parameters: list[Tensor] = [*self.actor.parameters(), self.log_entropy_coefficient]
-        self._critic_optimizer = torch.optim.Adam(self._critic_parameters, lr=config.learning_rate, fused=True)
-        self._actor_optimizer = torch.optim.Adam(self._actor_parameters, lr=config.learning_rate, fused=True)
+        self._actor_parameters = [*self.actor.parameters(), self.log_entropy_coefficient]
+        self._actor_block = side_by_side(self._actor_parameters)
+        self._critic_block = side_by_side(self.critic.parameters())
+        self._target_block = side_by_side(self.target.parameters())
+        self._actor_optimizer = torch.optim.Adam([self._actor_block], lr=config.learning_rate, fused=True)
+        self._critic_optimizer = torch.optim.Adam([self._critic_block], lr=config.learning_rate, fused=True)
         self.replay = Replay(state_size, action_size, 1, config.discount, config.replay_size)
         self._sampling = torch.Generator().manual_seed(seed + 1)  # rows, and members of targets
         self._noise = torch.Generator(self.device).manual_seed(seed + 2)  # of updates
@@ -167,8 +169,7 @@ class RLPD:
             batch = batch.to(self.device)
             states, next_states = self.scaler(batch.states), self.scaler(batch.next_states)
             metrics = self._update_critic(batch, states, self.targets(batch, next_states))
-            with torch.no_grad():  # outside, the targets would grow a graph of every earlier update
-                torch._foreach_lerp_(self._target_parameters, self._critic_parameters, config.target_rate)
+            self._target_block.data.lerp_(self._critic_block.data, config.target_rate)
         return metrics | self._update_actor(states)
 
     @torch.no_grad()
@@ -184,21 +185,26 @@ class RLPD:
         return batch.returns / self.reward_scale + batch.discounts * following
 
     def _update_critic(self, batch: Batch, states: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        values = self.critic.values(states, batch.actions[:, None])[..., 0]
-        loss = (values - targets).square().mean(1).sum()  # a sum, so that each member learns as if it were alone
-        _step(self._critic_optimizer, self._critic_parameters, loss)
-        return {"critic_loss": loss.detach() / self.config.members, "value": values.detach().mean()}
+        """Each member learns by its own mean squared error, as if it were alone."""
+        found = ForwardPass(self.critic, states, batch.actions)
+        error = found.values - targets
+        self._critic_block.grad = _flat(found.of_parameters(error * (2 / len(targets))))
+        self._critic_optimizer.step()
+        return {"critic_loss": error.square().mean(), "value": found.values.mean()}
 
     def _update_actor(self, states: Tensor) -> dict[str, Tensor]:
         """The actor climbs the critics' mean; the coefficient holds its entropy at minus half the number of actions."""
         actions, density = self.actor.sample(states, self._gaussian(len(states)))
-        value = self.critic.values(states, actions[:, None])[..., 0].mean()
-        coefficient, entropy = self.log_entropy_coefficient.exp(), -density.mean()
-        loss = -coefficient.detach() * entropy - value
+        found = ForwardPass(self.critic, states, actions.detach())
+        climbing = found.of_chunks(torch.full_like(found.values, 1 / found.values.numel()))
+        coefficient, entropy = self.log_entropy_coefficient.detach().exp(), -density.mean()
         excess = entropy.detach() + self.action_size / 2
-        _step(self._actor_optimizer, self._actor_parameters, loss + self.log_entropy_coefficient * excess)
-        told = {"actor_loss": loss, "entropy": entropy, "entropy_coefficient": coefficient}
-        return {name: value.detach() for name, value in told.items()}
+        loss = self.log_entropy_coefficient * excess - coefficient * entropy - (actions * climbing).sum()
+        self._actor_block.grad = _flat(torch.autograd.grad(loss, self._actor_parameters))
+        self._actor_optimizer.step()
+        entropy = entropy.detach()
+        told = {"actor_loss": -coefficient * entropy - found.values.mean()}
+        return told | {"entropy": entropy, "entropy_coefficient": coefficient}
 
     def _gaussian(self, count: int) -> Tensor:
         return torch.randn(count, self.action_size, generator=self._noise, device=self.device)
@@ -242,11 +248,8 @@ class RLPD:
         self.reward_scale = state["reward_scale"]
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: list[Tensor], loss: Tensor) -> None:
-    """One step for these parameters only: no other gradients are computed."""
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    optimizer.step()
+def _flat(gradients: Sequence[Tensor]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def prior_of(config: RLPDConfig, env: EnvConfig) -> str:
