@@ -96,8 +96,10 @@ class WindowDataset:
             raise InputError(f"data: no episodes in {[str(store.path) for store in stores]}; collect some first.")
         self.horizon, self.n_obs_steps, self.n_action_steps = horizon, n_obs_steps, n_action_steps
         self.episode_ends: NDArray[np.int64] = ends
+        self.store_ends = np.cumsum([int(counts.sum()) for counts in lengths])  # (S,) as episode_ends, of each store
+        self.tasks = tuple(str(store.attributes["env"]) for store in stores)  # S names, of which each store is
         self.arrays: dict[str, NDArray[np.generic]] = {}
-        shapes = {key: _common_shape(stores, key) for key in ("action", *keys)}
+        shapes = {key: common_shape(stores, key) for key in ("action", *keys)}
         kinds = {key: _kind(stores, key) for key in shapes}
         needed = {key: int(np.prod(shape)) * int(ends[-1]) * kinds[key].itemsize for key, shape in shapes.items()}
         _check_memory(needed, free_bytes() if memory_limit is None else memory_limit)
@@ -132,10 +134,25 @@ class WindowDataset:
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """`windows` of current steps drawn uniformly with replacement."""
-        return self.windows(generator.integers(len(self), size=batch_size))
+        return self.windows(self.draw(batch_size, generator))
+
+    def draw(
+        self, batch_size: int, generator: np.random.Generator, shares: NDArray[np.float64] | None = None
+    ) -> NDArray[np.int64]:
+        """Current steps (B,), with replacement: each as likely, or by the share (S,) of its store, uniformly in it."""
+        if shares is None:
+            return generator.integers(len(self), size=batch_size)
+        stores = generator.choice(len(shares), size=batch_size, p=shares)
+        starts = np.concatenate([[0], self.store_ends[:-1]])
+        return generator.integers(starts[stores], self.store_ends[stores])
+
+    def store_of(self, current: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) places of the stores that current steps are of."""
+        return np.searchsorted(self.store_ends, current, side="right")
 
 
-def _common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
+def common_shape(stores: Sequence[EpisodeStore], key: str) -> tuple[int, ...]:
+    """The shape of one step of `key`. Raises InputError naming two stores that differ in it."""
     first = stores[0].field(key).shape
     for store in stores[1:]:
         shape = store.field(key).shape

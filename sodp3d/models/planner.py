@@ -172,21 +172,26 @@ class Planner(nn.Module):
             return observation
         return observation["features"] if "features" in observation else self.encode(observation)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None, reduction: str = "mean"
+    ) -> Tensor:
         """Denoising loss (SODP eq. 7): MSE of the predicted noise (or clean plan) at a random step of each sample.
 
         batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them.
+        reduction: "mean", or "none" for the squared errors (B, Tp, Da), whose mean it is.
         """
         clean = self.normalizer.normalize("action", batch["action"])
-        return self.denoising_loss(self.features(batch), clean, generator)
+        return self.denoising_loss(self.features(batch), clean, generator, reduction)
 
-    def denoising_loss(self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def denoising_loss(
+        self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
+    ) -> Tensor:
         """The same loss from features (B, F) and normalized plans (B, Tp, Da)."""
         size, device = len(clean), clean.device
         timestep = torch.randint(self.config.diffusion_steps, (size,), generator=generator, device=device)
         noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
         predicted = self.unet(self.diffusion.add_noise(clean, noise, timestep), timestep, features)
-        return mse_loss(predicted, self.diffusion.target(clean, noise))
+        return mse_loss(predicted, self.diffusion.target(clean, noise), reduction=reduction)
 
     def moments(
         self, features: Tensor | list[Tensor], latent: Tensor, step_index: Tensor, options: ChainOptions

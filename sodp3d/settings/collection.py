@@ -3,7 +3,7 @@
 from typing import Literal
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.sections import Count, Fraction, Natural, NotNegative, Share, Text, resource, section
+from sodp3d.core.sections import Count, Flag, Fraction, Natural, NotNegative, Share, Text, resource, section
 from sodp3d.core.seeds import VALIDATION_SEEDS
 from sodp3d.settings.evaluation import require_validation
 from sodp3d.settings.pretraining import Quality
@@ -63,6 +63,7 @@ class ConvertSettings:
     output: Text | None = None  # key of the new array; null: point_cloud or image
     again: Literal["image", "depth"] | None = None  # draw from simulator states
     output_data: Text | None = None  # again=depth: folder of the new store
+    partial: Flag = False  # of a set: convert what is there
 
     def __post_init__(self) -> None:
         if (self.again == "depth") != bool(self.output_data):
