@@ -180,7 +180,11 @@ def set_table(groups: Sequence[Group]) -> list[Record]:
         if not tasks:
             continue
         named = {"set": group.task, "obs": group.observation, "method": group.label, "differs by": differing or None}
-        mean: Record = {"task": f"mean of {len(tasks)}", "before": group.scores("before"), "success": group.scores("last")}
+        mean: Record = {
+            "task": f"mean of {len(tasks)}",
+            "before": group.scores("before"),
+            "success": group.scores("last"),
+        }
         each: list[Record] = [
             {
                 "task": task,
