@@ -25,7 +25,7 @@ from sodp3d.envs.config import task_configs
 from sodp3d.envs.wrappers import ChunkedEnv
 from sodp3d.learning.lookup import as_planner_was_trained, make_rollouts, with_sampler
 from sodp3d.learning.pretrain import new_policy
-from sodp3d.models.loading import load_planner_and_state, require_same_task
+from sodp3d.models.loading import load_planner_and_state, require_fitting
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Rollouts
@@ -90,7 +90,7 @@ def main() -> None:
     if arguments.planner:
         config = as_planner_was_trained(config, arguments.planner)
         planner, state = load_planner_and_state(arguments.planner, device, **TrainSettings.from_config(config).sampler)
-        require_same_task(state, planner, config, task)
+        require_fitting(state, planner, config, task)
     else:
         config = with_sampler(config)
         planner = fresh_planner(config, task).to(device)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from toy_env import config
+from toy_sets import Looks
 
 from sodp3d.collection.collect import open_store
 from sodp3d.collection.environments import CollectionGroup
@@ -17,7 +18,7 @@ from sodp3d.core.cli import compose
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import RobotEnv, make_env, metaworld
-from sodp3d.learning.stages import run_pretrain
+from sodp3d.learning import stages
 from sodp3d.vision.pointcloud import project
 
 TASKS = metaworld.task_names()
@@ -95,7 +96,7 @@ def test_the_target_is_in_the_picture_and_the_crop_or_the_task_says_why_not(pair
         assert (np.ptp(offsets, axis=0).max(axis=1) < 2e-3).any()
 
 
-def test_every_task_is_collected_converted_and_trained_on(tmp_path: Path) -> None:
+def test_every_task_is_collected_converted_and_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A few, or all fifty where SODP3D_ALL_TASKS is set."""
     tasks = TASKS if os.environ.get("SODP3D_ALL_TASKS") else SOME_TASKS
     settings = compose("collect", ["env=mt50", *SMALL, "agent=scripted", "agent.policy=random"])
@@ -114,5 +115,6 @@ def test_every_task_is_collected_converted_and_trained_on(tmp_path: Path) -> Non
     listed = ",".join(tasks)
     training = ["env=mt50", f"env.tasks=[{listed}]", *SMALL, f"root={tmp_path}", f"run_dir={tmp_path}/run"]
     smallest = ["pretrain.steps=1", "pretrain.batch_size=2", "threads=1", "device=cpu", "model.unet=simple_dp3"]
-    run_pretrain(compose("train", [*training, *smallest]))
+    monkeypatch.setattr(stages, "SeveralTasks", lambda *_: Looks())  # evaluations are test_sets_pipeline's
+    stages.run_pretrain(compose("train", [*training, *smallest]))
     assert (tmp_path / "run" / "result.json").exists()

@@ -22,7 +22,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.lookup import as_planner_was_trained
 from sodp3d.learning.pretrain import Pretraining, load_data, to_device
 from sodp3d.learning.stages import STAGES
-from sodp3d.models.loading import make_policy, planner_state, policy_config, require_same_task
+from sodp3d.models.loading import make_policy, planner_state, policy_config, require_fitting
 from sodp3d.models.policy import method_class
 from sodp3d.models.policy_config import MethodConfig
 from sodp3d.rollouts import rollout
@@ -333,9 +333,9 @@ def test_a_policy_is_evaluated_as_its_method(folder: Path, tmp_path: Path) -> No
         as_planner_was_trained(compose("train", ["obs=state"]), tmp_path / "run")
     config = compose("train", ["obs=state", "method=bcrnn"])
     assert as_planner_was_trained(config, tmp_path / "run") == config
-    require_same_task(state, training.planner, config, tasks[0])
+    require_fitting(state, training.planner, config, tasks[0])
     with pytest.raises(InputError, match="sees obs=state, but obs=pointcloud was asked for"):
-        require_same_task(state, training.planner, compose("train"), tasks[0])
+        require_fitting(state, training.planner, compose("train"), tasks[0])
 
 
 # ---- one of one's own --------------------------------------------------------------------------------------------
@@ -364,10 +364,10 @@ class Linear(LearnedPolicy):
     def forward(self, observation: Any) -> Any:
         return self.layer(self.encode(observation)).unflatten(1, (-1, self.config.action_size))
 
-    def loss(self, batch: Any, generator: Any = None) -> Any:
+    def losses(self, batch: Any, generator: Any = None) -> Any:
         start = self.config.n_obs_steps - 1
         wanted = self.normalizer.normalize("action", batch["action"])[:, start : start + self.config.n_action_steps]
-        return (self(batch) - wanted).square().mean()
+        return (self(batch) - wanted).square().mean((1, 2))
 
     @torch.no_grad()
     def act(self, observation: Any, memories: Any) -> Any:

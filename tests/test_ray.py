@@ -15,12 +15,14 @@ os.environ.update(ENVIRONMENT)  # read when Ray is imported
 ray = pytest.importorskip("ray", reason="the optional extra `scale` is not installed")
 
 from toy_slider import assert_same, collect, make_slider  # noqa: E402
+from toy_tasks import on_ray  # noqa: E402
 from toy_workers import Counter, assert_errors_are_told  # noqa: E402
 
 from sodp3d.data.conversion import convert_store  # noqa: E402
 from sodp3d.data.merge import merge  # noqa: E402
 from sodp3d.data.store import EpisodeStore  # noqa: E402
 from sodp3d.parallel import WorkerDiedError, make_workers  # noqa: E402
+from sodp3d.parallel.tasks import Job, run_side_by_side, share_of  # noqa: E402
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def test_a_cluster_that_loses_a_node_gives_what_one_local_worker_gives(
     caplog.set_level(logging.INFO)
     handler = signal.getsignal(signal.SIGTERM)
     check_interface(tmp_path)
+    check_tasks(tmp_path)
     assert "Ray cluster of 2 machines with 3 CPUs" in caplog.text
     assert signal.getsignal(signal.SIGTERM) is handler
 
@@ -84,6 +87,14 @@ def check_interface(folder: Path) -> None:
         assert workers.call("die_unless", [(str(folder / "died"),)]) == [5]
         workers.start(1, "add", 1)
         assert workers.result(1) == 8
+
+
+def check_tasks(folder: Path) -> None:
+    """Tasks that run side by side join one cluster, each with its part of the three CPUs."""
+    part = share_of({"workers": "ray", "threads": None}, 2)
+    assert part == {"workers": "ray:1", "threads": 1}
+    run_side_by_side([Job(name, on_ray, (folder, name, part["workers"])) for name in ("a", "b")], 2)
+    assert [(folder / name).read_text() for name in ("a", "b")] == ["[6]", "[6]"]
 
 
 def check_merge(path: Path, folder: Path) -> None:

@@ -4,7 +4,7 @@
     sodp3d collect env=metaworld env.task=reach
 
 The same command continues a stopped or killed collection, and does nothing once the asked number of steps is there.
-A set of tasks (env=mt10_paper) is collected task by task, each into its own store by its own agent.
+Of a set of tasks (env=mt10_paper) several are collected side by side, each into its own store by its own agent.
 """
 
 import logging
@@ -17,13 +17,14 @@ from sodp3d.collection import agents, demos
 from sodp3d.collection.environments import CollectionGroup
 from sodp3d.collection.loop import Collection
 from sodp3d.collection.playback import watch
+from sodp3d.collection.sets import for_each_task
 from sodp3d.core.cli import command, compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import data_root
 from sodp3d.core.sections import read_keys, read_section
 from sodp3d.data.attributes import DEMONSTRATIONS, PRIOR
 from sodp3d.data.schema import NO_RENDERER
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.settings import CollectSettings, CommonSettings, DemonstrationSettings, differences
 
 if TYPE_CHECKING:
@@ -44,19 +45,16 @@ def with_default_agent(arguments: list[str]) -> list[str]:
 @command("collect", with_default_agent)
 def main(config: dict[str, Any]) -> None:
     """Collect every task that `env=` names."""
-    from sodp3d.envs.config import task_configs
-
-    tasks = task_configs(config)
-    if config["data"] and len(tasks) > 1:
-        raise InputError(f"data: one folder cannot hold {len(tasks)} tasks; leave it out or choose a single task.")
-    for task in tasks:
-        collect(config, task)
+    read_section(CollectSettings, config["collect"])
+    read_keys(DemonstrationSettings, config)
+    for_each_task(config, task_configs(config), collect, ("data",))
 
 
 def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
     """Collect one task. Raises InputError before anything is written, Stopped after a signal, with all kept."""
     from sodp3d.core import checkpoint
     from sodp3d.core.device import prepare_torch
+    from sodp3d.data.completeness import note_asked
     from sodp3d.parallel import make_workers
     from sodp3d.vision.gl import settle
 
@@ -76,6 +74,7 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
             agent.demonstrate(seen)
             prior = {"kind": DEMONSTRATIONS, "episodes": len(seen)}
         with open_store(folder, env, facts, config, settings.depth, prior) as store, run:
+            note_asked(folder, settings.steps)
             Collection(agent, store, run, workers, settings, common.seed).run_all()
             log.info("%s: %d episodes, %d steps in %s", env.name, len(store), store.steps, store.path)
 

@@ -7,7 +7,7 @@
 
 `again` needs no agent: it draws from the simulator states in the store, RGB for obs=image beside the depth, depth of a
 store that was collected without, or depth of another camera in a new store. Run again, each does only what has been
-collected since.
+collected since. Of a set of tasks several are converted side by side.
 """
 
 import logging
@@ -16,13 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sodp3d.collection.sets import for_each_task
 from sodp3d.core.cli import command
-from sodp3d.core.errors import InputError
 from sodp3d.core.machine import core_count
-from sodp3d.core.paths import command_line, data_root
+from sodp3d.core.paths import data_root
+from sodp3d.core.progress import LINE_SECONDS
 from sodp3d.core.sections import read_keys
-from sodp3d.envs.config import EnvConfig, expand
-from sodp3d.settings import CommonSettings, ConvertSettings
+from sodp3d.data.completeness import with_stores
+from sodp3d.envs.config import EnvConfig, task_configs
+from sodp3d.settings import ConvertSettings
 
 log = logging.getLogger(__name__)
 _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
@@ -31,25 +33,23 @@ _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
 @command("convert")
 def main(config: dict[str, Any]) -> None:
     """Convert every task that `env=` names, and write each store's card."""
-    read_keys(CommonSettings, config)
     read_keys(ConvertSettings, config)
-    tasks = expand(EnvConfig.from_config(config["env"]))
-    for key in ("data", "output_data"):
-        if config[key] and len(tasks) > 1:
-            raise InputError(f"{key}: one folder cannot hold {len(tasks)} tasks; leave it out or choose a single task.")
-    for task in tasks:
-        convert(config, task)
+    tasks = task_configs(config)
+    folders = [_folder(config, task) for task in tasks]
+    there = with_stores(tasks, [folder / "episodes.zarr" for folder in folders], config["partial"])
+    for_each_task(config, there, convert, ("data", "output_data"))
+
+
+def _folder(config: dict[str, Any], task: EnvConfig) -> Path:
+    return Path(config["data"]).expanduser() if config["data"] else data_root(config) / task.name
 
 
 def convert(config: dict[str, Any], task: EnvConfig) -> None:
     """Convert one task's store."""
     from sodp3d.tools.card import write_card
 
-    folder = Path(config["data"]).expanduser() if config["data"] else data_root(config) / task.name
+    folder = _folder(config, task)
     path = folder / "episodes.zarr"
-    if not path.exists():
-        make = command_line("collect", *task.choice.split())
-        raise InputError(f"data: no store at {path}; make it with: {make}")
     progress = progress_lines(task.name)
     if config["again"] is None:
         make_clouds(config, task, path, progress)
@@ -79,7 +79,7 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
 
 
 def progress_lines(name: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that logs rate and time left at most every two seconds, and the end."""
+    """A function of (done, total) that logs rate and time left now and then, and the end."""
     from sodp3d.core.progress import progress_line
 
     started, last, before = time.monotonic(), [0.0], list[int]()
@@ -87,7 +87,7 @@ def progress_lines(name: str) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         now = time.monotonic()
         before[:] = before or [done]  # the first call comes before any episode is made
-        if now - last[0] > 2 or done == total:
+        if now - last[0] > LINE_SECONDS or done == total:
             last[0] = now
             log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())
 

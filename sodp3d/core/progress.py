@@ -1,6 +1,10 @@
 """How far long work has come: a bar in a terminal, a line anywhere else."""
 
+import os
 from typing import Any
+
+LINE_VARIABLE = "SODP3D_LINE_SECONDS"
+LINE_SECONDS = float(os.environ.get(LINE_VARIABLE, "2"))  # between two lines of one command
 
 
 def progress_bar() -> Any:

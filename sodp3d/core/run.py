@@ -24,7 +24,7 @@ from sodp3d.core.errors import AlreadyFinishedError, InputError
 from sodp3d.core.events import Scalars
 from sodp3d.core.files import PARTIAL, Lock, disk_errors, read_json, write_json, write_text
 from sodp3d.core.mappings import flat
-from sodp3d.core.progress import progress_bar, progress_line
+from sodp3d.core.progress import LINE_SECONDS, progress_bar, progress_line
 from sodp3d.core.stopping import Stopped, on_signal
 from sodp3d.core.versions import recorded_versions
 
@@ -108,7 +108,7 @@ class Run:
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
-        """Append to metrics.jsonl and TensorBoard, and show it: a progress bar in a terminal, else a line every 2 s.
+        """Append to metrics.jsonl and TensorBoard, and show it: a progress bar in a terminal, else a line now and then.
 
         Args:
             step: the run's own counter (gradient steps, environment steps); the same for a resumed run.
@@ -139,7 +139,7 @@ class Run:
                 self._bar = self._stack.enter_context(progress_bar())
                 self._task = self._bar.add_task("", total=total, values="")
             self._bar.update(self._task, completed=step, total=total, values=values)
-        elif now - self._last_line > 2 or step == total:
+        elif now - self._last_line > LINE_SECONDS or step == total:
             self._last_line = now
             seconds = now - self._started
             log.info("%s", progress_line(step, total, step - self._first_step, seconds, values))

@@ -120,6 +120,8 @@ class WindowDataset:
         self.past = n_obs_steps - 1 if past is None else past
         self.labels: dict[str, NDArray[Any]] = {}  # of each window, beside what `arrays` hold: (rows,)
         self.episode_ends: NDArray[np.int64] = ends
+        self.store_ends = np.cumsum([int(counts.sum()) for counts in lengths])  # (S,) as episode_ends, of each store
+        self.tasks = tuple(str(store.attributes["env"]) for store in stores)  # S names, of which each store is
         self._starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
         self.shapes = {key: rows.common_shape(stores, key) for key in ("action", *keys)}
         self._kinds: rows.Kinds = {key: rows.common_kind(stores, key, half) for key in self.shapes}
@@ -221,7 +223,21 @@ class WindowDataset:
 
     def sample(self, batch_size: int, generator: np.random.Generator) -> dict[str, NDArray[Any]]:
         """`windows` of current steps drawn uniformly with replacement."""
-        return self.windows(generator.integers(len(self), size=batch_size))
+        return self.windows(self.draw(batch_size, generator))
+
+    def draw(
+        self, batch_size: int, generator: np.random.Generator, shares: NDArray[np.float64] | None = None
+    ) -> NDArray[np.int64]:
+        """Current steps (B,), with replacement: each as likely, or by the share (S,) of its store, uniformly in it."""
+        if shares is None:
+            return generator.integers(len(self), size=batch_size)
+        stores = generator.choice(len(shares), size=batch_size, p=shares)
+        starts = np.concatenate([[0], self.store_ends[:-1]])
+        return generator.integers(starts[stores], self.store_ends[stores])
+
+    def store_of(self, current: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B,) places of the stores that current steps are of."""
+        return np.searchsorted(self.store_ends, current, side="right")
 
 
 def choose_memory(wanted: Memory, needed: int, limit: int) -> Literal["ram", "mapped"]:

@@ -1,5 +1,6 @@
 """One function makes any environment; nothing else knows environment ids."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.envs.base import RobotEnv
 from sodp3d.envs.config import EnvConfig, expand
 
-__all__ = ["EnvConfig", "RobotEnv", "expand", "make_env", "score_states"]
+__all__ = ["EnvConfig", "RobotEnv", "expand", "make_env", "require_tasks", "score_states"]
 
 
 def make_env(config: EnvConfig, renderer: str = "auto", render_mode: str | None = None) -> RobotEnv:
@@ -28,6 +29,14 @@ def make_env(config: EnvConfig, renderer: str = "auto", render_mode: str | None 
 def task_family(config: EnvConfig) -> Any:
     """The class of tasks that `env.family` names, as `envs.base.Task`. Raises InputError on an unknown family."""
     return registry.choose(registry.FAMILIES, config.family, "env.family")
+
+
+def require_tasks(configs: Sequence[EnvConfig]) -> None:
+    """Raise InputError for a task that its family does not have, where the family tells its tasks; makes none."""
+    for config in configs:
+        require = getattr(task_family(config), "require", None)
+        if require is not None:
+            require(config.task)
 
 
 def score_states(config: EnvConfig, states: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:

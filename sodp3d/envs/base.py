@@ -40,8 +40,9 @@ _PHYSICS = (
 class Task(Protocol):
     """What an environment family provides: raw simulator frames, without action repeat, rendering or time limits.
 
-    A family may also have two static methods: `score_states(task, states)`, reward and goal flag of state vectors
-    alone (then demonstrations can be scored), and `expert(task)`, an object whose `get_action(state)` acts well.
+    A family may also have static methods: `score_states(task, states)`, reward and goal flag of state vectors alone
+    (then demonstrations can be scored); `expert(task)`, an object whose `get_action(state)` acts well; `require(task)`,
+    which raises InputError for a name that it does not have (then a set is refused before any of its tasks is begun).
     """
 
     model: mujoco.MjModel

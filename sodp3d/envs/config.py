@@ -69,6 +69,11 @@ class EnvConfig:
     def _validate(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):  # it names folders and files
             raise InputError(f"env.name: expected letters, digits, '_', '-' and '.', got {self.name!r}.")
+        if self.tasks and self.name in [f"{self.family}_{task}" for task in (self.task, *self.tasks)]:
+            raise InputError(
+                f"env.name: a list of tasks (env.tasks) needs a name of its own, but {self.name} is that of one task; "
+                "add env.name=<name>."
+            )
         for key in ("action_repeat", "episode_steps", "points", "horizon", "n_obs_steps", "n_action_steps"):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -181,6 +181,11 @@ class MetaWorld:
                 setattr(self._env, attribute.name, value if value.shape else value[()])
 
     @staticmethod
+    def require(task: str) -> None:
+        """Raise InputError for a task that Meta-World does not have."""
+        _load(task)
+
+    @staticmethod
     def expert(task: str) -> Any:
         """Meta-World's scripted policy for a task: `get_action(state)`. Raises InputError where there is none."""
         from metaworld.policies import ENV_POLICY_MAP

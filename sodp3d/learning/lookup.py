@@ -10,8 +10,10 @@ from sodp3d.core.device import find_device
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line, data_root, outputs_root
-from sodp3d.core.run import readable_config
+from sodp3d.core.run import read_result, readable_config
 from sodp3d.core.sections import read_section
+from sodp3d.data.completeness import require_complete, with_stores
+from sodp3d.data.rows import common_shape
 from sodp3d.data.store import EpisodeStore
 from sodp3d.data.views import renderer_of, require_same_view
 from sodp3d.envs.config import EnvConfig
@@ -22,33 +24,62 @@ from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
-from sodp3d.vision.sensors import sensor
+from sodp3d.vision.sensors import Sensor, sensor
 
 log = logging.getLogger(__name__)
+RUNS = "runs"  # of the result of a set's fine-tuning: task to run directory, relative to the set's own
 
 
 def open_stores(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[EpisodeStore]:
     """The episode stores to learn from: those that `data=` names, in any order, or else one for each task.
 
-    Raises InputError naming the command that makes a missing one, and where a store is of another task than those of
+    Raises InputError naming the commands that make missing ones, and where a store is of another task than those of
     `env=`, or named twice.
     """
-    given = [config["data"]] if isinstance(config["data"], str) else config["data"]
-    folders = [Path(path).expanduser() for path in given or [data_root(config) / task.name for task in tasks]]
+    paths, given = _store_paths(config, tasks), bool(config["data"])
+    if given:
+        for path in paths:
+            with_stores(tasks[:1], [path], partial=False)
+    else:
+        with_stores(tasks, paths, partial=False)
     stores: list[EpisodeStore] = []
-    for folder in folders:
-        path = folder if folder.suffix == ".zarr" else folder / "episodes.zarr"
-        if not path.exists():
-            missing = tasks[min(len(stores), len(tasks) - 1)]
-            raise InputError(
-                f"data: no store at {path}; make it with: {command_line('collect', *missing.choice.split())}"
-            )
+    for path in paths:
         stores.append(EpisodeStore.open(path))
         _require_task(stores[-1], tasks if given else [tasks[len(stores) - 1]])
         same = [other.path for other in stores[:-1] if other.path.samefile(path)]
         if same:
             raise InputError(f"data: {path} and {same[0]} are the same store; name each once.")
     return stores
+
+
+def _store_paths(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Path]:
+    given = [config["data"]] if isinstance(config["data"], str) else config["data"]
+    folders = [Path(path).expanduser() for path in given or [data_root(config) / task.name for task in tasks]]
+    return [folder if folder.suffix == ".zarr" else folder / "episodes.zarr" for folder in folders]
+
+
+def with_tasks_there(
+    config: dict[str, Any], tasks: list[EnvConfig], partial: bool
+) -> tuple[dict[str, Any], list[EnvConfig]]:
+    """The configuration and the tasks to pre-train on: all of a set, or with `partial` those that have a store.
+
+    Raises InputError naming every store that is missing or half collected, and what makes it.
+    """
+    if config["data"]:
+        named = {store.attributes["env"] for store in open_stores(config, tasks)}
+        lost = [task for task in tasks if task.name not in named]
+        if lost and not partial:
+            raise InputError(
+                f"data: holds no episodes of {', '.join(task.name for task in lost)}, which env= asks for too. Name "
+                "their stores as well, choose fewer tasks (env.tasks=), or go on without with partial=true."
+            )
+        there = [task for task in tasks if task.name in named]
+    else:
+        there = with_stores(tasks, _store_paths(config, tasks), partial)
+    require_complete(open_stores(config, there), partial)
+    if len(there) < len(tasks):
+        config = {**config, "env": {**config["env"], "tasks": [task.task for task in there]}}
+    return config, there
 
 
 def _require_task(store: EpisodeStore, tasks: list[EnvConfig]) -> None:
@@ -78,8 +109,7 @@ def as_data_was_seen(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str
     """
     seen = sensor(config["obs"]["name"])
     stores = open_stores(config, tasks)
-    for store in stores:
-        require_same_view(store, seen, tasks[0])
+    _require_alike(stores, seen, tasks[0])
     if not seen.one_renderer:
         return config
     recorded = {store.path: renderer_of(store, seen) for store in stores}
@@ -87,6 +117,21 @@ def as_data_was_seen(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str
         named = ", ".join(f"{path}: {name}" for path, name in recorded.items())
         raise InputError(f"data: {seen.key} drawn by different renderers cannot be learned together ({named}).")
     return _with_renderer(config, next(iter(recorded.values())), f"data/{seen.key} of {next(iter(recorded))}")
+
+
+def _require_alike(stores: list[EpisodeStore], seen: Sensor, task: EnvConfig) -> None:
+    """Raise InputError, a line a store, for those not converted as roll-outs would see; or where shapes differ."""
+    wrong = []
+    for store in stores:
+        try:
+            require_same_view(store, seen, task)
+            store.read(seen.key, len(store), len(store))  # whether all episodes are there; none is read
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError("\n".join(wrong))
+    for key in ("action", "agent_pos", seen.key):
+        common_shape(stores, key)
 
 
 def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -147,14 +192,17 @@ def label(config: Mapping[str, Any], *more: str) -> str:
 
 
 def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
-    """`planner=`, or the newest finished run of the first of `stages` that has one for this env, obs and method."""
+    """`planner=`, or the newest finished run of the first of `stages` that has one for these tasks, obs and method.
+
+    A run of a set is one for each of its tasks; of a set's fine-tuning, `planner_of` says where each has its own.
+    """
     if config["planner"]:
         return Path(config["planner"]).expanduser()
     for stage in stages:
         finished = (path.parent for path in (outputs_root(config) / stage).glob("*/*/result.json"))
         for directory in sorted(finished, key=lambda path: path.name, reverse=True):
             untrained = checkpoint.steps(directory / "checkpoints")[-1:] == [0]
-            if not untrained and _kind(readable_config(directory) or {}) == _kind(config):
+            if not untrained and _serves(readable_config(directory) or {}, config, stage):
                 return directory
     method = [] if config["method"] == "sodp" else [f"method={config['method']}"]
     overrides = f"obs={config['obs']['name']}", *method, *EnvConfig.from_config(config["env"]).choice.split()
@@ -164,7 +212,39 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
     )
 
 
-def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a planner's run says of itself, by which the next stage knows it; whatever regularized it."""
+def _serves(recorded: Mapping[str, Any], config: Mapping[str, Any], stage: str) -> bool:
+    """Whether a recorded run made a planner for the tasks of `config`, by what it says of itself.
+
+    Whatever regularized it. Of a set's fine-tuning each single task has its own run, which is found by itself.
+    """
+    made, wanted = _tasks(recorded), _tasks(config)
+    if stage == "finetune" and len(made) > 1 and len(wanted) == 1:
+        return False
+    return set(wanted) <= set(made) and _kind(recorded) == _kind(config)
+
+
+def _tasks(config: Mapping[str, Any]) -> list[str]:
+    """Names of the tasks that a run is of; what a damaged record says is of no task."""
     found = flat(config)
-    return found.get("env.name"), found.get("obs.name"), found.get("method", "sodp")
+    tasks = found.get("env.tasks")
+    of_set = tasks if isinstance(tasks, list) else []
+    return [f"{found.get('env.family')}_{task}" for task in of_set] or [str(found.get("env.name"))]
+
+
+def _kind(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    found = flat(config)
+    return found.get("obs.name"), found.get("method", "sodp")
+
+
+def planner_of(path: Path, task: EnvConfig) -> Path:
+    """The planner for one task: that of the run `path`, or where it is a set's fine-tuning, of its run of that task.
+
+    Raises InputError where the set has no such task.
+    """
+    runs = read_result(path).get(RUNS) if (path / "result.json").is_file() else None
+    if runs is None:
+        return path
+    if not isinstance(runs, dict) or task.name not in runs:
+        told = ", ".join(runs) if isinstance(runs, dict) else repr(runs)
+        raise InputError(f"planner: {path} is a fine-tuning of {told}, not of env={task.name}; name another.")
+    return (path / str(runs[task.name])).resolve()

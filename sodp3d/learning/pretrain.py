@@ -5,6 +5,7 @@ A planner is shown observations and actions: no rewards, no task labels (paper, 
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,12 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.augmentation import augmented
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
-from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.labels import add_labels
 from sodp3d.learning.lookup import open_stores
+from sodp3d.learning.measuring import Measurements
+from sodp3d.learning.mixture import Mixture, TaskLosses
 from sodp3d.models.loading import make_policy, planner_state
 from sodp3d.models.policy import LearnedPolicy, method_class
-from sodp3d.rollouts.evaluate import evaluate
-from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import PretrainSettings, TrainSettings
 from sodp3d.vision.sensors import sensor
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class Pretraining:
     """All that changes while pre-training, so that saving it and loading it leaves no trace in the result."""
 
-    def __init__(self, planner: LearnedPolicy, settings: PretrainSettings, seed: int):
+    def __init__(self, planner: LearnedPolicy, settings: PretrainSettings, seed: int, tasks: Sequence[str] = ()):
         self.planner = planner
         self.settings = settings
         self.bfloat16 = settings.precision == "bfloat16"
@@ -52,20 +52,27 @@ class Pretraining:
         self.noise = torch.Generator(planner.device).manual_seed(seed)
         self.step = 0
         self.recent: list[float] = []  # losses since the last line of the log
+        self.of_tasks = TaskLosses(tasks)
 
-    def update(self, batch: dict[str, Tensor]) -> Tensor:
-        """One gradient step; returns the loss. Raises FloatingPointError where it is not finite."""
+    def update(self, batch: dict[str, Tensor], places: NDArray[np.int64] | None = None) -> Tensor:
+        """One gradient step on windows, of the tasks at `places` (B,) where there are several; returns the loss.
+
+        Raises FloatingPointError where it is not finite.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
         batch = augmented(batch, self.settings.augment, self.noise)
         with torch.autocast(self.planner.device.type, torch.bfloat16, enabled=self.bfloat16):
-            loss = self.planner.loss(batch, self.noise)
+            losses = self.planner.losses(batch, self.noise)
+        loss = losses.mean()
         require_finite({"loss": loss}, f"pretrain: at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.ema.update(self.planner)
         self.step += 1
+        if places is not None:
+            self.of_tasks.add(losses.detach(), places)
         return loss.detach()
 
     def save(self, run: Run, state: dict[str, Any]) -> None:
@@ -79,7 +86,7 @@ class Pretraining:
             "noise": self.noise.get_state(),
             "dropout": _global_noise(self.planner.device),
         }
-        own = {"batches": self.batches.bit_generator.state, "recent": self.recent}
+        own = {"batches": self.batches.bit_generator.state, "recent": self.recent, "of_tasks": self.of_tasks.state()}
         checkpoint.save(run.checkpoints, self.step, tensors, {**state, **own})
 
     def load(self, run: Run, data: Identity) -> str:
@@ -113,6 +120,8 @@ class Pretraining:
             _set_global_noise(tensors["dropout"], self.planner.device)
         self.batches.bit_generator.state = state["batches"]
         self.recent = [float(loss) for loss in state.get("recent", [])]
+        if "of_tasks" in state:  # it is younger than the format
+            self.of_tasks.load_state(state["of_tasks"])
 
 
 def _global_noise(device: torch.device) -> Tensor:
@@ -142,11 +151,12 @@ def learning_rate(settings: PretrainSettings, step: int) -> float:
 
 
 def pretrain(
-    config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, rollouts: Rollouts | None
+    config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, measurements: Measurements
 ) -> dict[str, Any] | None:
-    """Pre-train on the stores of `tasks`; with roll-outs, looks at validation seeds on the way and tests at the end.
+    """Pre-train on the stores of `tasks`, look at validation seeds on the way, and test at the end.
 
-    Returns the run's result, None where it was stopped before its end.
+    Returns the run's result, None where it was stopped before its end. Raises Stopped where that was in a measurement
+    of several tasks; then all is saved.
     """
     whole = TrainSettings.from_config(config)
     settings = whole.pretrain
@@ -154,37 +164,49 @@ def pretrain(
     planner = new_policy(config, tasks, dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
-    training = Pretraining(planner, settings, whole.common.seed)
+    mixture = Mixture(dataset, settings.balance)
+    training = Pretraining(planner, settings, whole.common.seed, mixture.tasks)
     digest = training.load(run, data)
     run.rewind(training.step)
     state = planner_state(planner, tasks, digest)
     pace = Pace("pretrain")
-    while training.step < settings.steps and not run.stop_requested:
-        batch = to_device(dataset.sample(settings.batch_size, training.batches), device)
+    while not run.stop_requested:
+        if _look_is_due(settings, training.step, run):
+            training.save(run, state)  # what is measured, and what a stop or a kill meanwhile comes back to
+            run.log(training.step, measurements.validate(training.ema.planner, run))
+        if training.step >= settings.steps or run.stop_requested:
+            break
+        windows, places = mixture.sample(settings.batch_size, training.batches)
+        batch = to_device(windows, device)
         pace.begin()
-        training.recent.append(float(training.update(batch)))
+        training.recent.append(float(training.update(batch, places)))
         pace.end()
         step, last = training.step, training.step == settings.steps
         if step % settings.log_every == 0 or last:
-            run.log(step, {"train/loss": float(np.mean(training.recent))}, total=settings.steps)
+            losses = {"train/loss": float(np.mean(training.recent)), **training.of_tasks.take()}
+            run.log(step, losses, total=settings.steps)
             training.recent.clear()
-        if rollouts and settings.evaluate_every and (step % settings.evaluate_every == 0 and not last):
-            seen = evaluate(training.ema.planner, rollouts, tasks[0], whole.evaluation.validation_seeds)
-            run.log(step, seen.metrics("validation"))
         if step % settings.checkpoint_every == 0 or last:
             training.save(run, state)
     if training.step < settings.steps:
         training.save(run, state)
         return None
-    result: dict[str, Any] = {"steps": training.step}
-    if rollouts:
-        tests = whole.evaluation.test_seeds
-        final = evaluate_newest(training.ema.planner, run.checkpoints, run, tasks[0], tests, rollouts)
-        if final is None:
-            return None
-        run.log_once(training.step, final.metrics())
-        result["evaluation"] = final.summary()
-    return result
+    found = measurements.test(training.ema.planner, run)
+    if found is None:
+        return None
+    metrics, told = found
+    run.log_once(training.step, metrics)
+    return {"steps": training.step, **told}
+
+
+def _look_is_due(settings: PretrainSettings, step: int, run: Run) -> bool:
+    """Whether validation seeds are to be looked at after `step`, and were not yet before a stop or a kill."""
+    every = settings.evaluate_every
+    if not every or step == 0 or step % every or step >= settings.steps:
+        return False
+    return not any(
+        record["step"] == step and any(name.startswith("validation/") for name in record) for record in run.metrics()
+    )
 
 
 def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, Identity]:

@@ -1,9 +1,8 @@
 """The three stages behind `train.py mode=...`: what each needs before it starts, and where its run directory is."""
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
-from functools import cache
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,35 @@ from sodp3d.learning.lookup import (
     find_planner,
     label,
     make_rollouts,
+    planner_of,
     with_sampler,
+    with_tasks_there,
+)
+from sodp3d.learning.measuring import (
+    Measurements,
+    OneTask,
+    SeveralTasks,
+    measure,
+    measure_side_by_side,
+    summary_of,
 )
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.recorded import recorded_episodes
+from sodp3d.learning.sets import as_task, finetune_set, is_of_set
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
+    is_unseen,
     load_choice,
     load_planner_and_state,
     load_policy_and_state,
-    require_same_task,
+    require_fitting,
 )
 from sodp3d.models.planner import Planner
-from sodp3d.models.policy import LearnedPolicy, method_class
+from sodp3d.models.policy import method_class
 from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
-from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep, recall
-from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.rollouts.kept import ROLLOUTS, recall
 from sodp3d.settings import TrainSettings, differences, measured_alike
 from sodp3d.tools.plot import plot_run
 from sodp3d.tools.video import write_rollout_videos
@@ -74,36 +84,42 @@ def run_pretrain(config: dict[str, Any]) -> None:
     config = with_sampler(config)
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
+    if len(tasks) > 1:
+        config, tasks = with_tasks_there(config, tasks, settings.stage.partial)
     config = as_data_was_seen(config, tasks)
-    single = len(tasks) == 1  # a set is evaluated by mode=eval, task by task
-    evaluation = make_rollouts(config, tasks[0], settings.evaluation.environments) if single else nullcontext()
-    with _open(config, ("pretrain", "data")) as run, evaluation as rollouts:
-        _conclude(run, "pretrain", pretrain(config, run, tasks, device, rollouts))
+    with ExitStack() as stack:
+        measurements: Measurements
+        if len(tasks) == 1:
+            rollouts = stack.enter_context(make_rollouts(config, tasks[0], settings.evaluation.environments))
+            measurements = OneTask(settings, tasks[0], rollouts)
+        else:
+            measurements = SeveralTasks(config, settings, tasks)
+        run = stack.enter_context(_open(config, ("pretrain", "data")))
+        _conclude(run, "pretrain", pretrain(config, run, tasks, device, measurements))
 
 
 def run_finetune(config: dict[str, Any]) -> None:
-    """mode=finetune: the pre-trained planner, one task, its reward, online."""
+    """mode=finetune: the pre-trained planner, one task, its reward, online; of a set each task by itself."""
     tasks, device = _begin(config)
     if not method_class(config["method"]).tunable:
         raise InputError(
             f"method: fine-tuning tunes the denoising steps of a planner, and method={config['method']} has none; "
             f"evaluate it as it is (mode=eval method={config['method']}), or fine-tune a planner (method=sodp)."
         )
+    path = find_planner(config, ("pretrain",))
     if len(tasks) > 1:
-        raise InputError(
-            f"env: fine-tuning takes one task, but {config['env']['name']} is a set; choose one of its tasks."
-        )
-    path, task = find_planner(config, ("pretrain",)), tasks[0]
+        _finetune_set(config, tasks, path, device)
+        return
+    task = tasks[0]
+    path = planner_of(path, task)
     config = as_planner_was_trained(config, path)
     settings = TrainSettings.from_config(config)
     planner, state = load_planner_and_state(path, device, **settings.sampler)
-    require_same_task(state, planner, config, task)
-    check_likelihood(planner, settings.finetune, settings.reg)
+    _check_start(config, settings, planner, state, task)
     recorded = _recorded(settings, planner, task)
     environments = max(settings.evaluation.environments, settings.finetune.episodes_per_iteration)
-    algorithm, kept = settings.stage.algorithm, ("algorithm", "finetune", "reg", "planner", "data")
     with (
-        _open({**config, "planner": str(path)}, kept, algorithm) as run,
+        _open_tuning(config, path) as run,
         make_rollouts(config, task, environments) as rollouts,
     ):
         choice = load_choice(path, device)  # of a planner that was fine-tuned before
@@ -113,7 +129,52 @@ def run_finetune(config: dict[str, Any]) -> None:
             return made or evaluate(planner, rollouts, task, settings.evaluation.test_seeds, choice)
 
         result = finetune(settings, run, planner, state["data_hash"], task, rollouts, test_before, recorded)
+        if result is not None:
+            result |= {"trained_on": state["tasks"], **_unseen([task] if is_unseen(state, task) else [])}
         _conclude(run, "finetune", result)
+
+
+def _open_tuning(config: dict[str, Any], path: Path) -> Run:
+    """The run directory of fine-tuning the planner at `path`."""
+    kept = ("algorithm", "finetune", "reg", "planner", "data")
+    return _open({**config, "planner": str(path)}, kept, config["algorithm"])
+
+
+def _check_start(
+    config: dict[str, Any], settings: TrainSettings, planner: Planner, state: dict[str, Any], task: EnvConfig
+) -> None:
+    """Raise InputError where fine-tuning cannot begin with that planner."""
+    require_fitting(state, planner, config, task)
+    check_likelihood(planner, settings.finetune, settings.reg)
+
+
+def _unseen(tasks: Sequence[EnvConfig]) -> dict[str, Any]:
+    """What a result says of tasks that its planner was not trained on."""
+    names = [task.name for task in tasks]
+    if names:
+        log.info("unseen: the planner was not trained on %s", ", ".join(names))
+    return {"unseen": names} if names else {}
+
+
+def _finetune_set(config: dict[str, Any], tasks: list[EnvConfig], path: Path, device: torch.device) -> None:
+    """Each task of a set by a run of its own, after a look at what any of them needs; and the record of all."""
+    planners = {task.name: planner_of(path, task) for task in tasks}
+    parts = {task.name: {**as_task(config, task), "planner": str(planners[task.name])} for task in tasks}
+    whole = {name: as_planner_was_trained(part, planners[name]) for name, part in parts.items()}
+    for source in dict.fromkeys(planners.values()):
+        settings = TrainSettings.from_config(as_planner_was_trained(config, source))
+        planner, state = load_planner_and_state(source, device, **settings.sampler)
+        for task in tasks:
+            if planners[task.name] == source:
+                _check_start(whole[task.name], settings, planner, state, task)
+                _recorded(settings, planner, task)
+
+    def new_run(name: str) -> Path:
+        return _open_tuning({**whole[name], "run_dir": None}, planners[name]).directory
+
+    with _open_tuning(as_planner_was_trained(config, next(iter(planners.values()))), path) as run:
+        finetune_set(run, parts, new_run, run_finetune)
+        log.info("finished: %s", run.directory)
 
 
 def _made_before(
@@ -121,6 +182,8 @@ def _made_before(
 ) -> Evaluation | None:
     """The test of the planner in the run directory `path`, where it was made there just as it would be made here."""
     recorded = readable_config(path) if (path / "config.yaml").is_file() else None
+    if recorded is not None and is_of_set(recorded, task):
+        recorded = as_task(recorded, task)
     if recorded is None or not measured_alike(recorded, config):
         return None
     digest = checkpoint.digest_of(checkpoint_of(path))
@@ -144,44 +207,40 @@ def run_eval(config: dict[str, Any]) -> None:
     """
     tasks, device = _begin(config)
     path = find_planner(config, ("finetune", "pretrain"))
-    config = as_planner_was_trained(config, path)
-    settings = TrainSettings.from_config(config)
-    measured = checkpoint_of(path)  # once: a run that goes on meanwhile would have another newest one
-    planner, state = load_policy_and_state(measured, device, **settings.sampler)
-    for task in tasks:
-        require_same_task(state, planner, config, task)
-    choice = load_choice(measured, device, settings.evaluation.best_of)
-    digest = checkpoint.digest_of(measured)
-    with _open({**config, "planner": str(path)}, ("planner",)) as run:
-        results = {}
+    # Of each task once: a run that goes on meanwhile would have another newest one.
+    measured = {task.name: checkpoint_of(planner_of(path, task)) for task in tasks}
+    parts = {task.name: as_planner_was_trained(config, measured[task.name]) for task in tasks}
+    unseen = _check_planners(parts, measured, tasks, device)
+    first = parts[tasks[0].name]
+    seeds = TrainSettings.from_config(first).evaluation.test_seeds
+    with _open({**first, "planner": str(path)}, ("planner",)) as run:
+        folder = run.directory / "evaluation"
+        if len(tasks) == 1:
+            measure(first, device, tasks[0], measured[tasks[0].name], seeds, folder / tasks[0].name)
+        found = measure_side_by_side([(parts[t.name], t, measured[t.name]) for t in tasks], seeds, folder)
         for task in tasks:
-            result = _evaluate(config, settings, run, planner, choice, digest, task)
-            if result is None:
-                return
-            results[task.name] = result.summary()
-            log.info("%s", sentence(results[task.name]))
-        _finish(run, config, {"planner": str(path), "tasks": results})
+            log.info("%s", sentence(found[task.name].summary()))
+        told = summary_of(found)
+        if len(tasks) > 1:
+            log.info("%s", sentence(told["mean"]))
+        _finish(run, first, {"planner": str(path), **told, **_unseen(unseen)})
         log.info("videos and numbers: %s", run.directory)
 
 
-def _evaluate(
-    config: dict[str, Any],
-    settings: TrainSettings,
-    run: Run,
-    planner: LearnedPolicy,
-    choice: Choice | None,
-    digest: str,
-    task: EnvConfig,
-) -> Evaluation | None:
-    """Evaluate on one task; its workers live as long as that takes, and are not started for what is kept."""
-    folder, seeds = run.directory / "evaluation" / task.name, settings.evaluation.test_seeds
-    with ExitStack() as stack:
-
-        @cache
-        def rollouts() -> Rollouts:
-            return stack.enter_context(make_rollouts(config, task, settings.evaluation.environments))
-
-        return evaluate_and_keep(planner, digest, task, seeds, folder, rollouts, lambda: run.stop_requested, choice)
+def _check_planners(
+    parts: dict[str, dict[str, Any]], planners: dict[str, Path], tasks: list[EnvConfig], device: torch.device
+) -> list[EnvConfig]:
+    """The tasks that their planners have not seen. Raises InputError where one's planner does not fit it."""
+    unseen = []
+    for source in dict.fromkeys(planners.values()):
+        sharing = [task for task in tasks if planners[task.name] == source]
+        settings = TrainSettings.from_config(parts[sharing[0].name])
+        planner, state = load_policy_and_state(source, device, **settings.sampler)
+        load_choice(source, device, settings.evaluation.best_of)
+        for task in sharing:
+            require_fitting(state, planner, parts[task.name], task)
+        unseen += [task for task in sharing if is_unseen(state, task)]
+    return unseen
 
 
 def _conclude(run: Run, mode: str, result: dict[str, Any] | None) -> None:

@@ -59,14 +59,14 @@ class BCRNN(LearnedPolicy):
         require_single_steps("bcrnn", task, observed=1)
         return Window(model.sequence, model.sequence, 0)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Negative log-likelihood of each action. batch: raw "action" (B, S, Da), observations (B, S, ...)."""
         steps = batch["action"].shape[1]
         features = self.encode(batch, steps).unflatten(1, (steps, -1))
         logits, mean, deviation = self._mixture(self.recurrent(features)[0])
         parts = Categorical(logits=logits, validate_args=False), Normal(mean, deviation, validate_args=False)
         mixture = MixtureSameFamily(parts[0], Independent(parts[1], 1), validate_args=False)
-        return -mixture.log_prob(self.normalizer.normalize("action", batch["action"])).mean()
+        return -mixture.log_prob(self.normalizer.normalize("action", batch["action"])).mean(1)
 
     @torch.no_grad()
     def act(self, observation: Mapping[str, NDArray[Any]], memories: Sequence[Memory]) -> NDArray[Any]:

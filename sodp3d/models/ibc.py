@@ -78,14 +78,14 @@ class IBC(LearnedPolicy):
         """features (B, F), normalized actions (B, N, Da) -> logits (B, N), higher where the energy is lower."""
         return self.rest(self.of_features(features)[:, None] + self.of_action(actions)).squeeze(-1)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """InfoNCE: how surely each action is found among uniform ones. batch: "action" (B, 2, Da), observations."""
         positive = self.normalizer.normalize("action", batch["action"])[:, -1:]
         random: dict[str, Any] = {"generator": generator, "device": positive.device}
         positive = positive + self.own.positive_noise * torch.randn(positive.shape, **random)
         negative = self._within(torch.rand(len(positive), self.own.negatives, positive.shape[-1], **random))
         logits = self(self.encode(batch), torch.cat([positive, negative], dim=1))
-        return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
+        return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), reduction="none")
 
     def _within(self, share: Tensor) -> Tensor:
         """From [0, 1] to the data's range."""

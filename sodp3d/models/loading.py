@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences
+from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig
 from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.models.planner import Planner
@@ -170,20 +171,49 @@ def _check_description(state: Mapping[str, Any], directory: Path) -> None:
             raise InputError(f"{directory}: {key}: expected a {kind.__name__}, got {value!r}.")
 
 
-def require_same_task(
+def is_unseen(state: Mapping[str, Any], task: EnvConfig) -> bool:
+    """Whether the planner of a checkpoint's state has never been trained on this task."""
+    return task.name not in state["tasks"]
+
+
+def require_fitting(
     state: Mapping[str, Any], planner: LearnedPolicy, config: Mapping[str, Any], task: EnvConfig
 ) -> None:
-    """Raise InputError unless the planner was trained for this task, this kind of observation, camera and crop."""
-    if task.name not in state["tasks"]:
-        raise InputError(
-            f"planner: it was trained on {', '.join(state['tasks'])}, but env={task.name} was asked for; "
-            "name another planner or env."
-        )
+    """Raise InputError unless the planner can act in this task: the same kind of observation, camera and crop.
+
+    A task that it was not trained on must also be like those that it was: in the sizes of what is seen and done.
+    """
     if planner.config.observation != config["obs"]["name"]:
         raise InputError(
             f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
         )
     view = _view(planner, task)
     recorded = {part: value for part, value in state.get("view", view).items() if part in view}
-    for name, learned, now in differences(recorded, {part: view[part] for part in recorded}, "env"):
+    differing = list(differences(recorded, {part: view[part] for part in recorded}, "env"))
+    if is_unseen(state, task):
+        differing += [*_sizes(planner, task)]
+        if differing:
+            told = ", ".join(f"{name}={learned!r} there, {now!r} here" for name, learned, now in differing)
+            raise InputError(
+                f"planner: it was trained on {', '.join(state['tasks'])}, and env={task.name}, which it has not seen, "
+                f"differs from that in more than the task ({told}); name another planner or env."
+            )
+    for name, learned, now in differing:
         raise InputError(f"planner: it was trained with {name}={learned!r}, but {now!r} came; give the same value.")
+
+
+def _sizes(planner: LearnedPolicy, task: EnvConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(name, the planner's, the task's) of each size that differs; makes the environment, without drawing."""
+    environment = make_env(task, "raycast")
+    found = {
+        "action_size": environment.task.action_size,
+        "proprioception_size": environment.task.proprioception().size,
+        "sensor_shape": sensor(planner.config.observation).shape(environment),
+        "n_obs_steps": task.n_obs_steps,
+        "n_action_steps": task.n_action_steps,
+        "horizon": task.horizon,
+    }
+    for name, here in found.items():
+        there = getattr(planner.config, name)
+        if there != here:
+            yield name, there, here

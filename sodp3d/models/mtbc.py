@@ -56,10 +56,10 @@ class MTBC(LearnedPolicy):
         latent = self.of_task(task[:, None].to(features))
         return self.actor(torch.cat([features, latent], dim=-1))
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """MSE of normalized actions. batch: raw "action" (B, 1, Da), observations (B, 1, ...), "task" (B,)."""
         target = self.normalizer.normalize("action", batch["action"])[:, 0]
-        return mse_loss(self(self.encode(batch), batch["task"]), target)
+        return mse_loss(self(self.encode(batch), batch["task"]), target, reduction="none").mean(1)
 
     @torch.no_grad()
     def act(self, observation: Mapping[str, NDArray[Any]], memories: Sequence[Memory]) -> NDArray[Any]:

@@ -128,7 +128,7 @@ class MTDiff(LearnedPolicy):
             x = block(x, src_mask=later, is_causal=True)
         return self.head(x[:, -plan.shape[1] :])
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Huber loss of the noise (or plan) at a random step. batch: "action" (B, Tp, Da), observations, labels."""
         clean = self.normalizer.normalize("action", batch["action"])
         size = len(clean)
@@ -140,10 +140,10 @@ class MTDiff(LearnedPolicy):
         wanted = torch.where(told[:, None], self.of_return(batch["return"][:, None]), self.no_return)
         context = self.context(self.encode(batch), batch["task"], prompt)
         predicted = self(self.diffusion.add_noise(clean, noise, timestep), timestep, context, wanted)
-        error = smooth_l1_loss(predicted, self.diffusion.target(clean, noise), reduction="none").mean(dim=(0, 2))
-        weight = torch.ones_like(error)
+        error = smooth_l1_loss(predicted, self.diffusion.target(clean, noise), reduction="none").mean(dim=2)
+        weight = torch.ones_like(error[0])
         weight[self.config.n_obs_steps - 1] = self.own.action_weight
-        return (weight * error).sum() / weight.sum()
+        return (weight * error).sum(1) / weight.sum()
 
     def begin(self, task: EnvConfig, seed: int) -> Memory:
         """As `Policy.begin`, with one of the task's prompts."""

@@ -128,21 +128,22 @@ class Planner(LearnedPolicy):
             return observation
         return observation["features"] if "features" in observation else self.encode(observation)
 
-    def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Denoising loss (SODP eq. 7): MSE of the predicted noise (or clean plan) at a random step of each sample.
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """Denoising loss (SODP eq. 7) of each: the squared error of the predicted noise, or clean plan, at a random step.
 
-        batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them.
-        """
+        batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them."""
         clean = self.normalizer.normalize("action", batch["action"])
-        return self.denoising_loss(self.features(batch), clean, generator)
+        return self.denoising_loss(self.features(batch), clean, generator, "none").mean((1, 2))
 
-    def denoising_loss(self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def denoising_loss(
+        self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
+    ) -> Tensor:
         """The same loss from features (B, F) and normalized plans (B, Tp, Da)."""
         size, device = len(clean), clean.device
         timestep = torch.randint(self.config.diffusion_steps, (size,), generator=generator, device=device)
         noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
         predicted = self.unet(self.diffusion.add_noise(clean, noise, timestep), timestep, features)
-        return mse_loss(predicted, self.diffusion.target(clean, noise))
+        return mse_loss(predicted, self.diffusion.target(clean, noise), reduction=reduction)
 
     def moments(
         self, features: Tensor | list[Tensor], latent: Tensor, step_index: Tensor, options: ChainOptions

@@ -55,7 +55,7 @@ class Window(NamedTuple):
 class LearnedPolicy(nn.Module, ABC):
     """What `method=` names: a policy that learns from windows of episodes. Units are raw outside.
 
-    A method says below what it learns from, and implements `loss`, `act` and, to remember more, `begin`.
+    A method says below what it learns from, and implements `losses`, `act` and, to remember more, `begin`.
     """
 
     settings: ClassVar[type[ModelSettings]] = ModelSettings  # the section `model`
@@ -88,8 +88,12 @@ class LearnedPolicy(nn.Module, ABC):
         self.normalizer.fit_ranges(dataset.ranges)
 
     @abstractmethod
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """(B,) of each window. batch: raw "action" and observations of windows (B, ...), and the labels."""
+
     def loss(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """What is minimized. batch: raw "action" and observations of windows (B, ...), and the labels."""
+        """What is minimized: the mean of `losses`."""
+        return self.losses(batch, generator).mean()
 
     @abstractmethod
     def act(self, observation: Mapping[str, NDArray[Any]], memories: Sequence[Any]) -> NDArray[Any]:

@@ -18,7 +18,7 @@ class LocalWorker:
         context = multiprocessing.get_context("spawn")
         self._connection, there = context.Pipe()
         self._process = context.Process(target=_serve, args=(there, factory, values), daemon=True)
-        with _environment(OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads)):
+        with environment_variables(OMP_NUM_THREADS=str(threads), OPENBLAS_NUM_THREADS=str(threads)):
             self._process.start()
         there.close()
 
@@ -50,7 +50,7 @@ class LocalWorker:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment_variables(**values: str) -> Iterator[None]:
     """Environment variables for the processes started inside the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

@@ -107,6 +107,13 @@ def connect() -> int:
     return len(places)
 
 
+def share_cluster() -> int:
+    """Join or start a cluster as `connect`, which processes started from here then join too; its number of CPUs."""
+    cpus = connect()
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    return cpus
+
+
 def _places() -> list[str]:
     """Ids of the living machines, each as often as it has CPUs: all once, then those with two or more again, ..."""
     cpus = {node["NodeID"]: int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]}

@@ -29,6 +29,7 @@ from sodp3d.results.tables import (
     kept_table,
     labels,
     run_table,
+    set_table,
     settings_table,
     table8,
     table9,
@@ -75,6 +76,7 @@ def _run_tables(
         "table9": table9(groups),
         "table8": table8(groups),
         "settings": settings_table(groups, made_by),
+        "sets": set_table(groups),
         "evaluations": evaluation_table(runs, groups),
         "runs": run_table(runs, groups, made_by),
     }

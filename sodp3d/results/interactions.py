@@ -12,11 +12,11 @@ def interactions(run: RunRecord) -> int | None:
     then they follow from the settings, the validations, and the environment steps before the first update.
     """
     result = run.result or {}
+    told = result.get("interactions")
+    if run.stage == "finetune" and told:
+        return sum(int(count) for count in told.values())
     if run.stage != "finetune" or "episodes" not in result:
         return None
-    told = result.get("interactions")
-    if told:
-        return sum(int(count) for count in told.values())
     settings = run.config["finetune"]
     validation = len(run.validations) * int(run.config["evaluation"].get("validation_episodes", 0))
     initial = 0 if settings.get("offline") else _initial(run)

@@ -46,6 +46,7 @@ def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[
     method, parts = _named(run.config) if "algorithm" in run.config else _regularized(run.config)
     if any(ancestor.stage == "finetune" for ancestor in ancestors):
         parts.append("from a fine-tuned planner")
+    parts += _origin_parts(run, pretraining)
     return method, ", ".join([*parts, *_sampling_parts(run, pretraining), *_pretraining_parts(pretraining)])
 
 
@@ -69,6 +70,17 @@ def _regularized(config: dict[str, Any]) -> tuple[str, list[str]]:
         parts += [] if name == "bc" else ["no importance term"]
     parts += [words for key, words in (("from_scratch", "from scratch"), ("offline", "offline")) if tuning.get(key)]
     return method, parts
+
+
+def _origin_parts(run: RunRecord, pretraining: RunRecord | None) -> list[str]:
+    """Of which set its planner was, where that is not the run's own task or set, and whether it had seen the task."""
+    origin = pretraining.task if pretraining is not None else None
+    if origin is None and len(run.trained_on) > 1:
+        origin = f"{len(run.trained_on)} tasks"
+    return [
+        *([f"pre-trained on {origin}"] if origin not in (None, run.task) else []),
+        *(["unseen"] if run.unseen == [run.task] else []),
+    ]
 
 
 def _sampling_parts(run: RunRecord, pretraining: RunRecord | None) -> list[str]:

@@ -45,6 +45,11 @@ Where a method was run with several settings, the row shows the one with most se
 newest. No row was chosen by its success. A pre-trained planner's row is of the test with which its fine-tuning began,
 where that had more episodes than the one after pre-training.
 """
+_SETS = """
+Planners of several tasks, and the fine-tuning of each task from them. The mean is over tasks, each with as many
+episodes; its interval takes all of them as one sample. `unseen`: the planner had not been trained on that task. Beside
+this a fine-tuning of each task has its row among that task's own, as `pre-trained on <set>`.
+"""
 _COLLECTION = """
 `kept` is the success of the episodes in the store, `agent` that of its evaluation episodes, without noise. Time is the
 agent's, with offline learning and evaluations. Frames are kept transitions, each with its depth image.
@@ -80,7 +85,8 @@ def make_pages(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group], 
         "tables.md": tables_page(tables, figures),
         "settings.md": settings_page(tables, groups),
     }
-    names = [name for name in ("settings", "evaluations", "collection", "kept", "runs") if tables[name]]
+    names = ["settings", "sets", "evaluations", "collection", "kept", "runs"]
+    names = [name for name in names if tables[name]]
     pages |= {f"{name}.csv": comma_separated(tables[name]) for name in names}
     return {name: text.encode() for name, text in pages.items()}
 
@@ -108,6 +114,10 @@ def tables_page(tables: Mapping[str, Sequence[Record]], figures: Figures) -> str
     page += ["## Learning curves", "", *(_images(figures, "curves") or ["None.", ""])]
     page += ["## All methods, variants and observations", "", *_words(_ALL)]
     page += _table([row for row in everything if row["who"] == "paper" or row["measure"] != TOP5], columns)
+    if tables["sets"]:
+        page += ["## Sets of tasks", "", *_words(_SETS)]
+        shown = ["set", "obs", "method", "differs by", "task", "unseen", "before", "success", "measured on"]
+        page += _table(tables["sets"], shown)
     page += ["## Collection", "", *_words(_COLLECTION), *_collection(tables["collection"])]
     page += _images(figures, "collection")
     columns = ["store", "made by", "metric", "scripted", *(f"to {100 * n // PARTS} %" for n in range(1, PARTS + 1))]
@@ -145,7 +155,18 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
         pairs.sort(key=lambda pair: (place(observation, pair[1].method, pair[1].label), pair[0]["differs by"] or ""))
         untold = len({row["data made by"] for row, _ in pairs}) == 1  # then the column would tell nothing
         page += _table([_as_shown(row) for row, _ in pairs], [c for c in columns if c != "data made by" or not untold])
-    columns = ["task", "obs", "method", "differs by", "seed", "eta", "sigma_floor", "sampling_steps", "episodes"]
+    columns = [
+        "task",
+        "unseen",
+        "obs",
+        "method",
+        "differs by",
+        "seed",
+        "eta",
+        "sigma_floor",
+        "sampling_steps",
+        "episodes",
+    ]
     page += ["## Evaluations", "", *_words(_EVALUATIONS)]
     page += _table(tables["evaluations"], [*columns, "final", "count", "any"])
     return "\n".join(page).rstrip() + "\n"
@@ -205,6 +226,8 @@ def _cell(column: str, value: Any) -> str:
         return f"{value / 60:.0f} min" if value >= 600 else f"{value / 60:.1f} min"
     if column == "frames/s":
         return f"{value:.1f}"
+    if value is True:
+        return "yes"
     if column in _PLAIN:
         return escape.cell(str(value))
     if column == "data_hash":

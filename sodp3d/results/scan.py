@@ -36,6 +36,13 @@ class Score:
     successes: dict[str, int]  # by metric
 
     @classmethod
+    def pooled(cls, scores: "Iterable[Score]") -> "Score":
+        """Of a planner on several tasks: all their episodes, of which each task has as many."""
+        found = list(scores)
+        successes = {metric: sum(score.successes[metric] for score in found) for metric in SUCCESS_METRICS}
+        return cls(found[0].headline, sum(score.episodes for score in found), found[0].seeds, successes)
+
+    @classmethod
     def from_summary(cls, summary: dict[str, Any]) -> "Score":
         """From `Evaluation.summary()`; KeyError, TypeError or ValueError where it is not one."""
         count = int(summary["episodes"])
@@ -95,16 +102,40 @@ class RunRecord:
 
     @cached_property
     def scores(self) -> dict[str, Score]:
-        """Of pretrain and finetune: `last`, `best` (by validation, on the test seeds) and `before`, where recorded."""
+        """Of pretrain and finetune: `last`, `best` (by validation, on the test seeds) and `before`, where recorded.
+
+        Of a set those of all its tasks together: `last` of the planners that other commands load, and `before`.
+        """
+        if self.stage != "eval" and self.task_scores:
+            sets = {"last": self.task_scores, "before": self.task_scores_before}
+            return {name: Score.pooled(scores.values()) for name, scores in sets.items() if scores}
         keys = {"last": "evaluation", "best": "best", "before": "before"}
         result = self.result or {}
         return {name: Score.from_summary(result[key]) for name, key in keys.items() if result.get(key)}
 
     @cached_property
     def task_scores(self) -> dict[str, Score]:
-        """Of eval: the score of each task."""
-        tasks = (self.result or {}).get("tasks", {})
+        """Of eval, and of any stage of a set: the score of each task."""
+        return self._of_tasks("tasks")
+
+    @cached_property
+    def task_scores_before(self) -> dict[str, Score]:
+        """Of a set's fine-tuning: the score of each task with which it began."""
+        return self._of_tasks("tasks_before")
+
+    def _of_tasks(self, key: str) -> dict[str, Score]:
+        tasks = (self.result or {}).get(key, {})
         return {task: Score.from_summary(summary) for task, summary in sorted(tasks.items())}
+
+    @property
+    def unseen(self) -> list[str]:
+        """Tasks that the planner which was evaluated or fine-tuned had not been trained on."""
+        return list((self.result or {}).get("unseen", []))
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Of fine-tuning: the tasks that its planner had been trained on; [] where not recorded."""
+        return list((self.result or {}).get("trained_on", []))
 
     @cached_property
     def validations(self) -> list[tuple[int, float]]:
@@ -159,7 +190,9 @@ class RunRecord:
         for step, rate in self.validations:
             _require("step", step, int | float)
             _require("validation", rate, int | float)
-        _ = self.scores, self.task_scores, seconds(self.path), provenance(self.path)
+        for name in (*self.unseen, *self.trained_on):
+            _require("unseen or trained_on", name, str)
+        _ = self.scores, self.task_scores, self.task_scores_before, seconds(self.path), provenance(self.path)
         if self.stage not in STAGES:
             raise ValueError(f"mode {self.stage!r}")
 

@@ -182,8 +182,40 @@ def described(groups: Sequence[Group]) -> dict[str, tuple[str, str]]:
     return found
 
 
+def set_table(groups: Sequence[Group]) -> list[Record]:
+    """Planners of sets of tasks and their fine-tunings: the mean of each, then a row for each task."""
+    rows = []
+    for group, differing in zip(groups, distinguishing(groups), strict=True):
+        tasks = sorted({task for run in group.runs for task in run.task_scores})
+        if not tasks:
+            continue
+        named = {"set": group.task, "obs": group.observation, "method": group.label, "differs by": differing or None}
+        mean: Record = {
+            "task": f"mean of {len(tasks)}",
+            "before": group.scores("before"),
+            "success": group.scores("last"),
+        }
+        each: list[Record] = [
+            {
+                "task": task,
+                "unseen": any(task in run.unseen for run in group.runs) or None,
+                "before": [run.task_scores_before[task] for run in group.runs if task in run.task_scores_before],
+                "success": [run.task_scores[task] for run in group.runs if task in run.task_scores],
+            }
+            for task in tasks
+        ]
+        for row in (mean, *each):
+            success = estimate(row["success"])
+            found = {"before": estimate(row["before"]), "success": success, "measured on": success and success.basis}
+            rows.append({**named, "task": row["task"], "unseen": row.get("unseen"), **found})
+    return rows
+
+
 def evaluation_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record]:
-    """One row for each task of each mode=eval run: the planner, the sampler and all three metrics."""
+    """One row for each task of each mode=eval run, and for the mean of several.
+
+    Each names the planner, the sampler and all three metrics.
+    """
     known, seeds = described(groups), {run.name: run.seed for run in runs}
     return [
         {
@@ -201,11 +233,19 @@ def evaluation_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list
             **{metric: estimate([score], metric) for metric in SUCCESS_METRICS},
             "planner": run.planner,
             "directory": run.name,
+            **({"unseen": True} if task in run.unseen else {}),
         }
         for run in runs
         if run.stage == "eval"
-        for task, score in run.task_scores.items()
+        for task, score in _with_mean(run).items()
     ]
+
+
+def _with_mean(run: RunRecord) -> dict[str, Score]:
+    """The scores of an evaluation by task, after the mean of several under the set's name."""
+    if len(run.task_scores) < 2:
+        return run.task_scores
+    return {f"{run.task}, mean of {len(run.task_scores)}": Score.pooled(run.task_scores.values()), **run.task_scores}
 
 
 def collection_table(stores: Sequence[StoreRecord]) -> list[Record]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +71,23 @@ def evaluate(
     return result
 
 
-def wilson_interval(successes: int, count: int) -> tuple[float, float]:
+def mean_summary(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean success over tasks, each as likely, of what `Evaluation.summary` says of each.
+
+    The interval is Wilson's of all episodes as one sample, at least as wide as that of so many tasks apart. It tells
+    how well the rate of this planner on these tasks is known, not how another task or seed would do.
+    """
+    episodes = sum(summary["episodes"] for summary in summaries)
+    success = {}
+    for metric in SUCCESS_METRICS:
+        rate = math.fsum(summary["success"][metric]["rate"] for summary in summaries) / len(summaries)
+        low, high = wilson_interval(rate * episodes, episodes)
+        success[metric] = {"rate": rate, "low95": low, "high95": high}
+    shared = {key: summaries[0][key] for key in ("headline_metric", "seeds")}
+    return {"tasks": len(summaries), "episodes": episodes, "success": success, **shared}
+
+
+def wilson_interval(successes: float, count: int) -> tuple[float, float]:
     """95 % Wilson score interval of a proportion."""
     rate, scale = successes / count, 1 + Z95**2 / count
     centre = (rate + Z95**2 / (2 * count)) / scale
@@ -93,13 +109,16 @@ def check_summary(summary: Any) -> None:
         raise ValueError(f"success by {sorted(summary['success'])}, episodes {counts[0]!r}, seeds {summary['seeds']!r}")
 
 
-def sentence(summary: dict[str, Any]) -> str:
-    """One line for people: the headline rate with its interval, and the other two."""
-    metric = summary["headline_metric"]
-    rate = summary["success"][metric]
-    others = ", ".join(f"{m} {v['rate']:.0%}" for m, v in summary["success"].items() if m != metric)
+def sentence(summary: Mapping[str, Any]) -> str:
+    """One line for people, of a task or of `mean_summary`: the headline rate with its interval, and the other two."""
+    headline = summary["headline_metric"]
+    rate = summary["success"][headline]
+    others = ", ".join(f"{metric} {v['rate']:.0%}" for metric, v in summary["success"].items() if metric != headline)
+    told = f"success ({headline}) {rate['rate']:.0%} [{rate['low95']:.0%}, {rate['high95']:.0%}]"
+    if "tasks" in summary:
+        return f"mean of {summary['tasks']} tasks: {told} on {summary['episodes']} episodes; {others}"
     return (
-        f"{summary['env']}: success ({metric}) {rate['rate']:.0%} [{rate['low95']:.0%}, {rate['high95']:.0%}]"
+        f"{summary['env']}: {told}"
         f" on {summary['episodes']} episodes, seeds {summary['seeds'][0]}-{summary['seeds'][1]}; {others};"
         f" mean return {summary['return_mean']:.2f}"
     )

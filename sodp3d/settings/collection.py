@@ -64,6 +64,7 @@ class ConvertSettings:
     output: Text | None = None  # key of the new array; null: point_cloud or image
     again: Literal["image", "depth"] | None = None  # draw from simulator states
     output_data: Text | None = None  # again=depth: folder of the new store; null: into a store without depth
+    partial: Flag = False  # of a set: convert what is there
 
     def __post_init__(self) -> None:
         if self.output_data and self.again != "depth":

@@ -23,6 +23,7 @@ class CommonSettings:
     device: Text = resource("auto")  # auto | cpu | cuda, as PyTorch names it
     threads: Threads | None = resource(None)  # CPU threads of the learner; null: one for each idle core
     workers: Workers = resource(None)  # worker processes; null: one per core
+    tasks_at_once: Count | None = resource(None)  # of a set, each in its own process; null: one for each core
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
     root: Text | None = resource(None)  # holds data/ and outputs/
     run_dir: Text | None = resource(None)  # this run's directory

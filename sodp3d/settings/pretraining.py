@@ -64,6 +64,8 @@ class PretrainSettings:
     log_every: Count = resource(20)  # gradient steps
     checkpoint_every: Count = resource(500)  # gradient steps
     evaluate_every: Natural = resource(1000)  # gradient steps between two looks at validation seeds; 0: none
+    evaluate_episodes: Count = resource(10)  # then, of each task of a set
+    balance: Literal["steps", "tasks"] = "steps"  # of windows of several tasks
     memory: Literal["auto", "ram", "mapped"] = resource("auto")  # where windows are read from
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Flag = False

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from sodp3d.core import registry
-from sodp3d.core.sections import Expected, Name, Text, read_keys, read_section, resource, section
+from sodp3d.core.sections import Expected, Flag, Name, Text, read_keys, read_section, resource, section
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings
@@ -29,6 +29,7 @@ class StageSettings:
     method: Text = "sodp"
     algorithm: Name = "sodp"  # of fine-tuning
     planner: Text | None = None  # run directory or checkpoint; null: the newest finished run of the stage before
+    partial: Flag = False  # of a set: learn from what is there
     data: Annotated[Text | list[Text] | None, Expected("a folder, a list of folders, or null")] = None
 
 

@@ -1,7 +1,7 @@
 """Curves of a run, from its metrics.jsonl; and how figures are written."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,19 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     import matplotlib.pyplot as plt
 
     names = sorted({name for record in records for name in record if name != "step"})
-    success = [name for name in names if "success" in name]
+    each = [name for name in names if name.startswith("validation_success/")]  # of the tasks of a set
+    success = [name for name in names if "success" in name and "_success/" not in name]
     losses = [name for name in names if name in ("train/loss", "train/bc_loss", "train/regularizer", "train/imp_loss")]
     returns = [name for name in names if name in ("rollout/return", "validation/return", "evaluation/return")]
-    groups = [group for group in (success, losses, returns) if group]
+    groups = [group for group in (success, each, losses, returns) if group]
     figure, axes = plt.subplots(len(groups) or 1, 1, figsize=(7, 3 * (len(groups) or 1)), squeeze=False, sharex=True)
     for axis, group in zip(axes[:, 0], groups, strict=False):
         for name in group:
             points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
             axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-        if group is success:
+        axis.legend(fontsize=7 if len(group) <= 10 else 4)
+        if group in (success, each):
             axis.set_ylim(-0.02, 1.02)
     axes[-1, 0].set_xlabel(LABELS.get(mode, "steps"))
     axes[0, 0].set_title(_title(directory), fontsize=9)
@@ -40,6 +41,26 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     save_png(figure, directory / "curve.png", dpi=110)
     plt.close(figure)
     return directory / "curve.png"
+
+
+def plot_tasks(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Success of each task of a set before and after fine-tuning, as bars, from summaries of evaluations by task."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(max(5.0, 0.6 * len(before) + 2), 4), layout="constrained")
+    axes = figure.subplots()
+    for shift, (words, found) in zip((-0.2, 0.2), (("before", before), ("after", after)), strict=True):
+        rates = [summary["success"][summary["headline_metric"]] for summary in found.values()]
+        middles = [100 * rate["rate"] for rate in rates]
+        spread = [[100 * (r["rate"] - r["low95"]) for r in rates], [100 * (r["high95"] - r["rate"]) for r in rates]]
+        places = [place + shift for place in range(len(rates))]
+        axes.bar(places, middles, 0.38, yerr=[[max(0.0, s) for s in side] for side in spread], capsize=2, label=words)
+    axes.set_xticks(range(len(before)), list(before), rotation=40, ha="right", fontsize=8)
+    axes.set_ylim(0, 105)
+    axes.set_ylabel("success (%), 95 % interval")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8)
+    save_png(figure, path)
 
 
 def plot_calibration(path: Path, values: Sequence[float], returns: Sequence[float]) -> None:

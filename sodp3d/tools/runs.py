@@ -14,6 +14,8 @@ from sodp3d.rollouts.evaluate import check_summary
 log = logging.getLogger(__name__)
 MODES = ("pretrain", "finetune", "eval")
 _MEASURED = ("before", "evaluation", "best")  # keys of summaries in a result
+_BY_TASK = ("tasks", "tasks_before")  # and of summaries by task
+_OF_SET = {"before": "mean_before", "evaluation": "mean"}  # what a set has instead
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,21 @@ def results(runs: dict[str, Path]) -> list[Result]:
     elif "pretrain" in runs:
         names = {"evaluation": "before fine-tuning"}
     told = read_result(runs["finetune" if "finetune" in runs else "pretrain"]) if names else {}
-    return [Result(words, told[key]) for key, words in names.items() if told.get(key)]
+    unseen = ", unseen" if told.get("unseen") else ""
+    found = [Result(words, told[key]) for key, words in names.items() if told.get(key)]
+    for key, mean in _OF_SET.items():
+        if key in names and told.get(mean):
+            found.append(Result(f"{names[key]}, mean of {told[mean]['tasks']} tasks", told[mean]))
+    return [Result(f"{result.words}{unseen}", result.summary) for result in found]
 
 
-def _is_of(run: Path, env: str) -> bool:
-    """Whether a finished run is of `env`, and whole."""
+def _is_of(run: Path, env: str, sets: bool = False) -> bool:
+    """Whether a finished run is of `env`, or with `sets` of several tasks, and whole."""
     config = readable_config(run) if (run / "config.yaml").is_file() else None
     if config is None:
         return False
     try:
-        if config["env"]["name"] != env:
+        if config["env"]["name"] != env and not (sets and config["env"].get("tasks")):
             return False
         EnvConfig.from_config(config["env"])
         _check_result(run)
@@ -90,18 +97,24 @@ def _is_of(run: Path, env: str) -> bool:
 def _check_result(run: Path) -> None:
     """Raises ValueError where what a run told last is not what the stages tell."""
     result = read_result(run)
-    tasks = result.get("tasks", {})
-    if not isinstance(tasks, dict):
+    by_task = [result.get(key, {}) for key in _BY_TASK]
+    if not all(isinstance(tasks, dict) for tasks in by_task):
         raise ValueError("result.json: tasks")
-    for summary in [*(result[key] for key in _MEASURED if result.get(key)), *tasks.values()]:
+    each = [summary for tasks in by_task for summary in tasks.values()]
+    for summary in [*(result[key] for key in _MEASURED if result.get(key)), *each]:
         check_summary(summary)
+    for key in _OF_SET.values():
+        if result.get(key):
+            check_summary({"env": f"{int(result[key]['tasks'])} tasks", "return_mean": 0.0, **result[key]})
 
 
 def _origin(finetuned: Path, outputs: Path, env: str) -> dict[str, Path]:
-    """The pre-training run that a fine-tuning run began with; {} where it is gone, damaged or was no pre-training."""
+    """The pre-training run, of `env` or a set, that a fine-tuning run began with.
+
+    {} where it is gone, damaged or was no pre-training.
+    """
     planner = Path(str(read_config(finetuned).get("planner")))
     run = planner.parents[1] if planner.parent.name == "checkpoints" else planner
     moved = outputs / "pretrain" / run.parent.name / run.name  # the whole root may have been copied
-    return next(
-        ({"pretrain": path} for path in (run, moved) if path.parent.parent.name == "pretrain" and _is_of(path, env)), {}
-    )
+    there = [path for path in (run, moved) if path.parent.parent.name == "pretrain" and _is_of(path, env, sets=True)]
+    return {"pretrain": there[0]} if there else {}

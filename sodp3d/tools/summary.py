@@ -24,8 +24,16 @@ def before_and_after(runs: dict[str, Path], env: str) -> list[str]:
 def stage_lines(run: Path) -> list[str]:
     """What to say of one run: its folder, the evaluations of mode=eval, curves and videos."""
     told = read_result(run)
-    files = [path for path in (run / "curve.png", *sorted((run / "videos").glob("*.mp4"))) if path.exists()]
-    return [str(run), *(sentence(summary) for summary in told.get("tasks", {}).values()), *map(str, files)]
+    files = [
+        path
+        for path in (run / "curve.png", run / "tasks.png", *sorted((run / "videos").glob("*.mp4")))
+        if path.exists()
+    ]
+    unseen = told.get("unseen", [])
+    tasks = [
+        sentence(summary) + ("; unseen" if task in unseen else "") for task, summary in told.get("tasks", {}).items()
+    ]
+    return [str(run), *tasks, *map(str, files)]
 
 
 def summary(env: str, config: dict[str, Any]) -> str:
