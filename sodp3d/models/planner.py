@@ -129,7 +129,7 @@ class Planner(LearnedPolicy):
         return observation["features"] if "features" in observation else self.encode(observation)
 
     def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """Denoising loss (SODP eq. 7) of each: the squared error of the predicted noise, or clean plan, at a random step.
+        """Denoising loss (SODP eq. 7) of each: squared error of the predicted noise, or clean plan, at a random step.
 
         batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them."""
         clean = self.normalizer.normalize("action", batch["action"])
