@@ -208,6 +208,8 @@ def test_killed_at_random_moments_it_makes_the_same(place: Place, before: Before
     name = draw.choice(list(COMMANDS))
     command = before.prepare(name)
     for _ in range(draw.randint(1, 3)):
-        place.run(command.arguments, draw.randint(1, before.published[name]))
-    place.finish(command.arguments)
+        if place.run(command.arguments, draw.randint(1, before.published[name])) == 0:
+            break  # its moment never came: how often the time spent is published depends on the machine
+    else:
+        place.finish(command.arguments)
     before.assert_made(name)
