@@ -18,6 +18,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.models.loading import checkpoint_of, planner_config
 from sodp3d.models.planner import PlannerConfig
 from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.serving.remote import is_served
 from sodp3d.settings import ModelSettings, ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
@@ -95,10 +96,14 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     the planner sees images, the renderer that drew them. Raises InputError when `render=` names another.
     """
     directory = checkpoint_of(path)
-    planner = planner_config(checkpoint.load_state(directory), directory)
+    return as_planner_sees(config, planner_config(checkpoint.load_state(directory), directory), str(path))
+
+
+def as_planner_sees(config: dict[str, Any], planner: PlannerConfig, name: str) -> dict[str, Any]:
+    """`as_planner_was_trained`, of the planner's configuration; name: what messages call it."""
     config = with_sampler(config, planner)
     seen = planner.renderer
-    return config if seen is None else _with_renderer(config, seen, f"what planner {path} learned from")
+    return config if seen is None else _with_renderer(config, seen, f"what planner {name} learned from")
 
 
 def with_sampler(config: dict[str, Any], planner: PlannerConfig | None = None) -> dict[str, Any]:
@@ -135,6 +140,8 @@ def label(config: Mapping[str, Any], *more: str) -> str:
 
 def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
     """`planner=`, or the newest finished run of the first of `stages` that has one for this env, obs and method."""
+    if is_served(config["planner"]):
+        raise InputError(f"planner: {config['planner']} can be evaluated (mode=eval); learning needs a run directory.")
     if config["planner"]:
         return Path(config["planner"]).expanduser()
     for stage in stages:

@@ -27,6 +27,7 @@ from sodp3d.learning.lookup import (
     make_rollouts,
     with_sampler,
 )
+from sodp3d.learning.measured import Measured, planner_to_measure
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.models.critic import Choice
@@ -129,45 +130,46 @@ def run_eval(config: dict[str, Any]) -> None:
     What was measured before a stop or a kill, of that very planner, is kept: it goes on with the next wave of episodes.
     """
     tasks, device = _begin(config)
-    path = find_planner(config, ("finetune", "pretrain"))
-    config = as_planner_was_trained(config, path)
+    with planner_to_measure(config, device) as measured:
+        for task in tasks:
+            require_same_task(measured.state, measured.planner, measured.config, task)
+        _measure(measured, tasks)
+
+
+def _measure(measured: Measured, tasks: list[EnvConfig]) -> None:
+    config = measured.config
     settings = TrainSettings.from_config(config)
-    measured = checkpoint_of(path)  # once: a run that goes on meanwhile would have another newest one
-    planner, state = load_planner_and_state(measured, device, **settings.sampler)
-    for task in tasks:
-        require_same_task(state, planner, config, task)
-    choice = load_choice(measured, device, settings.evaluation.best_of)
-    digest = checkpoint.digest_of(measured)
-    with _open({**config, "planner": str(path)}, ("planner",)) as run:
+    with _open({**config, "planner": measured.name}, ("planner",)) as run:
         results = {}
         for task in tasks:
-            result = _evaluate(config, settings, run, planner, choice, digest, task)
+            result = _evaluate(measured, settings, run, task)
             if result is None:
                 return
             results[task.name] = result.summary()
             log.info("%s", sentence(results[task.name]))
-        _finish(run, config, {"planner": str(path), "tasks": results})
+        _finish(run, config, {"planner": measured.name, "tasks": results})
         log.info("videos and numbers: %s", run.directory)
 
 
-def _evaluate(
-    config: dict[str, Any],
-    settings: TrainSettings,
-    run: Run,
-    planner: Planner,
-    choice: Choice | None,
-    digest: str,
-    task: EnvConfig,
-) -> Evaluation | None:
+def _evaluate(measured: Measured, settings: TrainSettings, run: Run, task: EnvConfig) -> Evaluation | None:
     """Evaluate on one task; its workers live as long as that takes, and are not started for what is kept."""
     folder, seeds = run.directory / "evaluation" / task.name, settings.evaluation.test_seeds
     with ExitStack() as stack:
 
         @cache
         def rollouts() -> Rollouts:
-            return stack.enter_context(make_rollouts(config, task, settings.evaluation.environments))
+            return stack.enter_context(make_rollouts(measured.config, task, settings.evaluation.environments))
 
-        return evaluate_and_keep(planner, digest, task, seeds, folder, rollouts, lambda: run.stop_requested, choice)
+        return evaluate_and_keep(
+            measured.planner,
+            measured.digest,
+            task,
+            seeds,
+            folder,
+            rollouts,
+            lambda: run.stop_requested,
+            measured.choice,
+        )
 
 
 def _conclude(run: Run, mode: str, result: dict[str, Any] | None) -> None:

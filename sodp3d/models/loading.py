@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -37,7 +37,16 @@ def planner_state(planner: Planner, tasks: list[EnvConfig], data_hash: str) -> d
     }
 
 
-def _view(planner: Planner, task: EnvConfig) -> dict[str, Any]:
+class Configured(Protocol):
+    """A planner here, or one that is served elsewhere."""
+
+    @property
+    def config(self) -> PlannerConfig:
+        """What it must be shown."""
+        ...
+
+
+def _view(planner: Configured, task: EnvConfig) -> dict[str, Any]:
     """What shapes the sensor's data."""
     return sensor(planner.config.observation).view_of(task)
 
@@ -146,7 +155,9 @@ def _check_description(state: Mapping[str, Any], directory: Path) -> None:
             raise InputError(f"{directory}: {key}: expected a {kind.__name__}, got {value!r}.")
 
 
-def require_same_task(state: Mapping[str, Any], planner: Planner, config: Mapping[str, Any], task: EnvConfig) -> None:
+def require_same_task(
+    state: Mapping[str, Any], planner: Configured, config: Mapping[str, Any], task: EnvConfig
+) -> None:
     """Raise InputError unless the planner was trained for this task, this kind of observation, camera and crop."""
     if task.name not in state["tasks"]:
         raise InputError(

@@ -69,6 +69,12 @@ class PlannerConfig:
         return {"agent_pos": (steps, self.proprioception_size), self.sensor_key: (steps, *self.sensor_shape)}
 
     @property
+    def executed_steps(self) -> slice:
+        """Which of a plan's Tp steps are executed before planning again: Ta from the last observed step on."""
+        start = self.n_obs_steps - 1
+        return slice(start, start + self.n_action_steps)
+
+    @property
     def feature_size(self) -> int:
         """F: of an encoded observation."""
         return self.n_obs_steps * 2 * FEATURE_SIZE
@@ -256,8 +262,7 @@ class Planner(nn.Module):
 
     def executed(self, plan: Plan) -> Plan:
         """The Ta executed steps of a plan (..., Tp, Da) -> (..., Ta, Da): they start at the last observed step."""
-        start = self.config.n_obs_steps - 1
-        return plan[..., start : start + self.config.n_action_steps, :]
+        return plan[..., self.config.executed_steps, :]
 
     @torch.no_grad()
     def plan(
@@ -268,7 +273,7 @@ class Planner(nn.Module):
         eta: float | None = None,
         sigma_floor: float | None = None,
         choice: "Chooser | None" = None,
-        elapsed: float = 0.0,
+        elapsed: float | Tensor = 0.0,
     ) -> Any:
         """Plan from a raw observation: {"agent_pos": (B, To, Dp), sensor key: (B, To, ...)} -> (B, Tp, Da) raw actions.
 
@@ -277,7 +282,7 @@ class Planner(nn.Module):
         eta, sigma_floor: of the sampler; the planner's own where not given, which matters: on door the same planner had
         76 % with eta 1 and 36 % with eta 0.
         choice: draws several plans and takes the best (`load_choice`); noise is then (B, N, K'+1, Tp, Da). elapsed:
-        share of the time limit that is gone, for a critic that was told it.
+        share of the time limit that is gone, or (B,) of them, for a critic that was told it.
         Raises InputError naming the key for what is missing, of another shape, not numeric or not finite: a plan of it
         would be no plan.
         """
@@ -296,7 +301,7 @@ class Planner(nn.Module):
             chain = self.sample_chain(features, noise.to(features), options)
         else:
             several = noise.to(features).view(size, count, *noise.shape[-3:])
-            chain = choice.sample(self, features, torch.full_like(features[:, 0], elapsed), several, options)
+            chain = choice.sample(self, features, torch.as_tensor(elapsed).to(features).expand(size), several, options)
         plan = self.actions(chain.latents[:, -1])
         plan = plan[0] if single else plan
         return plan.cpu().numpy() if arrays else plan

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.rollout import Episode, Rollouts
+
+if TYPE_CHECKING:
+    from sodp3d.serving.remote import RemotePlanner
 
 log = logging.getLogger(__name__)
 Z95 = 1.959964
@@ -58,15 +61,21 @@ class Evaluation:
 
 
 def evaluate(
-    planner: Planner, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int], choice: Choice | None = None
+    planner: "Planner | RemotePlanner",
+    rollouts: Rollouts,
+    config: EnvConfig,
+    seeds: Sequence[int],
+    choice: Choice | None = None,
 ) -> Evaluation:
     """Roll out one episode on each of `seeds`, by the planner's own sampler; by the best of several with `choice`.
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
-    planner.eval()
+    if isinstance(planner, Planner):
+        planner.eval()
     result = Evaluation(config, rollouts.run(planner, list(seeds), planner.sampler, choice=choice))
-    planner.train()
+    if isinstance(planner, Planner):
+        planner.train()
     return result
 
 

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,9 @@ from sodp3d.models.critic import Choice
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Episode, Rollouts
+
+if TYPE_CHECKING:
+    from sodp3d.serving.remote import RemotePlanner
 
 log = logging.getLogger(__name__)
 ROLLOUTS = "rollouts.npz"
@@ -76,7 +80,7 @@ class KeptRollouts:
 
 
 def evaluate_and_keep(
-    planner: Planner,
+    planner: "Planner | RemotePlanner",
     digest: str,
     config: EnvConfig,
     seeds: Sequence[int],
@@ -90,7 +94,7 @@ def evaluate_and_keep(
     digest: of the planner's weights; what is kept of another's is measured again. rollouts: not called where all is
     there. choice: how it chooses among several plans.
     """
-    digest = _of_choice(digest, choice)
+    digest = of_choice(digest, choice.count if choice is not None else 1)
     episodes = _kept_episodes(folder, digest, seeds)
     if episodes:
         log.info("%s: %d of %d episodes were evaluated before", config.name, len(episodes), len(seeds))
@@ -110,12 +114,13 @@ def recall(
     digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path, choice: Choice | None = None
 ) -> Evaluation | None:
     """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it."""
-    episodes = _kept_episodes(folder, _of_choice(digest, choice), seeds)
+    episodes = _kept_episodes(folder, of_choice(digest, choice.count if choice is not None else 1), seeds)
     return Evaluation(config, episodes) if len(episodes) == len(seeds) else None
 
 
-def _of_choice(digest: str, choice: Choice | None) -> str:
-    return digest if choice is None else f"{digest}, best of {choice.count}"
+def of_choice(digest: str, count: int) -> str:
+    """What episodes are kept by: the planner's digest, and of how many plans each was the best."""
+    return digest if count == 1 else f"{digest}, best of {count}"
 
 
 def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:

@@ -3,8 +3,9 @@
 Shape letters: To observed steps, Tp planned steps, Ta executed steps, K' sampling steps, Da actions.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from sodp3d.models.diffusion import Chain, ChainOptions
 from sodp3d.models.planner import Planner
 from sodp3d.parallel import WorkerCount, WorkerDiedError, make_workers
 from sodp3d.rollouts.group import EnvironmentGroup, Observation
+
+if TYPE_CHECKING:
+    from sodp3d.serving.remote import RemotePlanner
 
 
 @dataclass
@@ -53,11 +57,11 @@ class Episode:
 
 
 class _Wave:
-    """Episodes in flight; shares[worker] lists its own, in the order of its slots."""
+    """Episodes in flight, and what is remembered of each; shares[worker] lists its own, in the order of its slots."""
 
-    def __init__(self, seeds: list[int], workers: int) -> None:
+    def __init__(self, seeds: list[int], workers: int, begin: Callable[[int], Any]) -> None:
         self.episodes = [Episode(seed) for seed in seeds]
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.begin, self.memories = begin, [begin(seed) for seed in seeds]
         shares = [list(range(worker, len(seeds), workers)) for worker in range(workers)]
         self.shares = [share for share in shares if share]
         self.deaths = [0] * len(self.shares)
@@ -70,7 +74,7 @@ class _Wave:
         self.shares[worker] = indices
         for index in indices:
             self.episodes[index] = Episode(self.episodes[index].seed)
-            self.generators[index].manual_seed(self.episodes[index].seed)
+            self.memories[index] = self.begin(self.episodes[index].seed)
 
 
 class Rollouts:
@@ -104,7 +108,7 @@ class Rollouts:
 
     def run(
         self,
-        planner: Planner,
+        planner: "Planner | RemotePlanner",
         seeds: list[int],
         options: ChainOptions,
         keep_chains: bool = False,
@@ -116,24 +120,43 @@ class Rollouts:
         (up to the rounding of batched products), nor on whether a worker died and a fresh one began it anew.
 
         Args:
+            planner: one that is served elsewhere samples and chooses as its server does, and has no chains to keep.
             keep_chains: keep observations, features, latents and their means, for learning from them.
             choice: draws several plans where it is given, and says which is executed.
         """
         episodes: list[Episode] = []
         for start in range(0, len(seeds), self.environments):
-            episodes += self._wave(planner, seeds[start : start + self.environments], options, keep_chains, choice)
+            part = seeds[start : start + self.environments]
+            if isinstance(planner, Planner):
+                episodes += self._wave(planner, part, options, keep_chains, choice)
+            else:
+                episodes += self._served_wave(planner, part)
         return episodes
+
+    def _served_wave(self, planner: "RemotePlanner", seeds: list[int]) -> list[Episode]:
+        """Of a planner that is served elsewhere: all that it needs is an observation, and its memory of the episode."""
+        wave = _Wave(seeds, len(self._workers), lambda seed: planner.begin(self._config, seed))
+        current = self._started(wave)
+        while current:
+            running = sorted(current)
+            memories = [wave.memories[index] for index in running]
+            current = self._advance(wave, running, planner.act(_stacked([current[i] for i in running]), memories))
+        return wave.episodes
+
+    def _started(self, wave: _Wave) -> dict[int, Observation]:
+        """The first observation of every episode."""
+        starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
+        current: dict[int, Observation] = {}
+        for share, start in zip(wave.shares, starts, strict=True):
+            current.update({index: _row(start, place) for place, index in enumerate(share)})
+        return current
 
     @torch.no_grad()
     def _wave(
         self, planner: Planner, seeds: list[int], options: ChainOptions, keep: bool, choice: Choice | None
     ) -> list[Episode]:
-        wave = _Wave(seeds, len(self._workers))
-        episodes = wave.episodes
-        starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
-        current: dict[int, Observation] = {}
-        for share, start in zip(wave.shares, starts, strict=True):
-            current.update({index: _row(start, place) for place, index in enumerate(share)})
+        wave = _Wave(seeds, len(self._workers), lambda seed: torch.Generator().manual_seed(seed))
+        episodes, current = wave.episodes, self._started(wave)
         while current:
             running = sorted(current)
             features = _encode(planner, [current[i] for i in running])
@@ -163,7 +186,7 @@ class Rollouts:
     ) -> Chain:
         """One chain for each of the `running` episodes."""
         count = choice.count if choice else 1
-        noise = torch.stack([planner.noise(count, wave.generators[index]) for index in running])
+        noise = torch.stack([planner.noise(count, wave.memories[index]) for index in running])
         if choice is None:
             return planner.sample_chain(features, noise[:, 0], options)
         elapsed = torch.tensor([wave.episodes[index].length / self._config.episode_steps for index in running])
@@ -197,8 +220,13 @@ class Rollouts:
 
 def _encode(planner: Planner, observations: list[Observation]) -> Tensor:
     """B of (To, ...) -> features (B, F)."""
-    stacked = {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    stacked = _stacked(observations)
     return planner.encode({key: torch.as_tensor(values).to(planner.device) for key, values in stacked.items()})
+
+
+def _stacked(observations: list[Observation]) -> Observation:
+    """B of (To, ...) -> (B, To, ...)."""
+    return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
 
 
 def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np.float32]) -> bool:

@@ -13,6 +13,7 @@ from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import CriticSettings, FinetuneSettings, RegularizerSettings, SamplerSettings
 from sodp3d.settings.identity import decides, differences, identity, measured_alike, resources
 from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
+from sodp3d.settings.serving import ServeSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "RecordSettings",
     "RegularizerSettings",
     "SamplerSettings",
+    "ServeSettings",
     "Stage1Settings",
     "TrainSettings",
     "decides",
