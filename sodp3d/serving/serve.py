@@ -9,12 +9,13 @@ Stops at SIGINT or SIGTERM; clients are told. GET /healthz and /metrics answer o
 import asyncio
 import logging
 import os
+import signal
 from typing import Any
 
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
 from sodp3d.core.sections import read_keys
-from sodp3d.core.stopping import Stopped, on_signal
+from sodp3d.core.stopping import SIGNALS, Stopped, on_signal, stop_at_once
 from sodp3d.settings import CommonSettings, ServeSettings
 
 log = logging.getLogger(__name__)
@@ -48,16 +49,24 @@ async def _serve(served: Any, settings: ServeSettings, token: str | None) -> int
     stopped: asyncio.Future[int] = loop.create_future()
 
     def stop(number: int) -> None:
-        loop.call_soon_threadsafe(lambda: None if stopped.done() else stopped.set_result(number))
+        if stopped.done():
+            raise Stopped(number)  # the second one does not wait for clients
+        stopped.set_result(number)
 
-    with on_signal(stop):
+    heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    with on_signal(stop_at_once):  # puts back what was there
+        for number in heeded:
+            # The loop's own way: it wakes the loop whichever thread the signal comes to.
+            loop.add_signal_handler(number, stop, number)
         async with PolicyServer(served, settings, token) as server:
             names = ", ".join(served.state["tasks"])
             log.info("serving a planner of %s at %s%s", names, server.url, "" if token is None else ", with a token")
-            number = await stopped
+            came = await stopped
+        for number in heeded:
+            loop.remove_signal_handler(number)
         if line := server.metrics.line():
             log.info("%s", line)
-    return number
+    return came
 
 
 if __name__ == "__main__":

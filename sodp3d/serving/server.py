@@ -145,9 +145,9 @@ class PolicyServer:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        await self._server.wait_closed()  # for clients whose plan is under way; then nobody waits for the queue
         for task in self._tasks:
             task.cancel()
-        await self._server.wait_closed()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._queue.close()
 
