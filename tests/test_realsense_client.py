@@ -1,5 +1,6 @@
 """The client example: on a recorded folder, on a store, and with a camera that says what a RealSense says."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+from toy_env import config
 from toy_serving import CLOUDS, INTRINSICS, POSE, depth_frames, frames, make_served, serving
 
 pytest.importorskip("msgpack")
@@ -78,7 +80,8 @@ def test_frames_of_a_store_are_the_same(example: ModuleType, tmp_path: Path) -> 
     specification = {"depth": ((16, 24), "uint16"), "agent_pos": ((3,), "float32"), "action": ((2,), "float32")}
     specification |= {"reward": ((), "float32"), "success": ((), "uint8")}
     camera = {"intrinsics": INTRINSICS.tolist(), "pose": POSE.tolist(), "height": 16, "width": 24}
-    attributes = {"env": "cup", "env_config": {}, "camera": camera, "renderer": "camera"}
+    described = dataclasses.asdict(config("adroit_door"))
+    attributes = {"env": "cup", "env_config": described, "camera": camera, "renderer": "camera"}
     outcome = {"episode_return": 0.0, "success_final": False, "success_count": False, "success_any": False}
     zeros = {"action": np.zeros((STEPS, 2), np.float32), "reward": np.zeros(STEPS, np.float32)}
     with EpisodeStore.create(tmp_path / "episodes.zarr", attributes, specification) as store:

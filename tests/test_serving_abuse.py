@@ -24,7 +24,7 @@ from sodp3d.serving.server import PolicyServer  # noqa: E402
 from sodp3d.serving.wire import pack, unpack  # noqa: E402
 
 ASKED = os.environ.get("SODP3D_FUZZ")
-MESSAGES = int(ASKED or 300)
+MESSAGES = int(ASKED or 200)
 GROWTH = 60 * 2**20  # bytes; a leak of one message in ten would be more
 
 
