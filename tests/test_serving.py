@@ -227,7 +227,7 @@ CLOUD = np.zeros((16, 3), np.float32)
         ({"agent_pos": JOINTS, "state": STATE_, "elapsed": 2.0}, "elapsed: expected a share from 0 to 1"),
         (
             {"agent_pos": JOINTS, "state": STATE_, "noise": np.zeros(3, np.float32)},
-            r"noise: expected shape \(1, 1, 11,",
+            r"noise: expected shape \(1, 1, 3,",
         ),
     ],
 )

@@ -62,7 +62,7 @@ def examples() -> list[bytes]:
         pack(message)
         for message in (
             shown, depth, {"reset": True, "seed": 3}, {**shown, "reset": True, "offset": 1, "whole_plan": True},
-            {**batch, "noise": np.zeros((3, 1, 11, 4, 2), np.float32), "elapsed": np.zeros(3)},
+            {**batch, "noise": np.zeros((3, 1, 3, 4, 2), np.float32), "elapsed": np.zeros(3)},
             {**depth, "plan": False, "timestamp": time.time()},
         )
     ]  # fmt: skip

@@ -10,12 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from toy_serving import CLOUDS, frames, make_served, serving, step_of
+from toy_serving import CLOUDS, STATE, frames, make_served, serving, step_of
 from toy_slider import SliderChunks, make_slider
 
 pytest.importorskip("msgpack")
@@ -204,10 +205,6 @@ class Here:
 
 
 def slider_planner_config() -> Any:
-    from dataclasses import replace
-
-    from toy_planner import STATE
-
     return replace(STATE, sensor_shape=(1,), proprioception_size=1, action_size=1)
 
 
@@ -341,7 +338,7 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checkpoint_is_served_with_its_digest(tmp_path: Path) -> None:
     path = save(tmp_path)
-    served = load_served(tmp_path, sampling_steps=5)
+    served = load_served(tmp_path, sampling_steps=5, backend="torch")
     assert served.config.inference_steps == 5 and served.takes_depth
     assert served.metadata()["digest"] == checkpoint.digest_of(path)
     served.warm_up()

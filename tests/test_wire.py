@@ -52,7 +52,7 @@ def assert_equal(one: Any, other: Any) -> None:
         assert one == other and type(one) is type(other)
 
 
-@settings(max_examples=100, deadline=None, database=None, derandomize=True)
+@settings(max_examples=50, deadline=None, database=None, derandomize=True)
 @given(TREES)
 def test_what_is_packed_comes_back(value: Any) -> None:
     assert_equal(value, unpack(pack(value)))

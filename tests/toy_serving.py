@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from toy_planner import STATE, make_planner
+from toy_planner import STATE as TEN_STEPS
+from toy_planner import make_planner
 
 from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.models.planner import PlannerConfig
@@ -15,6 +16,7 @@ from sodp3d.serving.planning import ServedPlanner
 from sodp3d.serving.server import PolicyServer, serve_in_background
 from sodp3d.settings import ServeSettings
 
+STATE = replace(TEN_STEPS, inference_steps=2)
 CLOUDS = replace(STATE, observation="pointcloud", sensor_shape=(16, 3))
 # A camera 2 m above the ground, looking down, and a box that holds what it sees.
 INTRINSICS = np.array([[20.0, 0, 11.5], [0, 20.0, 7.5], [0, 0, 1]])
