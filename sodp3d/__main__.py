@@ -10,6 +10,7 @@ VERBS = {  # verb: (module with `main`, what it does); in the order in which the
     "convert": ("sodp3d.collection.convert", "depth images to point clouds; draw RGB, or depth of another camera"),
     "train": ("sodp3d.learning.stages", "mode=pretrain or mode=finetune: make a planner"),
     "eval": ("sodp3d.learning.stages", "success rates of a planner on held-out episodes, and videos"),
+    "serve": ("sodp3d.serving.serve", "let robots plan with a planner, over the network (openpi-client's protocol)"),
     "replay": ("sodp3d.tools.replay", "videos of a run's roll-outs, or of collected episodes"),
     "card": ("sodp3d.tools.card", "what is in a data set, as Markdown"),
     "view": ("sodp3d.tools.view", "look at a data set: one HTML page"),

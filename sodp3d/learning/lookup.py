@@ -21,6 +21,7 @@ from sodp3d.models.loading import checkpoint_of, policy_config
 from sodp3d.models.policy import method_class
 from sodp3d.models.policy_config import PolicyConfig, require_no_sampler
 from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.serving.remote import RemotePlanner, is_served
 from sodp3d.settings import ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
@@ -148,9 +149,36 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
             f"planner: {path} is of method={planner.method}, but method={config['method']} came; "
             f"give method={planner.method}."
         )
+    return as_planner_sees(config, planner, str(path))
+
+
+def as_planner_sees(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:
+    """`as_planner_was_trained`, of the planner's configuration; name: what messages call it."""
     config = with_sampler(config, planner)
     seen = planner.renderer
-    return config if seen is None else _with_renderer(config, seen, f"what planner {path} learned from")
+    return config if seen is None else _with_renderer(config, seen, f"what planner {name} learned from")
+
+
+def as_served(config: dict[str, Any], remote: RemotePlanner) -> dict[str, Any]:
+    """The configuration under which a served planner is evaluated.
+
+    Raises InputError where it asks for another sampler, or another choice among plans, than the server's.
+    """
+    name, own = config["planner"], remote.config
+    config = as_planner_sees(config, own, name)
+    asked = config["model"]["sampling_steps"], config["evaluation"]["eta"], config["evaluation"]["sigma_floor"]
+    if own.sampled(*asked) != own:
+        raise InputError(
+            f"model.sampling_steps, evaluation.eta, evaluation.sigma_floor: {name} samples by its own, "
+            f"{own.inference_steps}, {own.eta} and {own.sigma_floor}; leave them out."
+        )
+    best_of = config["evaluation"]["best_of"]
+    if best_of not in (None, remote.count):
+        raise InputError(
+            f"evaluation.best_of: {name} takes the best of {remote.count}; leave it out, or start the server with "
+            f"best_of={best_of}."
+        )
+    return config
 
 
 def with_sampler(config: dict[str, Any], planner: PolicyConfig | None = None) -> dict[str, Any]:
@@ -196,6 +224,8 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
 
     A run of a set is one for each of its tasks; of a set's fine-tuning, `planner_of` says where each has its own.
     """
+    if is_served(config["planner"]):
+        raise InputError(f"planner: {config['planner']} can be evaluated (mode=eval); learning needs a run directory.")
     if config["planner"]:
         return Path(config["planner"]).expanduser()
     for stage in stages:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sodp3d.learning.learner import check_likelihood
 from sodp3d.learning.lookup import (
     as_data_was_seen,
     as_planner_was_trained,
+    as_served,
     find_planner,
     label,
     make_rollouts,
@@ -52,7 +54,8 @@ from sodp3d.models.planner import Planner
 from sodp3d.models.policy import method_class
 from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
-from sodp3d.rollouts.kept import ROLLOUTS, recall
+from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep, of_choice, recall
+from sodp3d.serving.remote import RemotePlanner, is_served
 from sodp3d.settings import TrainSettings, differences, measured_alike
 from sodp3d.tools.plot import plot_run
 from sodp3d.tools.video import write_rollout_videos
@@ -206,6 +209,9 @@ def run_eval(config: dict[str, Any]) -> None:
     What was measured before a stop or a kill, of that very planner, is kept: it goes on with the next wave of episodes.
     """
     tasks, device = _begin(config)
+    if is_served(config["planner"]):
+        _eval_served(config, tasks)
+        return
     path = find_planner(config, ("finetune", "pretrain"))
     # Of each task once: a run that goes on meanwhile would have another newest one.
     measured = {task.name: checkpoint_of(planner_of(path, task)) for task in tasks}
@@ -241,6 +247,30 @@ def _check_planners(
             require_fitting(state, planner, parts[task.name], task)
         unseen += [task for task in sharing if is_unseen(state, task)]
     return unseen
+
+
+def _eval_served(config: dict[str, Any], tasks: list[EnvConfig]) -> None:
+    """The same of a planner that is served: in this process, since one connection serves all episodes."""
+    with RemotePlanner(config["planner"]) as remote:
+        config = as_served(config, remote)
+        settings = TrainSettings.from_config(config)
+        for task in tasks:
+            require_fitting(remote.state, remote, config, task)
+        with _open(config, ("planner",)) as run:
+            found: dict[str, Evaluation] = {}
+            for task in tasks:
+                folder, digest = run.directory / "evaluation" / task.name, of_choice(remote.digest, remote.count)
+                with ExitStack() as stack:
+                    making = partial(make_rollouts, config, task, settings.evaluation.environments)
+                    rollouts = cache(lambda stack=stack, making=making: stack.enter_context(making()))
+                    seeds, stopped = settings.evaluation.test_seeds, lambda: run.stop_requested
+                    evaluation = evaluate_and_keep(remote, digest, task, seeds, folder, rollouts, stopped)
+                if evaluation is None:
+                    return
+                found[task.name] = evaluation
+                log.info("%s", sentence(evaluation.summary()))
+            _finish(run, config, {"planner": config["planner"], **summary_of(found)})
+            log.info("videos and numbers: %s", run.directory)
 
 
 def _conclude(run: Run, mode: str, result: dict[str, Any] | None) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Protocol, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -39,7 +39,16 @@ def planner_state(planner: LearnedPolicy, tasks: list[EnvConfig], data_hash: str
     }
 
 
-def _view(planner: LearnedPolicy, task: EnvConfig) -> dict[str, Any]:
+class Configured(Protocol):
+    """A policy here, or one that is served elsewhere."""
+
+    @property
+    def config(self) -> PolicyConfig:
+        """What it must be shown."""
+        ...
+
+
+def _view(planner: Configured, task: EnvConfig) -> dict[str, Any]:
     """What shapes the sensor's data."""
     return sensor(planner.config.observation).view_of(task)
 
@@ -176,9 +185,7 @@ def is_unseen(state: Mapping[str, Any], task: EnvConfig) -> bool:
     return task.name not in state["tasks"]
 
 
-def require_fitting(
-    state: Mapping[str, Any], planner: LearnedPolicy, config: Mapping[str, Any], task: EnvConfig
-) -> None:
+def require_fitting(state: Mapping[str, Any], planner: Configured, config: Mapping[str, Any], task: EnvConfig) -> None:
     """Raise InputError unless the planner can act in this task: the same kind of observation, camera and crop.
 
     A task that it was not trained on must also be like those that it was: in the sizes of what is seen and done.
@@ -202,7 +209,7 @@ def require_fitting(
         raise InputError(f"planner: it was trained with {name}={learned!r}, but {now!r} came; give the same value.")
 
 
-def _sizes(planner: LearnedPolicy, task: EnvConfig) -> Iterator[tuple[str, Any, Any]]:
+def _sizes(planner: Configured, task: EnvConfig) -> Iterator[tuple[str, Any, Any]]:
     """(name, the planner's, the task's) of each size that differs; makes the environment, without drawing."""
     environment = make_env(task, "raycast")
     found = {

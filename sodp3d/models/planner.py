@@ -56,6 +56,12 @@ class PlannerConfig(PolicyConfig):
         """K."""
         return self.diffusion_steps
 
+    @property
+    def executed_steps(self) -> slice:
+        """Which of a plan's Tp steps are executed before planning again: Ta from the last observed step on."""
+        start = self.n_obs_steps - 1
+        return slice(start, start + self.n_action_steps)
+
     def sampled(
         self, sampling_steps: int | None = None, eta: float | None = None, sigma_floor: float | None = None
     ) -> Self:
@@ -209,8 +215,7 @@ class Planner(LearnedPolicy):
 
     def executed(self, plan: Plan) -> Plan:
         """The Ta executed steps of a plan (..., Tp, Da) -> (..., Ta, Da): they start at the last observed step."""
-        start = self.config.n_obs_steps - 1
-        return plan[..., start : start + self.config.n_action_steps, :]
+        return plan[..., self.config.executed_steps, :]
 
     @torch.no_grad()
     def plan(
@@ -221,7 +226,7 @@ class Planner(LearnedPolicy):
         eta: float | None = None,
         sigma_floor: float | None = None,
         choice: Chooser | None = None,
-        elapsed: float = 0.0,
+        elapsed: float | Tensor = 0.0,
     ) -> Any:
         """Plan from a raw observation: {"agent_pos": (B, To, Dp), sensor key: (B, To, ...)} -> (B, Tp, Da) raw actions.
 
@@ -230,7 +235,7 @@ class Planner(LearnedPolicy):
         eta, sigma_floor: of the sampler; the planner's own where not given, which matters: on door the same planner had
         76 % with eta 1 and 36 % with eta 0.
         choice: draws several plans and takes the best (`load_choice`); noise is then (B, N, K'+1, Tp, Da). elapsed:
-        share of the time limit that is gone, for a critic that was told it.
+        share of the time limit that is gone, or (B,) of them, for a critic that was told it.
         Raises InputError naming the key for what is missing, of another shape, not numeric or not finite: a plan of it
         would be no plan.
         """
@@ -249,7 +254,7 @@ class Planner(LearnedPolicy):
             chain = self.sample_chain(features, noise.to(features), options)
         else:
             several = noise.to(features).view(size, count, *noise.shape[-3:])
-            chain = choice.sample(self, features, torch.full_like(features[:, 0], elapsed), several, options)
+            chain = choice.sample(self, features, torch.as_tensor(elapsed).to(features).expand(size), several, options)
         plan = self.actions(chain.latents[:, -1])
         plan = plan[0] if single else plan
         return plan.cpu().numpy() if arrays else plan

@@ -10,7 +10,7 @@ import numpy as np
 
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
-from sodp3d.models.policy import LearnedPolicy
+from sodp3d.models.policy import LearnedPolicy, Policy
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
 log = logging.getLogger(__name__)
@@ -58,16 +58,18 @@ class Evaluation:
 
 
 def evaluate(
-    policy: LearnedPolicy, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int], choice: Choice | None = None
+    policy: Policy, rollouts: Rollouts, config: EnvConfig, seeds: Sequence[int], choice: Choice | None = None
 ) -> Evaluation:
     """Roll out one episode on each of `seeds`; a planner by its own sampler, or by the best of several with `choice`.
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
-    learning = policy.training
-    policy.eval()
+    learning = isinstance(policy, LearnedPolicy) and policy.training
+    if isinstance(policy, LearnedPolicy):
+        policy.eval()
     result = Evaluation(config, rollouts.run(policy, list(seeds), None, choice=choice))
-    policy.train(learning)
+    if isinstance(policy, LearnedPolicy):
+        policy.train(learning)
     return result
 
 

@@ -22,7 +22,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import disk_errors, replace_file, write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
-from sodp3d.models.policy import LearnedPolicy
+from sodp3d.models.policy import Policy
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
@@ -76,7 +76,7 @@ class KeptRollouts:
 
 
 def evaluate_and_keep(
-    policy: LearnedPolicy,
+    policy: Policy,
     digest: str,
     config: EnvConfig,
     seeds: Sequence[int],
@@ -90,7 +90,7 @@ def evaluate_and_keep(
     digest: of the planner's weights; what is kept of another's is measured again. rollouts: not called where all is
     there. choice: how it chooses among several plans.
     """
-    digest = _of_choice(digest, choice)
+    digest = of_choice(digest, choice.count if choice is not None else 1)
     episodes = _kept_episodes(folder, digest, seeds)
     if episodes:
         log.info("%s: %d of %d episodes were evaluated before", config.name, len(episodes), len(seeds))
@@ -110,12 +110,13 @@ def recall(
     digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path, choice: Choice | None = None
 ) -> Evaluation | None:
     """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it."""
-    episodes = _kept_episodes(folder, _of_choice(digest, choice), seeds)
+    episodes = _kept_episodes(folder, of_choice(digest, choice.count if choice is not None else 1), seeds)
     return Evaluation(config, episodes) if len(episodes) == len(seeds) else None
 
 
-def _of_choice(digest: str, choice: Choice | None) -> str:
-    return digest if choice is None else f"{digest}, best of {choice.count}"
+def of_choice(digest: str, count: int) -> str:
+    """What episodes are kept by: the planner's digest, and of how many plans each was the best."""
+    return digest if count == 1 else f"{digest}, best of {count}"
 
 
 def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:

@@ -19,6 +19,7 @@ from sodp3d.settings.finetuning import (
 )
 from sodp3d.settings.identity import decides, differences, identity, measured_alike, resources
 from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
+from sodp3d.settings.serving import ServeSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "RecordSettings",
     "RegularizerSettings",
     "SamplerSettings",
+    "ServeSettings",
     "Stage1Settings",
     "TrainSettings",
     "decides",
