@@ -43,11 +43,21 @@ def cloud_store(path: Path, task: EnvConfig) -> None:
             store.append(steps, dict.fromkeys(METADATA, 0))
 
 
+class Unmeasured:
+    """Nothing is measured."""
+
+    def validate(self, planner: Any, run: Run) -> dict[str, float]:
+        return {}
+
+    def test(self, planner: Any, run: Run) -> None:
+        return None
+
+
 def losses(folder: Path, name: str, memory: str) -> list[float]:
     """Of a run that is begun, or goes on."""
     config = configuration(folder, memory)
     with Run(folder / name, config) as run:
-        pretrain(config, run, task_configs(config), torch.device("cpu"), None)
+        pretrain(config, run, task_configs(config), torch.device("cpu"), Unmeasured())
     lines = (folder / name / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["train/loss"] for line in lines]
 
@@ -63,9 +73,9 @@ def test_losses_are_the_same_and_a_run_goes_on_with_the_other_memory(
     with monkeypatch.context() as patch:
         update, made = Pretraining.update, []
 
-        def stopping(self: Pretraining, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        def stopping(self: Pretraining, *batch: Any) -> torch.Tensor:
             made.append(self.step)
-            return update(self, batch)
+            return update(self, *batch)
 
         patch.setattr(Pretraining, "update", stopping)
         patch.setattr(Run, "stop_requested", property(lambda _: len(made) >= 1, lambda *_: None), raising=False)

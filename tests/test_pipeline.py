@@ -18,7 +18,7 @@ COLLECT = (
     "agent=scripted agent.policy=random collect.agent_steps=90 collect.environments=2 collect.evaluate_every=0".split()
 )
 TRAIN = (
-    "pretrain.steps=4 pretrain.batch_size=8 pretrain.log_every=1 pretrain.checkpoint_every=2 "
+    "model.sampling_steps=null pretrain.steps=4 pretrain.batch_size=8 pretrain.log_every=1 pretrain.checkpoint_every=2 "
     "finetune.episodes=4 finetune.episodes_per_iteration=2 finetune.updates_per_episode=1 finetune.batch_size=8 "
     "finetune.critic.first_updates=2 finetune.initial_attempts=2 finetune.evaluate_every=2 finetune.checkpoint_every=2 "
     "evaluation.episodes=2 evaluation.environments=2 evaluation.validation_episodes=2 evaluation.videos=1"
