@@ -109,7 +109,7 @@ def _websockets() -> tuple[Any, tuple[type[Exception], ...]]:
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
     except ImportError:
-        raise InputError("server: the package websockets is missing; pip install 'sodp3d[serve]'.") from None
+        raise InputError("server: a package is missing; pip install websockets msgpack (the extra serve).") from None
     return connect, (WebSocketException, OSError, ValueError)
 
 

@@ -139,5 +139,5 @@ def require_packages() -> None:
     missing = [name for name in ("websockets", "msgpack") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"serving: {' and '.join(missing)} not installed; pip install 'sodp3d[serve]', or the packages alone."
+            f"serving: {' and '.join(missing)} not installed; pip install websockets msgpack (the extra serve)."
         )
