@@ -69,6 +69,7 @@ def test_a_package_of_ones_own_goes_through_every_stage(installed: Path, tmp_pat
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_reads_only_what_it_says(installed: Path, tmp_path: Path) -> None:
     run(installed, tmp_path, "collect", *SMALL, *COLLECT)
     said = run(installed, tmp_path, "train", "mode=pretrain", "obs=state", *SMALL, *TRAIN, fails=True)

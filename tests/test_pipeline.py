@@ -90,6 +90,7 @@ def test_a_planner_from_scratch_starts_with_the_roll_outs_of_another(folder: Pat
     assert result["before"] == before["evaluation"] and result["episodes"] == 4
 
 
+@pytest.mark.slow
 def test_one_evaluated_episode_can_be_watched(folder: Path) -> None:
     directory = runs(folder, "pretrain")[0].parent
     replay = [sys.executable, str(CHECKOUT / "replay.py"), f"run={directory}", f"output={folder}/watched"]
@@ -124,6 +125,7 @@ def test_the_readme_s_one_line_plans(finetuned: Path) -> None:
     assert done.stdout.count("]") > 3, done.stdout
 
 
+@pytest.mark.slow
 def test_missing_stages_name_the_command_that_makes_them(tmp_path: Path) -> None:
     assert "data_collection/collect.py env=adroit_door" in run(
         "data_collection/convert.py", folder=tmp_path, fails=True

@@ -114,6 +114,7 @@ def test_garbage_is_answered_and_nothing_grows(server: PolicyServer, caplog: pyt
     assert refused > MESSAGES / 2 and server.metrics.requests["failed"] == 0 and "Traceback" not in caplog.text
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_websocket_end_their_connection_only(server: PolicyServer) -> None:
     host, port = server.url.removeprefix("ws://").rsplit(":", 1)
     chance = random.Random(0)
