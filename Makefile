@@ -1,5 +1,5 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes; its last line is the report's path
-# make test         lint, types and tests side by side, on a fresh machine
+# make test         lint, types and tests, on a fresh machine
 # make slow-test    the tests that take long: learning, kills, whole commands
 # make coverage     the tests once more, with how much of sodp3d/ they run
 # make results      tables and figures in results/ again, from its records, outputs/ and data/
@@ -10,7 +10,7 @@ QUICK := env=adroit_door preset=quick
 ANY_PYTHON := $(firstword $(wildcard $(PYTHON)) python3)  # 3.11 or newer; pages need no package of ours installed
 DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
-.PHONY: quickstart test fast-test slow-test lint coverage results docs setup
+.PHONY: quickstart test slow-test lint coverage results docs setup
 
 quickstart: setup
 	.venv/bin/sodp3d doctor --frames 20
@@ -21,10 +21,7 @@ quickstart: setup
 	.venv/bin/sodp3d summary adroit_door
 	.venv/bin/sodp3d report adroit_door
 
-test: setup
-	@$(MAKE) --no-print-directory --jobs 2 --output-sync=target lint fast-test
-
-fast-test: setup
+test: setup lint
 	$(PYTHON) -m pytest --numprocesses 2 -m "not slow"
 
 slow-test: setup
