@@ -45,6 +45,7 @@ def with_default_agent(arguments: list[str]) -> list[str]:
 @command("collect", with_default_agent)
 def main(config: dict[str, Any]) -> None:
     """Collect every task that `env=` names."""
+    read_keys(CommonSettings, config)
     read_section(CollectSettings, config["collect"])
     read_keys(DemonstrationSettings, config)
     for_each_task(config, task_configs(config), collect, ("data",))

@@ -24,7 +24,7 @@ from sodp3d.core.progress import LINE_SECONDS
 from sodp3d.core.sections import read_keys
 from sodp3d.data.completeness import with_stores
 from sodp3d.envs.config import EnvConfig, task_configs
-from sodp3d.settings import ConvertSettings
+from sodp3d.settings import CommonSettings, ConvertSettings
 
 log = logging.getLogger(__name__)
 _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
@@ -33,6 +33,7 @@ _DRAWING_WORKERS = 4  # at most, unless told: each holds a GL context
 @command("convert")
 def main(config: dict[str, Any]) -> None:
     """Convert every task that `env=` names, and write each store's card."""
+    read_keys(CommonSettings, config)
     read_keys(ConvertSettings, config)
     tasks = task_configs(config)
     folders = [_folder(config, task) for task in tasks]
