@@ -19,7 +19,7 @@ from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
-from sodp3d.learning.lookup import as_planner_was_trained
+from sodp3d.learning.lookup import as_planner_was_trained, with_sampler
 from sodp3d.learning.pretrain import Pretraining, load_data, to_device
 from sodp3d.learning.stages import STAGES
 from sodp3d.models.loading import make_policy, planner_state, policy_config, require_fitting
@@ -315,6 +315,13 @@ def test_what_a_method_cannot_do_is_told_before_anything_begins(
         STAGES[mode](config)
     assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("preset", ["quick", "cpu", "paper"])
+def test_every_method_goes_with_every_preset(preset: str) -> None:
+    for method in registry.METHODS:
+        config = compose("train", [f"method={method}", f"preset={preset}"])
+        TrainSettings.from_config(with_sampler(config))
 
 
 def test_stores_without_rewards_are_refused_for_what_needs_returns(tmp_path: Path) -> None:
