@@ -32,7 +32,7 @@ ALGORITHMS = ("clone", "sodp_paper", "sodp_none", "sodp_kl", "dppo", "sodp_chunk
 INITIAL, TRAINING = 32, 268
 # Gradient steps of 64 that give a planner on states about the paper's success, and the steps that its agent takes
 STEPS = {"hammer": 800, "door": 1000, "pen": 800}
-AGENT_STEPS = {"hammer": 30_000, "door": 60_000, "pen": 30_000}
+AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
 
 
 def run(script: str, *options: str) -> None:
