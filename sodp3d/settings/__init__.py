@@ -11,6 +11,7 @@ from sodp3d.settings.collection import (
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import (
+    BranchSettings,
     CriticSettings,
     FinetuneSettings,
     LargeStepSettings,
@@ -24,6 +25,7 @@ from sodp3d.settings.train import ObservationSettings, TrainSettings
 
 __all__ = [
     "AugmentationSettings",
+    "BranchSettings",
     "CollectSettings",
     "CommonSettings",
     "ConvertSettings",
