@@ -239,6 +239,7 @@ def test_what_recordings_lack_is_told_before_a_run_begins(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Constant")  # of Meta-World's experts
 def test_the_example_of_the_page(tmp_path: Path) -> None:
     """docs/robot.md, at the smallest size: a simulated arm is recorded, learned from and measured."""
     assert CHECKOUT is not None

@@ -24,6 +24,7 @@ from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore, NotRecorded
 from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig, task_configs
+from sodp3d.results.stores import StoreRecord
 from sodp3d.tools.card import write_card
 from sodp3d.tools.extract import extract
 from sodp3d.tools.frames import store_frames
@@ -228,6 +229,12 @@ def test_depth_is_converted_and_clouds_without_depth_are_not(tmp_path: Path) -> 
     make_recorded_store(clouds, [recorded_episode(0)])
     with pytest.raises(InputError, match=r"depth was not recorded.*obs=pointcloud learns from them as they are"):
         convert_store(clouds, task_configs(configured(clouds))[0])
+
+
+def test_tables_of_results_leave_recordings_out_and_say_why(path: Path) -> None:
+    make_recorded_store(path, [recorded_episode(0)])
+    with pytest.raises(NotRecorded, match="agent_step of episodes was not recorded"):
+        StoreRecord.read(path.parent)
 
 
 # -- env=recorded --------------------------------------------------------------------------------------------------

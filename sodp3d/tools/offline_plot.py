@@ -37,7 +37,8 @@ def draw_offline(
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.3 * rows + 2.9), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=[2.3 * rows, 2.4])
+    parts: Any = figure.subfigures(2, 1, height_ratios=[2.3 * rows, 2.4])
+    above, below = parts
     axes = above.subplots(rows, columns, squeeze=False, sharex=True)
     time = np.arange(len(recorded)) / (rate or 1)
     for place, axis in enumerate(axes.flat):
