@@ -112,6 +112,17 @@ def test_a_policy_is_shown_what_was_recorded_whenever_it_plans(tmp_path: Path) -
     np.testing.assert_array_equal(planned[:, 1] / 10, [0, 0, 0, 3, 3, 3, 6, 0, 0, 0, 0, 0])
 
 
+def test_a_number_that_never_changes_has_no_share(tmp_path: Path) -> None:
+    still = np.stack([np.arange(6.0), np.ones(6)], axis=1)
+    path = tmp_path / "episodes.zarr"
+    make_recorded_store(
+        path, [recorded_episode(number, 6, action=still) for number in range(3)], action_names=["a", "b"]
+    )
+    config = as_recorded(configured(tmp_path, path))
+    offline = Offline(config, task_configs(config))
+    assert offline._share(np.array([1.0, 5.0])) == pytest.approx(0.2)
+
+
 def test_a_run_ends_with_what_was_measured_offline(trained: Path, data: Path) -> None:
     result = read_result(trained)
     found = json.loads((trained / "offline.json").read_text())
@@ -121,7 +132,8 @@ def test_a_run_ends_with_what_was_measured_offline(trained: Path, data: Path) ->
     }
     store = EpisodeStore.open(data / "episodes.zarr")
     learned, held = hold_out([np.arange(5)], 0.3, "")
-    assert found["episodes"] == 2 == len(found["error_by_episode"])
+    assert [one["episode"] for one in found["by_episode"]] == held[0].tolist() and found["episodes"] == 2
+    assert found["shown"] in found["by_episode"]
     assert found["steps"] == sum(len(store.read("action", index, index + 1)) for index in held[0])
     taught = np.concatenate([store.read("action", index, index + 1) for index in learned[0]])
     asked = [store.read("action", index, index + 1) for index in held[0]]
@@ -129,8 +141,8 @@ def test_a_run_ends_with_what_was_measured_offline(trained: Path, data: Path) ->
     last = [np.abs(actions - actions[[max(step // 2 * 2 - 1, 0) for step in range(len(actions))]]) for actions in asked]
     for episode, actions in zip(last, asked, strict=True):
         episode[:2] = np.abs(actions[:2] - taught.mean(axis=0))  # before the first plan there is no last action
-    assert list(found["by_action"]) == NAMES["action_names"]
-    for place, number in enumerate(found["by_action"].values()):
+    assert [number["name"] for number in found["by_action"]] == NAMES["action_names"]
+    for place, number in enumerate(found["by_action"]):
         assert number["mean_action"] == pytest.approx(mean[place], rel=1e-5)
         assert number["hold_last"] == pytest.approx(np.concatenate(last).mean(axis=0)[place], rel=1e-5)
         assert number["policy"] > 0 and number["low"] == taught.min(axis=0)[place]
@@ -254,4 +266,5 @@ def test_the_example_of_the_page(tmp_path: Path) -> None:
     store = EpisodeStore.open(path)
     assert len(store) == 3 and store.verify() == [] and "reward" not in store.keys and not store.metadata
     found = read_result(pretrain(tmp_path, path))["offline"]
-    assert list(found["by_action"]) == store.attributes["action_names"] and found["steps"] == 8
+    assert [number["name"] for number in found["by_action"]] == store.attributes["action_names"]
+    assert found["steps"] == 8

@@ -14,7 +14,7 @@ SIZE, POINTS = 12, 16
 INTRINSICS = np.array([[50.0, 0.0, (SIZE - 1) / 2], [0.0, 50.0, (SIZE - 1) / 2], [0.0, 0.0, 1.0]])
 POSE = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 0.0, 0.0], [0.0, 0.0, -1.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
 CAMERA = Camera(INTRINSICS, POSE, SIZE, SIZE)
-NAMES = {"action_names": ["dx", "dy", "grip"], "agent_pos_names": ["x", "y"]}
+NAMES = {"action_names": ["dx", "turn", "grip"], "agent_pos_names": ["x", "y"]}
 
 
 def recorded_episode(number: int, length: int = 9, **changes: Any) -> RecordedEpisode:

@@ -41,13 +41,13 @@ class Offline:
 
     def __init__(self, config: dict[str, Any], tasks: list[EnvConfig]) -> None:
         """Reads what is held out. Raises InputError as `pretrain.load_data`."""
-        self._task, self._share = tasks[0], config["pretrain"]["held_out"]
+        self._task, settings = tasks[0], read_section(PretrainSettings, config["pretrain"])
         stores = open_stores(config, tasks)
         self._names, self._rate = names_of(stores[0], "action"), stores[0].attributes.get("rate")
         self._held = load_data(config, tasks, held_out=True)[0]
-        learned = _actions(
-            stores, chosen_episodes(read_section(PretrainSettings, config["pretrain"]), tasks[0], stores)
-        )
+        learned = _actions(stores, chosen_episodes(settings, tasks[0], stores))
+        held = chosen_episodes(settings, tasks[0], stores, held_out=True)
+        self._places = [(str(store.path), int(row)) for store, rows in zip(stores, held, strict=True) for row in rows]
         self._mean = learned.mean(axis=0, dtype=np.float64).astype(np.float32)
         self._low, self._high = learned.min(axis=0), learned.max(axis=0)
         self._recorded = self._held.steps("action", np.arange(len(self._held)))
@@ -59,10 +59,17 @@ class Offline:
     def test(self, planner: LearnedPolicy, run: Run) -> tuple[dict[str, float], dict[str, Any]]:
         """The same at the end, with offline.json and offline.png in the run's directory."""
         found, planned = self._measure(planner)
-        errors = _by_episode(self._held, np.abs(planned - self._recorded) / self._spans())
+        errors = np.array([
+            self._share(np.abs(planned[start:stop] - self._recorded[start:stop]).mean(axis=0))
+            for start, stop in _bounds(self._held)
+        ])  # fmt: skip
         shown = int(np.argsort(errors)[len(errors) // 2])  # neither the best nor the worst
         rows = slice(*_bounds(self._held)[shown])
-        whole = {**found, "shown_episode": shown, "error_by_episode": errors.tolist()}
+        each = [
+            {"store": path, "episode": index, "error": float(error)}
+            for (path, index), error in zip(self._places, errors, strict=True)
+        ]
+        whole = {**found, "by_episode": each, "shown": each[shown]}
         write_json(run.directory / NUMBERS, whole)
         draw_offline(run.directory / PICTURE, self._task.name, whole, self._recorded[rows], planned[rows], self._rate,
                      self._held.n_action_steps)  # fmt: skip
@@ -75,23 +82,22 @@ class Offline:
         guesses = {"policy": planned, "mean_action": self._mean, "hold_last": self._hold_last()}
         errors = {name: np.abs(guess - self._recorded).mean(axis=0) for name, guess in guesses.items()}
         columns = {"low": self._low, "high": self._high, **errors}
-        numbers = {
-            name: {key: float(values[place]) for key, values in columns.items()}
+        numbers = [
+            {"name": name, **{key: float(values[place]) for key, values in columns.items()}}
             for place, name in enumerate(self._names)
-        }
+        ]
         return {
             "episodes": len(self._held.episode_ends),
             "steps": len(self._held),
-            "held_out": self._share,
             "loss": _loss(policy, self._held),
-            "error": {name: float((error / self._spans()).mean()) for name, error in errors.items()},
+            "error": {name: self._share(error) for name, error in errors.items()},
             "by_action": numbers,
         }, planned
 
-    def _spans(self) -> NDArray[np.float32]:
-        """(Da,) from the lowest to the highest value of each number that was learned from; 1 where it is constant."""
+    def _share(self, errors: NDArray[np.floating[Any]]) -> float:
+        """Errors (Da,) as the mean share of the range that was learned from, of those numbers that have one."""
         span = self._high - self._low
-        return np.where(span > 0, span, np.float32(1))
+        return float((errors[span > 0] / span[span > 0]).mean()) if (span > 0).any() else float(errors.mean())
 
     def _hold_last(self) -> NDArray[np.float32]:
         """(R, Da) the action before each plan, as long as the plan lasts; the mean one where there is none before."""
@@ -148,11 +154,6 @@ def _bounds(dataset: WindowDataset) -> list[tuple[int, int]]:
     """First row of each episode, and the one after its last."""
     ends = dataset.episode_ends.tolist()
     return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
-def _by_episode(dataset: WindowDataset, errors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Mean of each episode of errors (R, Da)."""
-    return np.array([errors[start:stop].mean(dtype=np.float64) for start, stop in _bounds(dataset)])
 
 
 def _metrics(found: dict[str, Any], kind: str) -> dict[str, float]:

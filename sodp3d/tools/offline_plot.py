@@ -33,7 +33,7 @@ def draw_offline(
     """
     from matplotlib.figure import Figure
 
-    names = list(found["by_action"])[:_MOST]
+    names = [number["name"] for number in found["by_action"]][:_MOST]
     columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.3 * rows + 2.9), layout="constrained")
@@ -57,20 +57,20 @@ def draw_offline(
     axes[0, 0].legend(fontsize=7)
     left = len(found["by_action"]) - len(names)
     above.suptitle(
-        f"{name}: actions of a held-out episode, recorded and as planned from what was recorded"
+        f"{name}: actions of episode {found['shown']['episode']}, held out: recorded, and planned from what was seen"
         + (f" ({left} more numbers in offline.json)" if left else ""),
         fontsize=10,
     )
-    _draw_errors(below.subplots(), found, names)
+    _draw_errors(below.subplots(), found)
     save_png(figure, path, dpi=110)
 
 
-def _draw_errors(axes: Any, found: Mapping[str, Any], names: list[str]) -> None:
-    """Mean absolute error of each number as a share of its range, beside those of what learns nothing."""
+def _draw_errors(axes: Any, found: Mapping[str, Any]) -> None:
+    """Mean absolute error of each number that varies as a share of its range, beside those of what learns nothing."""
+    numbers = [number for number in found["by_action"] if number["high"] > number["low"]][:_MOST]
+    names = [number["name"] for number in numbers]
     for shift, (kind, (words, colour)) in zip((-0.27, 0.0, 0.27), _LOOKS.items(), strict=True):
-        numbers = [found["by_action"][name] for name in names]
-        spans = [number["high"] - number["low"] or 1.0 for number in numbers]
-        shares = [100 * number[kind] / span for number, span in zip(numbers, spans, strict=True)]
+        shares = [100 * number[kind] / (number["high"] - number["low"]) for number in numbers]
         label = f"{words}, {100 * found['error'][kind]:.1f} % on average"
         axes.bar([place + shift for place in range(len(names))], shares, 0.26, color=colour, label=label)
     axes.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=8)
