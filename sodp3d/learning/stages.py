@@ -29,6 +29,7 @@ from sodp3d.learning.lookup import (
     make_rollouts,
     open_stores,
     planner_of,
+    require_denoising,
     with_sampler,
     with_tasks_there,
 )
@@ -106,7 +107,7 @@ def run_pretrain(config: dict[str, Any]) -> None:
 def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online; of a set each task by itself."""
     tasks, device = _begin(config)
-    _require_denoising(config, "fine-tuning tunes")
+    require_denoising(config, "fine-tuning tunes")
     path = find_planner(config, ("pretrain",))
     if len(tasks) > 1:
         _finetune_set(config, tasks, path, device)
@@ -133,16 +134,6 @@ def run_finetune(config: dict[str, Any]) -> None:
         if result is not None:
             result |= {"trained_on": state["tasks"], **_unseen([task] if is_unseen(state, task) else [])}
         _conclude(run, "finetune", result)
-
-
-def _require_denoising(config: dict[str, Any], what: str) -> None:
-    """Raise InputError where `method=` makes no planners, whose denoising steps a stage is about."""
-    name = config["method"]
-    if not method_class(name).tunable:
-        raise InputError(
-            f"method: {what} the denoising steps of a planner, and method={name} has none; evaluate it as it is "
-            f"(mode=eval method={name}), or take a planner (method=sodp)."
-        )
 
 
 def _open_tuning(config: dict[str, Any], path: Path) -> Run:
@@ -214,7 +205,7 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
 def run_distill(config: dict[str, Any]) -> None:
     """mode=distill: a planner into one that plans in one or two steps, on the observations of one task's store."""
     tasks, device = _begin(config)
-    _require_denoising(config, "distillation shortens")
+    require_denoising(config, "distillation shortens")
     if len(tasks) > 1:
         raise InputError(
             f"env: a planner is distilled on one task, but {len(tasks)} came; choose one: {tasks[0].choice}"
