@@ -45,8 +45,8 @@ def new_student(teacher: Planner, steps: int) -> Planner:
     It predicts clean plans, also where the teacher predicts noise: from pure noise, which the first step begins with,
     the noise itself says nothing of the plan. With eta 1 its second step begins with fresh noise.
     """
-    sampler = {"inference_steps": steps, "eta": 1.0, "sigma_floor": 0.0}
-    student = Planner(replace(teacher.config, **sampler, prediction="sample", distilled=steps))
+    config = replace(teacher.config, prediction="sample", inference_steps=steps, distilled=steps)
+    student = Planner(replace(config, eta=1.0, sigma_floor=0.0))
     student.load_state_dict(teacher.state_dict())
     student.encoder.requires_grad_(False)
     return student.to(teacher.device)
@@ -150,10 +150,11 @@ def distill(
     result = fit(training, run, planner_state(training.student, [task], digest), draw, measurements)
     if result is None:
         return None
-    shown = dataset.windows(np.arange(50) % len(dataset))
+    student, shown = training.ema.planner, dataset.windows(np.arange(50) % len(dataset))
+    assert isinstance(student, Planner)
     seconds = {
         "before": plan_seconds(planner, shown, teacher.choice),
-        "after": plan_seconds(training.ema.planner, shown),
+        "after": plan_seconds(student, shown),
     }
     log.info("seconds for one plan: %.4f before, %.4f now", seconds["before"]["1"], seconds["after"]["1"])
     return {**result, "plan_seconds": seconds}
