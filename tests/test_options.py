@@ -24,7 +24,7 @@ VALUES = (
     "0", "-1", "1", "2", "1.5", "-0.5", "1e99", "1e400", "100000000000", "inf", "-inf", "nan", "null", "true", "many",
     "''", "[]", "[1,2]", "{}", "{a: 1}", "/nowhere", "cuda:7", "ray:0",
 )  # fmt: skip
-COMMANDS = ("collect", "convert", "pretrain_encoder", "pretrain", "finetune", "eval")
+COMMANDS = ("collect", "convert", "pretrain_encoder", "pretrain", "finetune", "distill", "eval")
 FACTS = {
     "state_size": 39, "action_size": 28, "proprioception_size": 24, "simulator_size": 9, "height": 8, "width": 8,
     "renderer": "egl", "camera": {}, "count_threshold": 25,

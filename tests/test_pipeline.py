@@ -9,6 +9,8 @@ import pytest
 
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_config
+from sodp3d.results.groups import group_runs
+from sodp3d.results.scan import scan
 
 SMALL = (
     "env=adroit_door preset=quick threads=1 workers=1 device=cpu "
@@ -116,6 +118,28 @@ def test_evaluation_repeats_the_number_that_training_reported(folder: Path, fine
     sampler = {key: state["planner"][key] for key in ("eta", "sigma_floor", "inference_steps")}
     own = {"eta": 0.5, "sigma_floor": 0.0, "inference_steps": 4}
     assert sampler == own, "training and evaluation should not agree by the defaults alone"
+
+
+@pytest.mark.slow
+def test_a_fine_tuned_planner_is_distilled_evaluated_and_named_in_the_results(folder: Path, finetuned: Path) -> None:
+    options = ("distill.updates=3", "distill.batch_size=4", "distill.checkpoint_every=2", "distill.evaluate_every=2")
+    said = run("train.py", "mode=distill", *TRAIN, *options, folder=folder)
+    assert "10 steps" not in said and "4 steps there, 1 here" in said
+    (directory,) = [path.parent for path in runs(folder, "distill")]
+    assert directory.parent.name == "adroit_door-pointcloud-one-step"
+    result = json.loads((directory / "result.json").read_text())
+    tuned = json.loads((finetuned / "result.json").read_text())
+    assert result["before"] == tuned["best"] and result["plan_seconds"]["after"]["1"] > 0
+    assert list((directory / "videos").glob("*.mp4")) and (directory / "curve.png").is_file()
+    run("train.py", "mode=eval", f"planner={directory}", *TRAIN, f"run_dir={folder}/one-step", folder=folder)
+    again = json.loads((folder / "one-step/evaluation/adroit_door/evaluation.json").read_text())
+    assert again == result["evaluation"]
+    said = run(
+        "train.py", "mode=eval", f"planner={directory}", *TRAIN, "model.sampling_steps=10", folder=folder, fails=True
+    )
+    assert "this planner was distilled to plan in 1, but 10 came" in said
+    labels = {group.stage: group.label for group in group_runs(scan([folder / "root/outputs"]).runs)}
+    assert labels["distill"] == "distilled, 1 step, of SODP"
 
 
 def test_the_readme_s_one_line_plans(finetuned: Path) -> None:

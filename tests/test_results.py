@@ -13,8 +13,9 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.results.differences import distinguishing, usual_settings
 from sodp3d.results.estimates import estimate, estimate_top5
 from sodp3d.results.groups import group_runs
+from sodp3d.results.pages import settings_page
 from sodp3d.results.scan import Score, portable, scan, seconds, shown
-from sodp3d.results.tables import evaluation_table, fine_tuned, table8, table9
+from sodp3d.results.tables import evaluation_table, fine_tuned, settings_table, table8, table9
 
 
 def test_intervals_of_one_seed_are_wilson_s(tmp_path: Path) -> None:
@@ -164,6 +165,26 @@ def test_another_number_of_sampling_steps_is_no_plain_method(tmp_path: Path) -> 
     labels = ["pre-trained", "fine-tuned with BC", "fine-tuned with BC, sampled in 5 steps"]
     assert [group.label for group in groups] == labels
     assert cells(table9(groups), "fine-tuned with BC", "last")[1].startswith("50")
+
+
+def test_a_distilled_planner_is_told_by_its_steps_and_its_teacher(tmp_path: Path) -> None:
+    planner = make_run(tmp_path, "pretrain", 3)
+    tuned = make_run(tmp_path, "finetune", 5, planner=planner, algorithm="sodp", day=2)
+    make_run(tmp_path, "distill", 4, planner=planner, steps=2, day=3)
+    student = make_run(tmp_path, "distill", 6, planner=tuned, day=4)
+    make_run(tmp_path, "finetune", 7, planner=student, algorithm="sodp", day=5)
+    groups = group_runs(scan([tmp_path]).runs)
+    assert [group.label for group in groups] == [
+        "pre-trained",
+        "SODP",
+        "SODP, from a fine-tuned planner, from a distilled planner",
+        "distilled, 1 step, of SODP",
+        "distilled, 2 steps",
+    ]
+    assert groups[3].settings["planner.finetune.episodes"] == 8 and groups[3].settings["pretrain.steps"] == 100
+    assert cells(table8(groups), "distilled, 1 step, of SODP", "last")[1].startswith("60")
+    page = settings_page({"settings": settings_table(groups, {}), "evaluations": []}, groups)
+    assert "seen as point clouds: distillation" in page
 
 
 def test_a_slice_of_the_data_is_no_plain_method(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sodp3d.settings import (
     CollectSettings,
     CommonSettings,
     DemonstrationSettings,
+    DistillSettings,
     EvaluationSettings,
     FinetuneSettings,
     ModelSettings,
@@ -44,6 +45,7 @@ KINDS: dict[str, Any] = {
     "model": ModelSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "distill": DistillSettings,
     "finetune.sampler": SamplerSettings,
     "evaluation": EvaluationSettings,
     "collect": CollectSettings,
@@ -55,6 +57,7 @@ RESOURCES = {
     *("tasks_at_once", "pretrain.evaluate_episodes"),
     *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "pretrain.memory"),
     "finetune.checkpoint_every",
+    *("distill.log_every", "distill.checkpoint_every", "distill.evaluate_every"),
     *("evaluation.environments", "evaluation.videos", "stage1.log_every", "stage1.checkpoint_every"),
 }
 
@@ -241,7 +244,7 @@ def test_defaults_are_those_of_the_configuration_files() -> None:
         (DemonstrationSettings(), files["collect"]),
         (RecordSettings(), files["record"]),
         (Stage1Settings(), files["pretrain_encoder"]["stage1"]),
-        *((KINDS[name](), files["train"][name]) for name in ("model", "pretrain", "evaluation")),
+        *((KINDS[name](), files["train"][name]) for name in ("model", "pretrain", "distill", "evaluation")),
         (FinetuneSettings(), files["train"]["finetune"] | algorithm["finetune"]),
     ]
     for settings, given in pairs:

@@ -56,6 +56,9 @@ def make_run(
         tuning |= {key: more[key] for key in ("from_scratch", "offline") if key in more}
         config |= {"finetune": tuning, "reg": {"name": reg, "weight": 0.0 if reg == "none" else 1.0}}
         config |= {"algorithm": more["algorithm"]} if "algorithm" in more else {}
+    if mode == "distill":
+        config |= {"distill": {"steps": more.get("steps", 1), "updates": 100}}
+    if mode in ("finetune", "distill"):
         config |= {"planner": str(more["planner"]) if "planner" in more else None}
     directory = root / "outputs" / mode / f"{env}-{config['obs']['name']}-{reg}" / f"202601{day:02d}-000000-000-s{seed}"
     with Run(directory, config) as run:

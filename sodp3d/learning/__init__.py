@@ -1,1 +1,1 @@
-"""Training: pre-training, fine-tuning and their losses."""
+"""Training: pre-training, fine-tuning, distillation and their losses."""

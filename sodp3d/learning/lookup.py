@@ -199,6 +199,16 @@ def with_sampler(config: dict[str, Any], planner: PolicyConfig | None = None) ->
     return {**config, "evaluation": evaluation, "model": model}
 
 
+def require_denoising(config: Mapping[str, Any], what: str) -> None:
+    """Raise InputError where `method=` makes no planners, whose denoising steps a stage is about."""
+    name = config["method"]
+    if not method_class(name).tunable:
+        raise InputError(
+            f"method: {what} the denoising steps of a planner, and method={name} has none; evaluate it as it is "
+            f"(mode=eval method={name}), or take a planner (method=sodp)."
+        )
+
+
 def _filled(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, with `own` where they are None."""
     return {**values, **{key: value for key, value in own.items() if values.get(key) is None}}

@@ -5,8 +5,8 @@ A planner is shown observations and actions: no rewards, no task labels (paper, 
 
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,10 +35,13 @@ from sodp3d.settings import PretrainSettings, TrainSettings
 from sodp3d.vision.sensors import sensor
 
 log = logging.getLogger(__name__)
+Drawn = tuple[dict[str, Tensor], NDArray[np.int64] | None]
 
 
 class Pretraining:
     """All that changes while pre-training, so that saving it and loading it leaves no trace in the result."""
+
+    name: ClassVar[str] = "pretrain"  # in messages
 
     def __init__(self, planner: LearnedPolicy, settings: PretrainSettings, seed: int, tasks: Sequence[str] = ()):
         self.planner = planner
@@ -48,12 +51,17 @@ class Pretraining:
         if settings.compile:  # after the copy for EMA, which plans seldom
             for part in planner.compiled:
                 getattr(planner, part).compile()
-        self.optimizer = torch.optim.Adam(planner.parameters(), lr=settings.learning_rate, fused=True)
+        learned = [parameter for parameter in planner.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(learned, lr=settings.learning_rate, fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = torch.Generator(planner.device).manual_seed(seed)
         self.step = 0
         self.recent: list[float] = []  # losses since the last line of the log
         self.of_tasks = TaskLosses(tasks)
+
+    def losses(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B,) of each window: the method's own."""
+        return self.planner.losses(batch, self.noise)
 
     def update(self, batch: dict[str, Tensor], places: NDArray[np.int64] | None = None) -> Tensor:
         """One gradient step on windows, of the tasks at `places` (B,) where there are several; returns the loss.
@@ -64,9 +72,9 @@ class Pretraining:
             group["lr"] = learning_rate(self.settings, self.step)
         batch = augmented(batch, self.settings.augment, self.noise)
         with torch.autocast(self.planner.device.type, torch.bfloat16, enabled=self.bfloat16):
-            losses = self.planner.losses(batch, self.noise)
+            losses = self.losses(batch)
         loss = losses.mean()
-        require_finite({"loss": loss}, f"pretrain: at step {self.step}")
+        require_finite({"loss": loss}, f"{self.name}: at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -79,7 +87,7 @@ class Pretraining:
     def save(self, run: Run, state: dict[str, Any]) -> None:
         """Publish a checkpoint of everything. Raises FloatingPointError where a weight is not finite."""
         total = torch.stack([parameter.detach().abs().sum() for parameter in self.planner.parameters()]).sum()
-        require_finite({"sum of the weights": total}, f"pretrain: at step {self.step}")
+        require_finite({"sum of the weights": total}, f"{self.name}: at step {self.step}")
         tensors = {
             **checkpoint.with_prefix("planner", self.planner.state_dict()),
             **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
@@ -168,17 +176,36 @@ def pretrain(
     mixture = Mixture(dataset, settings.balance)
     training = Pretraining(planner, settings, whole.common.seed, mixture.tasks)
     digest = training.load(run, data)
+
+    def draw(batches: np.random.Generator) -> Drawn:
+        windows, places = mixture.sample(settings.batch_size, batches)
+        return to_device(windows, device), places
+
+    return fit(training, run, planner_state(planner, tasks, digest), draw, measurements)
+
+
+def fit(
+    training: Pretraining,
+    run: Run,
+    state: dict[str, Any],
+    draw: Callable[[np.random.Generator], Drawn],
+    measurements: Measurements,
+) -> dict[str, Any] | None:
+    """Take the steps that are left, and test at the end; all that `training.settings` says.
+
+    state: what each checkpoint says of the policy. draw: a batch, and of which tasks its windows are. Returns and
+    raises as `pretrain`.
+    """
+    settings = training.settings
     run.rewind(training.step)
-    state = planner_state(planner, tasks, digest)
-    pace = Pace("pretrain")
+    pace = Pace(training.name)
     while not run.stop_requested:
         if _look_is_due(settings, training.step, run):
             training.save(run, state)  # what is measured, and what a stop or a kill meanwhile comes back to
             run.log(training.step, measurements.validate(training.ema.planner, run))
         if training.step >= settings.steps or run.stop_requested:
             break
-        windows, places = mixture.sample(settings.batch_size, training.batches)
-        batch = to_device(windows, device)
+        batch, places = draw(training.batches)
         pace.begin()
         training.recent.append(float(training.update(batch, places)))
         pace.end()

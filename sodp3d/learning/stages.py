@@ -1,4 +1,4 @@
-"""The three stages behind `train.py mode=...`: what each needs before it starts, and where its run directory is."""
+"""The stages behind `train.py mode=...`: what each needs before it starts, and where its run directory is."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ from sodp3d.data.recording import as_recorded
 from sodp3d.envs import require_tasks
 from sodp3d.envs.config import RECORDED, EnvConfig, task_configs
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.distill import Teacher, distill
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.learner import check_likelihood
 from sodp3d.learning.lookup import (
@@ -28,7 +29,9 @@ from sodp3d.learning.lookup import (
     find_planner,
     label,
     make_rollouts,
+    open_stores,
     planner_of,
+    require_denoising,
     with_sampler,
     with_tasks_there,
 )
@@ -112,11 +115,7 @@ def run_pretrain(config: dict[str, Any]) -> None:
 def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online; of a set each task by itself."""
     tasks, device = _begin(config)
-    if not method_class(config["method"]).tunable:
-        raise InputError(
-            f"method: fine-tuning tunes the denoising steps of a planner, and method={config['method']} has none; "
-            f"evaluate it as it is (mode=eval method={config['method']}), or fine-tune a planner (method=sodp)."
-        )
+    require_denoising(config, "fine-tuning tunes")
     path = find_planner(config, ("pretrain",))
     if len(tasks) > 1:
         _finetune_set(config, tasks, path, device)
@@ -209,6 +208,42 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
     steps = checkpoint.steps(path / "checkpoints")
     with checkpoint.restoring(checkpoint.path_of(path / "checkpoints", steps[-1]) if steps else path):
         return recorded_episodes(path, planner, settings.finetune, task)
+
+
+def run_distill(config: dict[str, Any]) -> None:
+    """mode=distill: a planner into one that plans in one or two steps, on the observations of one task's store."""
+    tasks, device = _begin(config)
+    require_denoising(config, "distillation shortens")
+    if len(tasks) > 1:
+        raise InputError(
+            f"env: a planner is distilled on one task, but {len(tasks)} came; choose one: {tasks[0].choice}"
+        )
+    task = tasks[0]
+    path = planner_of(find_planner(config, ("finetune", "pretrain")), task)
+    config = as_data_was_seen(as_planner_was_trained(config, path), tasks)
+    settings = TrainSettings.from_config(config)
+    planner, state = load_planner_and_state(path, device, **settings.sampler)
+    teacher = Teacher(planner, load_choice(path, device, settings.evaluation.best_of))
+    require_fitting(state, planner, config, task)
+    name = "one-step" if settings.distill.steps == 1 else "two-steps"
+    with (
+        _open({**config, "planner": str(path)}, ("distill", "planner", "data"), name) as run,
+        make_rollouts(config, task, settings.evaluation.environments) as rollouts,
+    ):
+        digest, seeds = checkpoint.digest_of(checkpoint_of(path)), settings.evaluation.test_seeds
+        folder, stopped = run.directory / "evaluation" / "before" / task.name, lambda: run.stop_requested
+        before = _made_before(run.config, settings, path, task, teacher.choice) or evaluate_and_keep(
+            planner, digest, task, seeds, folder, lambda: rollouts, stopped, teacher.choice
+        )
+        result = None
+        if before is not None:
+            log.info("before: %s", sentence(before.summary()))
+            measurements = OneTask(settings, task, rollouts)
+            result = distill(settings, run, teacher, task, open_stores(config, tasks), measurements)
+        if before is not None and result is not None:
+            log.info("now: %s", sentence(result["evaluation"]))
+            result = {"before": before.summary(), **result}
+        _conclude(run, "distill", result)
 
 
 def run_eval(config: dict[str, Any]) -> None:
@@ -305,6 +340,7 @@ def _finish(run: Run, config: dict[str, Any], result: dict[str, Any]) -> None:
 STAGES: dict[str, Callable[[dict[str, Any]], None]] = {
     "pretrain": run_pretrain,
     "finetune": run_finetune,
+    "distill": run_distill,
     "eval": run_eval,
 }
 

@@ -40,9 +40,15 @@ class PlannerConfig(PolicyConfig):
     eta: float = 1.0  # of the sampler: 0 deterministic, 1 as noisy as DDPM
     sigma_floor: float = 0.0  # of the sampler, normalized action units
     prediction: str = "epsilon"  # epsilon | sample
+    distilled: int | None = None  # in how many steps it learned to sample; None: in as many as you like
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.distilled is not None and self.inference_steps > self.distilled:
+            raise InputError(
+                f"model.sampling_steps: this planner was distilled to plan in {self.distilled}, but "
+                f"{self.inference_steps} came; leave it to the planner (model.sampling_steps=null)."
+            )
         if self.unet not in UNETS:
             raise InputError(f"unet: expected one of {', '.join(UNETS)}, got {self.unet!r}.")
 

@@ -49,7 +49,7 @@ class Group:
 
 
 def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
-    """Groups of pre-training and fine-tuning runs, in the order of task, observation, method, variant, settings."""
+    """Groups of the runs that made planners, in the order of task, observation, method, variant, settings."""
     by_name = {run.name: run for run in runs}
     members: dict[str, list[RunRecord]] = defaultdict(list)
     described: dict[str, tuple[tuple[str, str, str, str, str], dict[str, Any]]] = {}
@@ -94,10 +94,11 @@ def _order(group: Group) -> tuple[Any, ...]:
 def settings_of(run: RunRecord, ancestors: Sequence[RunRecord]) -> dict[str, Any]:
     """Dotted name to value of all that shapes the result but the seed.
 
-    Fine-tuning inherits its planner's pre-training and, with `planner.` before the names, the planner's fine-tuning.
+    Fine-tuning and distillation inherit their planner's pre-training and, with `planner.` before the names, its
+    fine-tuning.
     """
     found = {"data_hash": run.data_hash, **_settings(run.config)}
-    if run.stage == "finetune":
+    if run.stage in ("finetune", "distill"):
         pretraining = pretraining_of(run, ancestors)
         found |= _settings(pretraining.config, ("pretrain.",)) if pretraining is not None else {}
         for generation, ancestor in enumerate((a for a in ancestors if a.stage == "finetune"), start=1):

@@ -6,7 +6,7 @@ from typing import Any
 
 from sodp3d.results.scan import RunRecord
 
-PRETRAINED, DIRECT_BC = "pre-trained", "direct BC"
+PRETRAINED, DISTILLED, DIRECT_BC = "pre-trained", "distilled", "direct BC"
 REGULARIZED = {
     "none": "fine-tuned without BC",
     "bc": "fine-tuned with BC",
@@ -36,7 +36,7 @@ PEERS = {  # other methods than SODP, by `method=`; one that is not here goes by
     "mtbc": "MTBC",
     "mtdiff": "MTDiff",
 }
-METHODS = tuple(dict.fromkeys([PRETRAINED, *REGULARIZED.values(), DIRECT_BC, *ALGORITHMS.values()]))
+METHODS = tuple(dict.fromkeys([PRETRAINED, *REGULARIZED.values(), DIRECT_BC, *ALGORITHMS.values(), DISTILLED]))
 
 
 def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[str, str]:
@@ -44,11 +44,27 @@ def method_and_variant(run: RunRecord, ancestors: Sequence[RunRecord]) -> tuple[
     pretraining = pretraining_of(run, ancestors)
     if run.stage == "pretrain":
         return PRETRAINED, ", ".join(_pretraining_parts(pretraining))
+    if run.stage == "distill":
+        return DISTILLED, ", ".join([*_distilling_parts(run, ancestors), *_pretraining_parts(pretraining)])
     method, parts = _named(run.config) if "algorithm" in run.config else _regularized(run.config)
     if any(ancestor.stage == "finetune" for ancestor in ancestors):
         parts.append("from a fine-tuned planner")
+    if any(ancestor.stage == "distill" for ancestor in ancestors):
+        parts.append("from a distilled planner")
     parts += _origin_parts(run, pretraining)
     return method, ", ".join([*parts, *_sampling_parts(run, pretraining), *_pretraining_parts(pretraining)])
+
+
+def _distilling_parts(run: RunRecord, ancestors: Sequence[RunRecord]) -> list[str]:
+    """In how many steps the student plans, of what, and where its planner came from."""
+    steps = run.config["distill"]["steps"]
+    teacher = ancestors[0] if ancestors else None
+    tuned = teacher is not None and teacher.stage != "pretrain"
+    return [
+        f"{steps} step{'s' * (steps > 1)}",
+        *([f"of {method_and_variant(teacher, ancestors[1:])[0]}"] if teacher is not None and tuned else []),
+        *_origin_parts(run, pretraining_of(run, ancestors)),
+    ]
 
 
 def _named(config: dict[str, Any]) -> tuple[str, list[str]]:

@@ -74,7 +74,7 @@ _HEADINGS = {
     "sampling_steps": "steps",
     "data_hash": "data",
 }
-_STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning"}
+_STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning", "distill": "distillation"}
 _MINUTES, _PLAIN = ("wall time",), ("eta", "sigma_floor")
 
 

@@ -20,7 +20,7 @@ from sodp3d.core.run import is_finished, read_config, read_metrics, read_result,
 from sodp3d.envs.config import SUCCESS_METRICS
 
 ROOTS = ("outputs", "data")
-STAGES = ("pretrain", "finetune", "eval")
+STAGES = ("pretrain", "finetune", "distill", "eval")
 STORE_RECORD = "store.json"  # stands for a store in kept records
 BROKEN = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)  # of one run
 _INSIDE_RUNS = {"checkpoints", "best", "tensorboard", "videos", "evaluation", "card"}
@@ -72,7 +72,7 @@ class RunRecord:
 
     @property
     def stage(self) -> str:
-        """pretrain, finetune or eval."""
+        """pretrain, finetune, distill or eval."""
         return self.config["mode"]
 
     @property
@@ -102,7 +102,7 @@ class RunRecord:
 
     @cached_property
     def scores(self) -> dict[str, Score]:
-        """Of pretrain and finetune: `last`, `best` (by validation, on the test seeds) and `before`, where recorded.
+        """Of all but eval: `last`, `best` (by validation, on the test seeds) and `before`, where recorded.
 
         Of a set those of all its tasks together: `last` of the planners that other commands load, and `before`.
         """

@@ -9,6 +9,7 @@ from sodp3d.settings.collection import (
     Stage1Settings,
 )
 from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.distilling import DistillSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import (
     BranchSettings,
@@ -31,6 +32,7 @@ __all__ = [
     "ConvertSettings",
     "CriticSettings",
     "DemonstrationSettings",
+    "DistillSettings",
     "EncoderSettings",
     "EvaluationSettings",
     "FinetuneSettings",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from sodp3d.core import registry
 from sodp3d.core.sections import Expected, Flag, Name, Text, read_keys, read_section, resource, section
 from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.distilling import DistillSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings
 from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
@@ -25,7 +26,7 @@ class ObservationSettings:
 class StageSettings:
     """Which stage, and from what; at the top of configs/train.yaml."""
 
-    mode: Literal["pretrain", "finetune", "eval"] = "pretrain"
+    mode: Literal["pretrain", "finetune", "distill", "eval"] = "pretrain"
     method: Text = "sodp"
     algorithm: Name = "sodp"  # of fine-tuning
     planner: Text | None = None  # run directory or checkpoint; null: the newest finished run of the stage before
@@ -44,6 +45,7 @@ class TrainSettings:
     model: ModelSettings
     pretrain: PretrainSettings
     finetune: FinetuneSettings
+    distill: DistillSettings
     evaluation: EvaluationSettings
 
     @classmethod
@@ -74,5 +76,6 @@ SECTIONS: dict[str, Any] = {
     "model": ModelSettings,
     "pretrain": PretrainSettings,
     "finetune": FinetuneSettings,
+    "distill": DistillSettings,
     "evaluation": EvaluationSettings,
 }

@@ -9,7 +9,12 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import disk_errors, replace_file
 from sodp3d.core.run import read_versions
 
-LABELS = {"pretrain": "gradient steps", "finetune": "environment steps", "collect": "agent steps"}
+LABELS = {
+    "pretrain": "gradient steps",
+    "finetune": "environment steps",
+    "distill": "gradient steps",
+    "collect": "agent steps",
+}
 _MADE_BY = "sodp3d"
 
 _LOSSES = ("train/loss", "train/bc_loss", "train/regularizer", "train/imp_loss", "validation/loss", "evaluation/loss")
