@@ -22,6 +22,7 @@ from sodp3d.settings.identity import decides, differences, identity, measured_al
 from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
 from sodp3d.settings.serving import ServeSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
+from sodp3d.settings.viewing import ReplaySettings
 
 __all__ = [
     "AugmentationSettings",
@@ -40,6 +41,7 @@ __all__ = [
     "PretrainSettings",
     "RecordSettings",
     "RegularizerSettings",
+    "ReplaySettings",
     "SamplerSettings",
     "ServeSettings",
     "Stage1Settings",

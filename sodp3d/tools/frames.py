@@ -2,7 +2,8 @@
 
 import base64
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from sodp3d.core.paths import command_line
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.envs.config import EnvConfig
 
+if TYPE_CHECKING:
+    from sodp3d.envs.base import RobotEnv
+
 
 def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int) -> dict[str, Any]:
     """Up to `episodes` episodes spread over the store, with as many frames each as fit in `size` bytes.
@@ -20,7 +24,7 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     millimetres, base64) and an image (PNG, base64). Damaged episodes are left out, and the note says so. Raises
     InputError where none can be shown.
     """
-    chosen = sorted({round(index) for index in np.linspace(0, len(store) - 1, episodes)}) if len(store) else []
+    chosen = spread(len(store), episodes)
     frames = _frames_per_episode(store, len(chosen), size, most_frames)
     shown, skipped = [], []
     for index in chosen:
@@ -43,6 +47,11 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     }
 
 
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` indices spread evenly over 0 .. length - 1, both ends included."""
+    return sorted({round(index) for index in np.linspace(0, length - 1, count)}) if length else []
+
+
 def action_names(store: EpisodeStore) -> list[str]:
     """A name for each number of an action.
 
@@ -56,15 +65,36 @@ def action_names(store: EpisodeStore) -> list[str]:
 
 
 def _actuators(store: EpisodeStore) -> list[str]:
+    env = environment_of(store)
+    if env is None:
+        return []
+    names = actuator_names(env)
+    env.close()
+    return names
+
+
+def actuator_names(env: "RobotEnv") -> list[str]:
+    """Names of the model's actuators."""
+    names = [env.model.actuator(index).name for index in range(env.model.nu)]
+    return [name.removeprefix("A_") for name in names]
+
+
+def environment_of(store: EpisodeStore) -> "RobotEnv | None":
+    """The store's environment; None where it was recorded elsewhere, or by a package that is not installed."""
     from sodp3d.envs import make_env
 
     try:
-        env = make_env(EnvConfig.from_config(store.attributes["env_config"]))
-    except (InputError, ImportError):  # recorded elsewhere, or by a package that is not installed
-        return []
-    names = [env.model.actuator(index).name for index in range(env.model.nu)]
-    env.close()
-    return [name.removeprefix("A_") for name in names]
+        return make_env(EnvConfig.from_config(store.attributes["env_config"]))
+    except (InputError, ImportError):
+        return None
+
+
+def stored_views(store: EpisodeStore, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any] | None]:
+    """Arrays (T, ...) of one episode by key; None for one that the store does not have of it. Raises CorruptEpisode."""
+    return {
+        key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
+        for key in keys
+    }
 
 
 def _frames_per_episode(store: EpisodeStore, episodes: int, size: int, most: int) -> int:
@@ -80,13 +110,9 @@ def _frames_per_episode(store: EpisodeStore, episodes: int, size: int, most: int
 def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
     values = store.episode(index, ("action", "reward", "success"))
     metadata = {name: column[index].item() for name, column in store.metadata.items()}
-    extra = {
-        key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
-        for key in ("depth", "point_cloud", "image")
-    }
-    depth, clouds, images = extra["depth"], extra["point_cloud"], extra["image"]
+    depth, clouds, images = stored_views(store, index, ("depth", "point_cloud", "image")).values()
     length = len(values["action"])
-    steps = sorted({round(step) for step in np.linspace(0, length - 1, frames)})
+    steps = spread(length, frames)
     return {
         "index": index,
         "length": length,
