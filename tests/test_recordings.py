@@ -1,22 +1,30 @@
 """Episodes for Rerun's viewer, read back with Rerun's own reader: every number is the store's, or the simulator's."""
 
 import importlib.util
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from test_conversion import CONFIG
 from toy_env import slider_env
+from toy_slider import SeededSlider, make_slider
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
+from sodp3d.core import registry
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
+from sodp3d.core.files import write_text
+from sodp3d.core.mappings import plain
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import EnvConfig
 from sodp3d.settings import ReplaySettings
 from sodp3d.tools import recordings
 from sodp3d.tools.recordings import rollout_steps, write_recording, write_store_recordings
+from sodp3d.tools.replay import replay_run
 from sodp3d.tools.view import main
 from sodp3d.vision.pointcloud import CropConfig
 
@@ -119,6 +127,26 @@ def test_roll_outs_are_made_again_with_seconds_and_what_the_planner_saw(tmp_path
     centres = [np.mean(cloud, axis=0)[0] for cloud in found["/world/cloud"]["Points3D:positions"]]
     np.testing.assert_allclose(centres, [0.0, 0.1, 0.3], atol=0.05)  # of the ball, before each action
     assert "/world/camera/colour" not in found, "ray casting has no colours"
+
+
+def seeded(config: EnvConfig) -> SeededSlider:
+    return SeededSlider()
+
+
+@needs_rerun
+def test_replay_shows_the_roll_outs_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FAMILIES, "slider", f"{__name__}:seeded")
+    task = replace(make_slider().config, family="slider")
+    write_text(tmp_path / "config.yaml", yaml.safe_dump({"env": plain(asdict(task))}))
+    kept, ends = tmp_path / "evaluation/slider", np.array([2, 5])
+    kept.mkdir(parents=True)
+    actions = np.linspace(-1, 1, 5, dtype=np.float32)[:, None]
+    outcomes = np.array([[False] * 3, [True] * 3])
+    np.savez(kept / "rollouts.npz", seeds=np.array([100_000, 100_001]), ends=ends, actions=actions, success=outcomes)
+    settings = ReplaySettings(run=str(tmp_path), viewer="rerun", seeds=[100_001])
+    (path,) = replay_run(settings, "raycast")
+    assert path == tmp_path / "rerun/slider-seed100001-success.rrd"
+    np.testing.assert_array_equal(column(read(path)["/action/action\\ 0"], "scalars"), actions[2:, 0])
 
 
 @needs_rerun

@@ -53,30 +53,19 @@ def spread(length: int, count: int) -> list[int]:
 
 
 def action_names(store: EpisodeStore) -> list[str]:
-    """A name for each number of an action.
-
-    The attribute `action_names`, where a store has it; else those of the actuators, where the environment can be made
-    and has one for each number; else "action 0", "action 1", ...
-    """
+    """A name for each number of an action: of the attribute `action_names`, where a store has it, or the actuator's."""
     size = store.field("action").shape[0]
-    names = store.attributes.get("action_names") or _actuators(store)
-    known = isinstance(names, list) and len(names) == size
-    return [str(name) for name in names] if known else [f"action {index}" for index in range(size)]
+    return _fitting(store.attributes.get("action_names"), size) or actuator_names(environment_of(store), size)
 
 
-def _actuators(store: EpisodeStore) -> list[str]:
-    env = environment_of(store)
-    if env is None:
-        return []
-    names = actuator_names(env)
-    env.close()
-    return names
+def actuator_names(env: "RobotEnv | None", size: int) -> list[str]:
+    """Names of the model's actuators, where each number of an action has one; else "action 0", "action 1", ..."""
+    names = [env.model.actuator(index).name.removeprefix("A_") for index in range(env.model.nu)] if env else []
+    return _fitting(names, size) or [f"action {index}" for index in range(size)]
 
 
-def actuator_names(env: "RobotEnv") -> list[str]:
-    """Names of the model's actuators."""
-    names = [env.model.actuator(index).name for index in range(env.model.nu)]
-    return [name.removeprefix("A_") for name in names]
+def _fitting(names: Any, size: int) -> list[str]:
+    return [str(name) for name in names] if isinstance(names, list) and len(names) == size else []
 
 
 def environment_of(store: EpisodeStore) -> "RobotEnv | None":

@@ -95,9 +95,9 @@ def write_rollout_recordings(
     env = make_env(config, renderer)
     written = []
     for name, seed, actions in chosen:
-        steps = list(rollout_steps(env, seed, actions))
+        steps, names = list(rollout_steps(env, seed, actions)), actuator_names(env, actions.shape[1])
         path = output / f"{name}.rrd"
-        written.append(write_recording(path, steps, env.recorded_camera(), actuator_names(env), frame_rate(env)))
+        written.append(write_recording(path, steps, env.recorded_camera(), names, frame_rate(env)))
     env.close()
     return written
 
