@@ -6,6 +6,7 @@ import logging
 import random
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -121,9 +122,13 @@ def newest_folder(run: Run) -> list[tuple[int, dict[str, float]]]:
     ids = {file.stem.removeprefix("run-") for file in (run.directory / "wandb").glob("offline-run-*/*.wandb")}
     assert ids == {json.loads((run.directory / "wandb.json").read_text())["id"]}, "one run"
     (file,) = (run.directory / "wandb" / "latest-run").glob("*.wandb")
-    found = []
-    for content in leveldb_records(file.read_bytes()[7:]):
-        record = wandb_internal_pb2.Record.FromString(content)
+    found, records = [], list[Any]()
+    for _ in range(100):  # W&B's own process writes the last of them when it may
+        records = [wandb_internal_pb2.Record.FromString(content) for content in leveldb_records(file.read_bytes()[7:])]
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            break
+        time.sleep(0.1)
+    for record in records:
         if record.WhichOneof("record_type") == "history":
             items = {item.key or "/".join(item.nested_key): item.value_json for item in record.history.item}
             values = {key: float(json.loads(value)) for key, value in items.items() if not key.startswith("_")}
@@ -134,8 +139,10 @@ def newest_folder(run: Run) -> list[tuple[int, dict[str, float]]]:
 def leveldb_records(content: bytes) -> Iterator[bytes]:
     """Records of a log as LevelDB writes them, small enough to lie in its first block."""
     place = 0
-    while place < len(content):
+    while place + 7 <= len(content):
         _, length, kind = struct.unpack_from("<IHB", content, place)
+        if place + 7 + length > len(content):
+            return  # still being written
         assert kind == 1, "whole"
         yield content[place + 7 : place + 7 + length]
         place += 7 + length

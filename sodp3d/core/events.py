@@ -20,8 +20,9 @@ class TensorBoard(Tracker):
 
         folder = directory / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        self.empty = not any(folder.iterdir())
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        before = len(list(folder.iterdir()))
+        self.empty = before == 0
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{before}"
         self._file = (folder / name).open("ab", buffering=0)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 

@@ -6,11 +6,15 @@ A tracker only looks on. It never decides what a run computes, whether one is co
 import importlib.util
 import logging
 import math
+import random
+import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
+
+import numpy as np
 
 from sodp3d.core import registry
 from sodp3d.core.errors import InputError
@@ -100,7 +104,8 @@ class Telling:
         if self._failed:
             return
         try:
-            act()
+            with _same_randomness():
+                act()
         except Exception as error:  # of any kind: packages that are not ours, networks, disks
             self._failed = True
             log.warning(
@@ -113,3 +118,16 @@ class Telling:
             with suppress(Exception):
                 if self._tracker is not None:
                     self._tracker.close()
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    """Leave the generators of random numbers that all code shares as they are: learning may draw from them too."""
+    shared, arrays, torch = random.getstate(), np.random.get_state(), sys.modules.get("torch")
+    devices = [torch.cuda.current_device()] if torch is not None and torch.cuda.is_initialized() else []
+    try:
+        with nullcontext() if torch is None else torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(shared)
+        np.random.set_state(arrays)
