@@ -153,7 +153,6 @@ def test_what_ends_a_run_is_logged_once_however_often_it_is_made(tmp_path: Path)
     ("full", "write"),
     [
         ("metrics.jsonl", lambda run: run.log(2, {"train/loss": 0.25})),
-        ("tensorboard/*", lambda run: run.log(2, {"train/loss": 0.25})),
         ("wall_time.json", lambda run: run._note_time()),
         ("result.json", lambda run: run.finish({"done": True})),
     ],

@@ -54,7 +54,7 @@ KINDS: dict[str, Any] = {
 ALGORITHMS = [[f"algorithm={file.stem}"] for file in sorted((CONFIGS / "algorithm").glob("*.yaml"))]
 RESOURCES = {
     *("device", "threads", "workers", "render", "root", "run_dir", "plugins", "obs.backend", "obs.device"),
-    *("tasks_at_once", "pretrain.evaluate_episodes"),
+    *("tasks_at_once", "tracker", "pretrain.evaluate_episodes"),
     *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "pretrain.memory"),
     "finetune.checkpoint_every",
     *("distill.log_every", "distill.checkpoint_every", "distill.evaluate_every"),

@@ -66,7 +66,8 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
     group = (env, settle(common.render) if settings.depth else common.render, settings.depth)
     with make_workers(common.workers, CollectionGroup, group, at_most=settings.environments) as workers:
         (facts,) = workers.call("describe", [()])
-        run = _open_run(folder, {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")})
+        kept = {key: config[key] for key in ("agent", "seed", "demos", "demo_episodes")}
+        run = _open_run(folder, kept, common.tracker)
         fresh = not checkpoint.steps(run.checkpoints)
         agent = build_agent(config["agent"], env, facts, common.seed, device, fresh)
         prior = None
@@ -113,12 +114,12 @@ def demonstrations(
     return shown.trajectories if image_size is None else watch(shown, workers, image_size)
 
 
-def _open_run(folder: Path, config: dict[str, Any]) -> Any:
+def _open_run(folder: Path, config: dict[str, Any], tracker: str) -> Any:
     """The agent's run directory. Raises InputError if it was started with other settings: a store has one agent."""
     from sodp3d.core.run import open_run
 
     try:
-        return open_run(folder, config, config["seed"], folder / "agent", differences)
+        return open_run(folder, config, config["seed"], folder / "agent", differences, tracker)
     except InputError as error:
         raise InputError(f"{error} For a collection that means another folder: data=<folder>.") from None
 

@@ -51,7 +51,7 @@ def main(config: dict[str, Any]) -> None:
     directory = Path(common.run_dir).expanduser() if common.run_dir else None
     device = prepare_torch(config)
     workers = core_count() if common.workers is None else common.workers
-    run = open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences)
+    run = open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences, common.tracker)
     stage = Stage1(settings, common.seed, len(classes), device, workers)
     if output.exists() and not stage.wrote(output, run):
         raise InputError(f"output: {output} exists already and is never overwritten; name another.")

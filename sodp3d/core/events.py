@@ -8,15 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sodp3d.core.trackers import Tracker
 
-class Scalars:
-    """A new file of events in `folder`, which is made. Raises OSError where the disk refuses."""
 
-    def __init__(self, folder: Path) -> None:
+class TensorBoard(Tracker):
+    """`tracker=tensorboard`: each process adds one file of events to the run's folder `tensorboard`."""
+
+    def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
+        """Raises OSError where the disk refuses; so do the other methods."""
         from tensorboard.compat.proto.event_pb2 import Event
 
+        folder = directory / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        before = len(list(folder.iterdir()))
+        self.empty = before == 0
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{before}"
         self._file = (folder / name).open("ab", buffering=0)
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 

@@ -67,6 +67,13 @@ AGENTS: Table = {
     "rlpd": "sodp3d.collection.agents.rlpd:build",
     "scripted": "sodp3d.collection.agents.scripted:build",
 }
+# tracker: a class of `core.trackers.Tracker`, called with a run's directory and configuration
+TRACKERS: Table = {
+    "tensorboard": "sodp3d.core.events:TensorBoard",
+    "trackio": "sodp3d.core.dashboards:Trackio",
+    "wandb": "sodp3d.core.dashboards:Wandb",
+    "none": "sodp3d.core.trackers:NoTracker",
+}
 
 ENTRY_POINTS = "sodp3d.plugins"
 VARIABLE = "SODP3D_PLUGINS"  # names of modules for this process and those it starts, separated by commas

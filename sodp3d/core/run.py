@@ -1,8 +1,8 @@
-"""A run directory: configuration as composed, versions, metrics, TensorBoard, checkpoints, curve; and how to continue.
+"""A run directory: configuration as composed, versions, metrics, checkpoints, curve; and how to continue.
 
 outputs/<mode>/<label>/<time>-s<seed>/
-  config.yaml  versions.json  metrics.jsonl  wall_time.json  tensorboard/  checkpoints/  videos/  curve.png
-  result.json (when finished)
+  config.yaml  versions.json  metrics.jsonl  wall_time.json  checkpoints/  videos/  curve.png
+  tensorboard/ (or what another tracker keeps)  result.json (when finished)
 """
 
 import json
@@ -21,11 +21,11 @@ from typing import Any, TypeGuard
 import yaml
 
 from sodp3d.core.errors import AlreadyFinishedError, InputError
-from sodp3d.core.events import Scalars
 from sodp3d.core.files import PARTIAL, Lock, disk_errors, read_json, write_json, write_text
 from sodp3d.core.mappings import flat
 from sodp3d.core.progress import LINE_SECONDS, progress_bar, progress_line
 from sodp3d.core.stopping import Stopped, on_signal
+from sodp3d.core.trackers import TENSORBOARD, Telling
 from sodp3d.core.versions import recorded_versions
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class Run:
     Leaving it after such a signal raises Stopped, so that no command that was stopped seems to have succeeded.
     """
 
-    def __init__(self, directory: Path, config: dict[str, Any]):
+    def __init__(self, directory: Path, config: dict[str, Any], tracker: str = TENSORBOARD):
         self.directory = directory
         self.config = config
         self.stop_requested = False
@@ -54,7 +54,7 @@ class Run:
         self._first_step: int | None = None  # logged by this process; a resumed run does not start at 0
         self._last_line = -math.inf
         self._bar: Any = None
-        self._scalars: Scalars | None = None
+        self._telling = Telling(tracker, directory, config, self.metrics)
 
     def __enter__(self) -> "Run":
         taken = f"run directory {self.directory} is in use by {{holder}}; wait for it or stop it first."
@@ -64,6 +64,7 @@ class Run:
         write_json(self.directory / "versions.json", recorded_versions())
         self._seconds_before, self._entered = self._noted_time(), time.monotonic()
         self._stack.enter_context(on_signal(self._request_stop))
+        self._stack.callback(self._telling.close)
         return self
 
     def __exit__(
@@ -108,7 +109,7 @@ class Run:
             write_text(path, "".join(f"{line}\n" for line in kept))
 
     def log(self, step: int, metrics: dict[str, float], total: int | None = None) -> None:
-        """Append to metrics.jsonl and TensorBoard, and show it: a progress bar in a terminal, else a line now and then.
+        """Append to metrics.jsonl, tell the tracker, and show it: a bar in a terminal, else a line now and then.
 
         Args:
             step: the run's own counter (gradient steps, environment steps); the same for a resumed run.
@@ -116,10 +117,10 @@ class Run:
             total: where the counter ends, for the time left.
         """
         record = {"step": step, **{name: _plain(value) for name, value in metrics.items()}}
-        with disk_errors(self.directory, "what was learned since the last checkpoint is lost"):
-            with (self.directory / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            self._board().add(step, metrics)
+        lost = "what was learned since the last checkpoint is lost"
+        with disk_errors(self.directory, lost), (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self._telling.add(step, metrics)
         self._show(step, total, metrics)
         if time.monotonic() - self._last_timed > TIME_EVERY:
             self._note_time()
@@ -151,12 +152,6 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         """Mark the run as finished: the last thing to do, since such a run is never gone on with."""
         write_json(self.directory / "result.json", result)
-
-    def _board(self) -> Scalars:
-        if self._scalars is None:
-            self._scalars = Scalars(self.directory / "tensorboard")
-            self._stack.callback(self._scalars.close)
-        return self._scalars
 
 
 def _plain(value: float) -> float | None:
@@ -278,12 +273,14 @@ def open_run(
     seed: int,
     directory: Path | None = None,
     differences: Callable[[Mapping[str, Any], Mapping[str, Any]], list[Difference]] = all_differences,
+    tracker: str = TENSORBOARD,
 ) -> Run:
     """The unfinished run of this configuration under `parent`, newest first, or else a new one.
 
     `directory` names one explicitly; it is continued if it holds the same configuration, begun if it is empty or not
     there yet, and refused otherwise. Nothing is written yet.
     `differences` of a recorded configuration and this one says what makes them two runs; nothing: it is the same run.
+    `tracker` is told the run's numbers: an entry of registry.TRACKERS.
     """
     if directory is not None:
         _require_run_or_empty(directory)
@@ -294,14 +291,14 @@ def open_run(
         if found:
             changed = ", ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in found)
             raise InputError(f"{directory} was started with another configuration ({changed}); choose another run_dir.")
-        return Run(directory, config)
+        return Run(directory, config, tracker)
     for candidate in sorted((path.parent for path in parent.glob("*/config.yaml")), reverse=True):
         recorded = None if is_finished(candidate) else readable_config(candidate)
         if recorded is not None and not differences(recorded, config):
             log.info("continuing %s", candidate)
-            return Run(candidate, config)
+            return Run(candidate, config, tracker)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    return Run(parent / f"{stamp}-s{seed}", config)
+    return Run(parent / f"{stamp}-s{seed}", config, tracker)
 
 
 def _require_run_or_empty(directory: Path) -> None:

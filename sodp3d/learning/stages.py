@@ -87,7 +87,7 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
     kept = {key: config[key] for key in (*SHARED, *sections)}
     directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
     parent = outputs_root(config) / config["mode"] / label(config, *more)
-    return open_run(parent, kept, config["seed"], directory, differences)
+    return open_run(parent, kept, config["seed"], directory, differences, config["tracker"])
 
 
 def run_pretrain(config: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ ROOTS = ("outputs", "data")
 STAGES = ("pretrain", "finetune", "distill", "eval")
 STORE_RECORD = "store.json"  # stands for a store in kept records
 BROKEN = (OSError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)  # of one run
-_INSIDE_RUNS = {"checkpoints", "best", "tensorboard", "videos", "evaluation", "card"}
+_INSIDE_RUNS = {"checkpoints", "best", "tensorboard", "wandb", "videos", "evaluation", "card"}
 
 
 @dataclass(frozen=True)

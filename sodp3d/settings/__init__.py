@@ -23,6 +23,7 @@ from sodp3d.settings.identity import decides, differences, identity, measured_al
 from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
 from sodp3d.settings.serving import ServeSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
+from sodp3d.settings.viewing import ReplaySettings
 
 __all__ = [
     "AugmentationSettings",
@@ -42,6 +43,7 @@ __all__ = [
     "PretrainSettings",
     "RecordSettings",
     "RegularizerSettings",
+    "ReplaySettings",
     "SamplerSettings",
     "ServeSettings",
     "Stage1Settings",

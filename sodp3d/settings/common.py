@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sodp3d.core.sections import Count, Expected, Natural, Text, Whole, resource, section
+from sodp3d.core.trackers import TENSORBOARD, require_tracker
 
 Seed = Annotated[Whole, Field(ge=0), Field(le=2**32 - 1), Expected(f"a whole number from 0 to {2**32 - 1}")]
 _MANY = 2**16  # threads or processes, beyond any machine
@@ -25,6 +26,10 @@ class CommonSettings:
     workers: Workers = resource(None)  # worker processes; null: one per core
     tasks_at_once: Count | None = resource(None)  # of a set, each in its own process; null: one for each core
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
+    tracker: Text = resource(TENSORBOARD)  # who is told a run's numbers beside metrics.jsonl
     root: Text | None = resource(None)  # holds data/ and outputs/
     run_dir: Text | None = resource(None)  # this run's directory
     plugins: list[Text] | None = resource(None)  # modules that add choices; what is chosen of them decides
+
+    def __post_init__(self) -> None:
+        require_tracker(self.tracker)

@@ -2,7 +2,8 @@
 
 import base64
 import io
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from sodp3d.data.recording import names_of
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 
+if TYPE_CHECKING:
+    from sodp3d.envs.base import RobotEnv
+
 
 def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int) -> dict[str, Any]:
     """Up to `episodes` episodes spread over the store, with as many frames each as fit in `size` bytes.
@@ -22,7 +26,7 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     uint16 millimetres, base64), a cloud (N * 3 int16 millimetres, base64) and an image (PNG, base64). Damaged episodes
     are left out, and the note says so. Raises InputError where none can be shown.
     """
-    chosen = sorted({round(index) for index in np.linspace(0, len(store) - 1, episodes)}) if len(store) else []
+    chosen = spread(len(store), episodes)
     frames = _frames_per_episode(store, len(chosen), size, most_frames)
     shown, skipped = [], []
     for index in chosen:
@@ -46,15 +50,17 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     }
 
 
-def action_names(store: EpisodeStore) -> list[str]:
-    """A name for each number of an action.
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` indices spread evenly over 0 .. length - 1, both ends included."""
+    return sorted({round(index) for index in np.linspace(0, length - 1, count)}) if length else []
 
-    The attribute `action_names`, where a store has it; else those of the actuators, where the environment can be made
-    and has one for each number; else "action 0", "action 1", ...
-    """
+
+def action_names(store: EpisodeStore) -> list[str]:
+    """A name for each number of an action: of the attribute `action_names`, where a store has it, or the actuator's."""
     size = store.field("action").shape[0]
-    names = [] if store.attributes.get("action_names") else _actuators(store)
-    return names if len(names) == size else names_of(store, "action")
+    if store.attributes.get("action_names"):
+        return names_of(store, "action")
+    return actuator_names(environment_of(store), size)
 
 
 def _no_clouds(store: EpisodeStore) -> str:
@@ -64,16 +70,32 @@ def _no_clouds(store: EpisodeStore) -> str:
     return f"No point clouds of this episode yet. Make them with: {command_line('convert', *store.choice.split())}"
 
 
-def _actuators(store: EpisodeStore) -> list[str]:
+def actuator_names(env: "RobotEnv | None", size: int) -> list[str]:
+    """Names of the model's actuators, where each number of an action has one; else "action 0", "action 1", ..."""
+    names = [env.model.actuator(index).name.removeprefix("A_") for index in range(env.model.nu)] if env else []
+    return _fitting(names, size) or [f"action {index}" for index in range(size)]
+
+
+def _fitting(names: Any, size: int) -> list[str]:
+    return [str(name) for name in names] if isinstance(names, list) and len(names) == size else []
+
+
+def environment_of(store: EpisodeStore) -> "RobotEnv | None":
+    """The store's environment; None where it was recorded elsewhere, or by a package that is not installed."""
     from sodp3d.envs import make_env
 
     try:
-        env = make_env(EnvConfig.from_config(store.attributes["env_config"]))
-    except (InputError, ImportError):  # recorded elsewhere, or by a package that is not installed
-        return []
-    names = [env.model.actuator(index).name for index in range(env.model.nu)]
-    env.close()
-    return [name.removeprefix("A_") for name in names]
+        return make_env(EnvConfig.from_config(store.attributes["env_config"]))
+    except (InputError, ImportError):
+        return None
+
+
+def stored_views(store: EpisodeStore, index: int, keys: Sequence[str]) -> dict[str, NDArray[Any] | None]:
+    """Arrays (T, ...) of one episode by key; None for one that the store does not have of it. Raises CorruptEpisode."""
+    return {
+        key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
+        for key in keys
+    }
 
 
 def _frames_per_episode(store: EpisodeStore, episodes: int, size: int, most: int) -> int:
@@ -90,13 +112,9 @@ def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
     values = store.episode(index, [key for key in ("action", "reward", "success") if key in store.specification])
     metadata = {name: column[index].item() for name, column in store.metadata.items()}
     successes = [name for name in SUCCESS_METRICS if f"success_{name}" in metadata]
-    extra = {
-        key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
-        for key in ("depth", "point_cloud", "image")
-    }
-    depth, clouds, images = extra["depth"], extra["point_cloud"], extra["image"]
+    depth, clouds, images = stored_views(store, index, ("depth", "point_cloud", "image")).values()
     length = len(values["action"])
-    steps = sorted({round(step) for step in np.linspace(0, length - 1, frames)})
+    steps = spread(length, frames)
     return {
         "index": index,
         "length": length,

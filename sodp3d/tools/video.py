@@ -84,7 +84,21 @@ def rollout_frames(env: RobotEnv, seed: int, actions: NDArray[np.float32]) -> It
 def write_rollout_videos(
     directory: Path, config: EnvConfig, renderer: str, count: int, output: Path, only: Sequence[int] = ()
 ) -> list[Path]:
-    """Videos of `count` roll-outs saved in `directory/rollouts.npz`: successes and failures as both exist.
+    """Videos of the roll-outs that `chosen_rollouts` chooses. Raises InputError as that does."""
+    chosen = chosen_rollouts(directory, config, count, only)
+    env = make_env(config, renderer)
+    written = []
+    for name, seed, actions in chosen:
+        written.append(output / f"{name}.mp4")
+        write_video(written[-1], rollout_frames(env, seed, actions), frame_rate(env))
+    env.close()
+    return written
+
+
+def chosen_rollouts(
+    directory: Path, config: EnvConfig, count: int, only: Sequence[int] = ()
+) -> list[tuple[str, int, NDArray[np.float32]]]:
+    """(name, seed, actions (T, Da)) of `count` roll-outs in `directory/rollouts.npz`, successes and failures as exist.
 
     only: the episode seeds to show instead. Raises InputError where there are none, or not those.
     """
@@ -97,15 +111,12 @@ def write_rollout_videos(
     missing = sorted(set(only) - set(seeds.tolist()))
     if missing:
         raise InputError(f"seeds: {missing[0]} was not evaluated; {path} holds seeds {seeds.min()} to {seeds.max()}.")
-    env = make_env(config, renderer)
-    written = []
-    for episode in [int(np.flatnonzero(seeds == seed)[0]) for seed in only] or _some_of_each(headline, count):
-        outcome = "success" if headline[episode] else "failure"
-        name = output / f"{config.name}-seed{seeds[episode]}-{outcome}.mp4"
-        write_video(name, rollout_frames(env, int(seeds[episode]), kept.actions_of(episode)), frame_rate(env))
-        written.append(name)
-    env.close()
-    return written
+    chosen = [int(np.flatnonzero(seeds == seed)[0]) for seed in only] or _some_of_each(headline, count)
+    outcomes = ["success" if headline[episode] else "failure" for episode in chosen]
+    return [
+        (f"{config.name}-seed{seeds[episode]}-{outcome}", int(seeds[episode]), kept.actions_of(episode))
+        for episode, outcome in zip(chosen, outcomes, strict=True)
+    ]
 
 
 def write_store_videos(store: EpisodeStore, renderer: str, episodes: list[int], output: Path) -> list[Path]:
