@@ -72,7 +72,11 @@ RESOURCES = {
         ("finetune", "finetune.checkpoint_every=0", "finetune.checkpoint_every: expected a whole number of at least 1"),
         ("finetune", "finetune.sampler.eta=-1", "finetune.sampler.eta: expected a number of at least 0, got -1."),
         ("finetune", "+finetune.sampler.x=1", "finetune.sampler: unknown key 'x'; valid keys are eta, sigma_floor"),
-        ("finetune", "finetune.credit=gay", "finetune.credit: expected one of chunk, return_to_go, gae, critic, branch, got "),
+        (
+            "finetune",
+            "finetune.credit=gay",
+            "finetune.credit: expected one of chunk, return_to_go, gae, critic, branch, got ",
+        ),
         ("finetune", "finetune.discount=0", "finetune.discount: expected a share above 0, up to 1, got 0."),
         ("finetune", "finetune.scale_reward=1", "finetune.scale_reward: expected true or false, got 1."),
         ("finetune", "reg.weight=-1", "reg.weight: expected a number of at least 0, got -1."),

@@ -93,7 +93,10 @@ def _pictures(card: Path) -> list[str]:
 
 
 def _is_card(path: Path) -> bool:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[:3]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text.startswith("---\n"):  # of one that was shared, what comes first is for the place where it lay
+        text = text.partition("\n---\n")[2]
+    lines = text.splitlines()[:3]
     return lines[:1] == [MARK] or (len(lines) == 3 and lines[2].startswith(_EARLIER_MARK))
 
 
@@ -148,31 +151,31 @@ def _summary(store: EpisodeStore) -> str:
 def _provenance(store: EpisodeStore) -> Iterator[str]:
     attributes = store.attributes
     config, camera = attributes["env_config"], attributes["camera"]
-    yield from _header("what", "value")
-    yield _row("environment", attributes["env"])
-    yield _row("control", _pairs(config, ("family", "task", "action_repeat", "episode_steps")))
-    yield _row("renderer", attributes["renderer"])
-    yield _row("depth image", _depth(store))
-    yield _row("camera intrinsics (px)", _numbers(camera["intrinsics"]))
+    yield from header("what", "value")
+    yield row("environment", attributes["env"])
+    yield row("control", _pairs(config, ("family", "task", "action_repeat", "episode_steps")))
+    yield row("renderer", attributes["renderer"])
+    yield row("depth image", _depth(store))
+    yield row("camera intrinsics (px)", _numbers(camera["intrinsics"]))
     pose = f"moves; data/{POSE}" if camera.get("pose") is None else _numbers(camera["pose"])
-    yield _row("camera pose (camera to world, OpenCV axes, m)", pose)
+    yield row("camera pose (camera to world, OpenCV axes, m)", pose)
     for before in each(attributes.get("rendered_again")):
         size = "{height} x {width} px".format_map(before["camera"])
-        yield _row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
+        yield row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
     for extracted in each(attributes.get("extracted")):
         asked = {key: value for key, value in extracted.items() if value is not None}
         whole = "of {episodes} episodes, data hash {data_hash}".format_map(asked)
-        yield _row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
+        yield row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
     yield from _beginnings(store)
-    yield _row("seed", attributes.get("seed"))
+    yield row("seed", attributes.get("seed"))
     seeds = store.metadata["seed"]
     if len(seeds):
-        yield _row("episode seeds", f"{seeds.min()} to {seeds.max()}, {len(np.unique(seeds))} distinct")
-    yield _row("git commit", attributes.get("git_commit"))
+        yield row("episode seeds", f"{seeds.min()} to {seeds.max()}, {len(np.unique(seeds))} distinct")
+    yield row("git commit", attributes.get("git_commit"))
     for key in ("agent", "versions"):
         value = attributes.get(key)
         for name, item in sorted(flat(value).items()) if isinstance(value, dict) else [("", value)]:
-            yield _row(f"{key} {name}".strip(), item)
+            yield row(f"{key} {name}".strip(), item)
 
 
 def _depth(store: EpisodeStore) -> Markdown:
@@ -196,20 +199,20 @@ def _beginnings(store: EpisodeStore) -> Iterator[str]:
         kept = f"; {count} of the store's episodes, its first ones" if count else "; not in the store"
         if len(found) > 1:
             kept = "; the merged stores differ in it"
-        yield _row("the agent began with", f"{experience.told(found)}{kept}")
+        yield row("the agent began with", f"{experience.told(found)}{kept}")
 
 
 def _contents(store: EpisodeStore) -> Iterator[str]:
     lengths = np.diff(store.episode_ends, prepend=0)
     if len(lengths):
         yield f"Episode length: {lengths.min()} to {lengths.max()} steps, {lengths.mean():.1f} on average.\n"
-    yield from _header("array", "type", "shape", "megabytes", "on disk")
+    yield from header("array", "type", "shape", "megabytes", "on disk")
     for key in store.keys:
         shape, dtype = store.field(key)
         size = store.steps * int(np.prod(shape)) * np.dtype(dtype).itemsize
         files = (file for file in (store.path / "data" / key).iterdir() if file.suffix != PARTIAL)
         disk = sum(file.stat().st_size for file in files)
-        yield _row(f"data/{key}", dtype, f"{(store.steps, *shape)}", f"{size / 1e6:.1f}", f"{disk / 1e6:.1f}")
+        yield row(f"data/{key}", dtype, f"{(store.steps, *shape)}", f"{size / 1e6:.1f}", f"{disk / 1e6:.1f}")
 
 
 def _over_time(store: EpisodeStore) -> Iterator[str]:
@@ -217,7 +220,7 @@ def _over_time(store: EpisodeStore) -> Iterator[str]:
     if not len(store):
         yield "No episodes yet."
         return
-    yield from _header("agent steps", "episodes", "mean return", "final", "count", "any", "any, as a bar")
+    yield from header("agent steps", "episodes", "mean return", "final", "count", "any", "any, as a bar")
     for part in training_parts(store):
         yield _rates(f"{part.first:.0f} to {part.last:.0f}{', scripted' if part.scripted else ''}", part, 0)
     yield _rates("all", _training_part(store.metadata, np.ones(len(store), bool), 0, 0), 1)
@@ -229,7 +232,7 @@ def _over_time(store: EpisodeStore) -> Iterator[str]:
 
 def _rates(name: str, part: TrainingPart, digits: int) -> str:
     rates = [f"{100 * rate:.{digits}f} %" for rate in part.rates.values()]
-    return _row(name, part.episodes, f"{part.mean_return:.3g}", *rates, _bar(part.rates["any"]))
+    return row(name, part.episodes, f"{part.mean_return:.3g}", *rates, _bar(part.rates["any"]))
 
 
 def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
@@ -237,9 +240,9 @@ def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
         yield "None yet."
         return
     counts, edges = np.histogram(values, bins=_BINS)
-    yield from _header(name, "number", "")
+    yield from header(name, "number", "")
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        yield _row(f"{low:.4g} to {high:.4g}", int(count), _bar(count / counts.max()))
+        yield row(f"{low:.4g} to {high:.4g}", int(count), _bar(count / counts.max()))
 
 
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
@@ -291,12 +294,14 @@ def _bar(share: float) -> Markdown:
     return Markdown("`" + "█" * filled + "·" * (_BAR - filled) + "`")
 
 
-def _header(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield _row(*["---"] * len(names))
+def header(*names: str) -> Iterator[str]:
+    """The first two lines of a table."""
+    yield row(*names)
+    yield row(*["---"] * len(names))
 
 
-def _row(*cells: Any) -> str:
+def row(*cells: Any) -> str:
+    """A line of a table; cells that are not `Markdown` are escaped."""
     return "| " + " | ".join(cell if isinstance(cell, Markdown) else escape(cell) for cell in cells) + " |"
 
 
