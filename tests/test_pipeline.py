@@ -11,6 +11,9 @@ from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_config
 from sodp3d.results.groups import group_runs
 from sodp3d.results.scan import scan
+from sodp3d.serving.planning import load_served
+from sodp3d.sharing.pull import pull
+from sodp3d.sharing.push import push
 
 SMALL = (
     "env=adroit_door preset=quick threads=1 workers=1 device=cpu "
@@ -176,3 +179,23 @@ def test_wrong_planners_and_devices_are_refused(folder: Path) -> None:
     there = sorted((folder / "root/outputs").rglob("config.yaml"))
     assert "frozen or tuned" in run("train.py", "mode=finetune", "finetune.encoder=tune", folder=folder, fails=True)
     assert sorted((folder / "root/outputs").rglob("config.yaml")) == there, "nothing is begun that cannot work"
+
+
+@pytest.mark.slow
+def test_what_was_pushed_and_pulled_goes_through_every_stage(folder: Path, finetuned: Path) -> None:
+    for what, name in ((finetuned, "planner"), (folder / "root/data/adroit_door", "store")):
+        push(what, str(folder / f"{name}.zip"))
+        pull(str(folder / f"{name}.zip"), folder / "pulled" / name)
+    planner, told = folder / "pulled/planner", json.loads((finetuned / "result.json").read_text())["best"]
+    run("train.py", "mode=eval", *TRAIN, f"planner={planner}", f"run_dir={folder}/evaluated", folder=folder)
+    assert json.loads((folder / "evaluated/result.json").read_text())["tasks"] == {"adroit_door": told}
+    replay = [sys.executable, str(CHECKOUT / "replay.py"), f"run={planner}", f"output={folder}/replayed", "count=1"]
+    subprocess.run(replay, cwd=folder, check=True, capture_output=True, timeout=200)
+    assert len(list((folder / "replayed").glob("*.mp4"))) == 1
+    assert load_served(planner).metadata()["tasks"] == ["adroit_door"]
+    more = (f"planner={planner}", f"run_dir={folder}/tuned")
+    assert "before: adroit_door: success" in run("train.py", "mode=finetune", *TRAIN, *more, folder=folder)
+    assert json.loads((folder / "tuned/result.json").read_text())["before"] == told
+    more = (f"data={folder}/pulled/store", f"run_dir={folder}/pretrained")
+    run("train.py", "mode=pretrain", *TRAIN, *more, folder=folder)
+    assert (folder / "pretrained/result.json").exists()

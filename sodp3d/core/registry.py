@@ -74,6 +74,11 @@ TRACKERS: Table = {
     "wandb": "sodp3d.core.dashboards:Wandb",
     "none": "sodp3d.core.trackers:NoTracker",
 }
+# sodp3d export: a function of what is exported and the path to write, which returns a line for people
+EXPORTS: Table = {
+    "onnx": "sodp3d.models.graph:export_onnx",
+    "torch": "sodp3d.models.graph:export_torch",
+}
 
 ENTRY_POINTS = "sodp3d.plugins"
 VARIABLE = "SODP3D_PLUGINS"  # names of modules for this process and those it starts, separated by commas

@@ -73,7 +73,7 @@ class Choice:
         self, planner: Planner, features: Tensor, elapsed: Tensor, noise: Tensor, options: ChainOptions
     ) -> Chain:
         """The chosen chain of each state. features (B, F), elapsed (B,), noise (B, N, K'+1, Tp, Da)."""
-        size = len(features)
+        size = features.shape[0]  # by `len` a traced graph would be of this size alone
         chain = planner.sample_chain(features.repeat_interleave(self.count, dim=0), noise.flatten(0, 1), options)
         chunks = executed_chunks(planner, chain.latents[:, -1]).unflatten(0, (size, self.count))
         best = self.critic(features, elapsed, chunks).mean(0).argmax(1)

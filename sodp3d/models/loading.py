@@ -7,6 +7,7 @@ from typing import Any, Protocol, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
@@ -134,7 +135,7 @@ def load_policy_and_state(
     tensors, state = checkpoint.load(directory)
     config = policy_config(state, directory).sampled(**sampler)
     _check_description(state, directory)
-    weights = checkpoint.without_prefix("ema", tensors) or checkpoint.without_prefix("planner", tensors)
+    weights = checkpoint.without_prefix(_acting_prefix(tensors), tensors)
     with _restoring(directory):
         planner: LearnedPolicy = make_policy(config)
     try:
@@ -145,6 +146,17 @@ def load_policy_and_state(
         if not torch.isfinite(value).all():
             raise InputError(f"{directory}: {name} holds values that are not finite; take another checkpoint.")
     return planner.to(device).eval(), state
+
+
+def _acting_prefix(tensors: Mapping[str, Tensor]) -> str:
+    """Of the weights that act: the averaged ones, where there are such."""
+    return "ema" if any(name.startswith("ema.") for name in tensors) else "planner"
+
+
+def acting(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a checkpoint's tensors those that a policy acts by: its weights, and its critic's."""
+    own = {prefix: checkpoint.without_prefix(prefix, tensors) for prefix in (_acting_prefix(tensors), CRITIC)}
+    return {name: value for prefix, part in own.items() for name, value in checkpoint.with_prefix(prefix, part).items()}
 
 
 def load_choice(path: str | Path, device: torch.device | str = "cpu", best_of: int | None = None) -> Choice | None:

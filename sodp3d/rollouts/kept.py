@@ -12,7 +12,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,13 @@ class KeptRollouts:
         found = cls(seeds, ends, actions, success, returns, planner)
         found._check(path)
         return found
+
+    def content(self) -> bytes:
+        """The bytes of a file that `read` takes."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        file = io.BytesIO()
+        np.savez_compressed(file, **{name: np.asarray(value) for name, value in values.items() if value is not None})
+        return file.getvalue()
 
     def _check(self, path: Path) -> None:
         count = len(self.seeds) if self.seeds.ndim == 1 else 0
@@ -121,19 +128,17 @@ def of_choice(digest: str, count: int) -> str:
 
 def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:
     actions = [np.concatenate(episode.actions) for episode in episodes]
-    content = io.BytesIO()
-    np.savez_compressed(
-        content,
+    kept = KeptRollouts(
         seeds=np.array([episode.seed for episode in episodes]),
         ends=np.cumsum([len(steps) for steps in actions]),
         actions=np.concatenate(actions),
         success=np.array([[episode.success[metric] for metric in SUCCESS_METRICS] for episode in episodes]),
         returns=np.array([episode.episode_return for episode in episodes]),
-        planner=np.array(digest),
+        planner=digest,
     )
     with disk_errors(folder, "the episodes before these are kept"):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / ROLLOUTS, content.getvalue(), durable=True)
+        replace_file(folder / ROLLOUTS, kept.content(), durable=True)
 
 
 def _kept_episodes(folder: Path, digest: str, seeds: Sequence[int]) -> list[Episode]:

@@ -96,7 +96,10 @@ def _pictures(card: Path) -> list[str]:
 
 
 def _is_card(path: Path) -> bool:
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[:3]
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if text.startswith("---\n"):  # of one that was shared, what comes first is for the place where it lay
+        text = text.partition("\n---\n")[2]
+    lines = text.splitlines()[:3]
     return lines[:1] == [MARK] or (len(lines) == 3 and lines[2].startswith(_EARLIER_MARK))
 
 
