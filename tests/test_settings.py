@@ -54,7 +54,7 @@ RESOURCES = {
     *("device", "threads", "workers", "render", "root", "run_dir", "plugins", "obs.backend", "obs.device"),
     *("tasks_at_once", "pretrain.evaluate_episodes"),
     *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "pretrain.memory"),
-    "finetune.checkpoint_every",
+    *("finetune.checkpoint_every", "finetune.compile", "evaluation.compile"),
     *("evaluation.environments", "evaluation.videos", "stage1.log_every", "stage1.checkpoint_every"),
 }
 
