@@ -18,8 +18,8 @@ from xdist.scheduler.loadscope import LoadScopeScheduling
 # Files whose module fixtures take seconds: one worker runs all of such a file, so that they are made once. (xdist's own
 # mark for this, xdist_group, has no effect with pytest 9: it writes into node ids, which are computed now.)
 _COSTLY = (
-    "all_tasks cameras examples image kills methods_pipeline pipeline pixel_collection pretrain_encoder sets_pipeline "
-    "view wheel"
+    "all_tasks cameras examples image kills methods_pipeline pipeline pixel_collection pretrain_encoder processes "
+    "sets_pipeline view wheel"
 )
 TOGETHER = tuple(f"test_{name}.py" for name in _COSTLY.split())
 

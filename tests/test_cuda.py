@@ -17,6 +17,7 @@ from sodp3d.core.cli import compose
 from sodp3d.core.device import prepare_torch
 from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.tuning import Finetuning
+from sodp3d.models.capture import capture
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner, PlannerConfig
 from sodp3d.settings import FinetuneSettings, PretrainSettings, RegularizerSettings
@@ -77,13 +78,32 @@ def test_pretraining_learns_in_every_precision(options: dict[str, object]) -> No
     assert all(parameter.dtype == torch.float32 for parameter in planner.parameters())
 
 
-def test_finetuning_takes_over_the_log_probabilities_of_its_rollouts() -> None:
+def test_captured_plans_are_those_of_the_network_as_it_is() -> None:
+    planner = make_planner(CLOUDS).cuda()
+    captured = copy.deepcopy(planner)
+    capture(captured)
+    for seed in range(3):  # graphs are recorded at the second call, and replayed from then on
+        observation = on_cuda(make_observation(CLOUDS, seed=seed))
+        noise = planner.noise(4, torch.Generator().manual_seed(seed))
+        plans = [one.plan(observation, noise=noise).cpu() for one in (planner, captured)]
+        torch.testing.assert_close(plans[1], plans[0], rtol=0, atol=2e-3)
+    with torch.no_grad():
+        for one in (planner, captured):  # replayed graphs see what the weights are by then
+            next(one.unet.parameters()).mul_(1.5)
+    plans = [one.plan(observation, noise=noise).cpu() for one in (planner, captured)]
+    torch.testing.assert_close(plans[1], plans[0], rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_finetuning_takes_over_the_log_probabilities_of_its_rollouts(captured: bool) -> None:
     """Made in other batches than those that are learned from: the first ratios are 1 nevertheless."""
     torch.manual_seed(0)
     planner = Planner(CONFIG).cuda()
     planner.normalizer.load_state_dict(make_planner(CONFIG).normalizer.state_dict())
     settings = FinetuneSettings(**{**compose("train", ["algorithm=sodp_chunk"])["finetune"], "encoder": "tuned"})
     tuning = Finetuning(planner, settings, RegularizerSettings(name="bc"), seed=0)
+    if captured:
+        capture(tuning.planner)
     generator = torch.Generator().manual_seed(0)
     tuning.memory.take(roll_out(copy.deepcopy(planner).cpu(), 64, tuning.learner.options, generator))
     metrics = tuning.learn(1)

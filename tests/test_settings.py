@@ -56,7 +56,7 @@ RESOURCES = {
     *("device", "threads", "workers", "render", "root", "run_dir", "plugins", "obs.backend", "obs.device"),
     *("tasks_at_once", "tracker", "pretrain.evaluate_episodes"),
     *("pretrain.log_every", "pretrain.checkpoint_every", "pretrain.evaluate_every", "pretrain.memory"),
-    "finetune.checkpoint_every",
+    *("finetune.checkpoint_every", "finetune.compile", "evaluation.compile"),
     *("distill.log_every", "distill.checkpoint_every", "distill.evaluate_every"),
     *("evaluation.environments", "evaluation.videos", "stage1.log_every", "stage1.checkpoint_every"),
 }

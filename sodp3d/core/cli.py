@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sodp3d.core import registry
+from sodp3d.core import launch, registry
 from sodp3d.core.errors import AlreadyFinishedError, InputError
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import CONFIGS
@@ -35,11 +35,13 @@ FORMER = {
 
 
 def command(
-    config_name: str, complete: Callable[[list[str]], list[str]] = list
+    config_name: str,
+    complete: Callable[[list[str]], list[str]] = list,
+    shared: Callable[[dict[str, Any]], bool] = lambda config: False,
 ) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
     """Decorator: `function(config)` gets the composed configuration as plain dicts and lists.
 
-    `complete` may add to the command line's arguments.
+    `complete` may add to the command line's arguments. `shared` says whether several processes may do it together.
 
     Mistakes and signals end it as `exit_status` says; misspelt options name the valid ones. A signal ends a sweep too.
     """
@@ -47,8 +49,8 @@ def command(
     def decorate(function: Callable[[dict[str, Any]], None]) -> Callable[[], None]:
         @functools.wraps(function)
         def main() -> None:
-            logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-            status = exit_status(lambda: _run(config_name, function, complete))
+            log_to_stderr()
+            status = exit_status(lambda: _run(config_name, function, complete, shared), shared=True)
             if status:
                 sys.exit(status)
 
@@ -57,30 +59,47 @@ def command(
     return decorate
 
 
-def exit_status(job: Callable[[], None]) -> int:
-    """Do a command's job: 0, or another number after one message on stderr.
+def log_to_stderr() -> None:
+    """Show what is logged. Of several processes the main one shows it, and the others only what they alone know."""
+    level = logging.INFO if launch.is_main() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+
+def exit_status(job: Callable[[], None], shared: bool = False) -> int:
+    """Do a command's job: 0, or another number after one message on stderr, by the main one of several processes.
 
     2 where the user can mend what is wrong: wrong input, and learning that diverged. 130 or 143 where SIGINT or SIGTERM
-    stopped it, so that no other command goes on with a part of its work.
+    stopped it, so that no other command goes on with a part of its work. shared: it knows of several processes.
     """
     try:
         with on_signal(stop_at_once):
+            launch.require_whole()
+            if not shared:
+                launch.require_one("this command")
             job()
     except MENDABLE as error:
-        sys.stderr.write(f"error: {error}\n")
+        _tell(f"error: {error}")
         return 2
     except KeyboardInterrupt as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
         rest = (
             "this run was finished by then" if stopped.finished else "the same command goes on with what is left to do"
         )
-        sys.stderr.write(f"stopped by {stopped}; {rest}.\n")
+        _tell(f"stopped by {stopped}; {rest}.")
         return 128 + stopped.number
     return 0
 
 
+def _tell(message: str) -> None:
+    if launch.is_main():
+        sys.stderr.write(f"{message}\n")
+
+
 def _run(
-    config_name: str, function: Callable[[dict[str, Any]], None], complete: Callable[[list[str]], list[str]]
+    config_name: str,
+    function: Callable[[dict[str, Any]], None],
+    complete: Callable[[list[str]], list[str]],
+    shared: Callable[[dict[str, Any]], bool],
 ) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -89,21 +108,30 @@ def _run(
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come to us whole; we word them
     failures: list[Exception] = []  # raised after Hydra, which would print words of its own before ours
+    here = os.getpid()
 
     def job(composed: DictConfig) -> None:
         config = OmegaConf.to_container(composed, resolve=True)
         assert isinstance(config, dict)
         if failures:  # the rest of a sweep, -m
             return
+        sweep, elsewhere = HydraConfig.get().mode is RunMode.MULTIRUN, os.getpid() != here
+        if elsewhere:  # a job that Hydra's launcher has sent to another process, or machine
+            log_to_stderr()
         try:
             refuse_targets(config)
+            if sweep or not shared(config):  # type: ignore[arg-type]
+                launch.require_one("a sweep" if sweep else "this command")
             function(config)  # type: ignore[arg-type]
         except AlreadyFinishedError as error:
-            if HydraConfig.get().mode is not RunMode.MULTIRUN:
+            if not sweep:
                 failures.append(error)
                 return
             log.info("%s The sweep goes on.", error)  # as the same command does after a stop
         except MENDABLE as error:
+            if elsewhere:  # whence the launcher brings it
+                log.error("error: %s", error)
+                raise
             failures.append(error)
 
     refuse_former(sys.argv[1:])

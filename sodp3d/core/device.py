@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sodp3d.core import launch
 from sodp3d.core.errors import InputError
 from sodp3d.core.machine import core_count, idle_cores
 
@@ -25,8 +26,11 @@ def prepare_torch(config: Mapping[str, Any]) -> torch.device:
 
 
 def _idle_threads() -> int:
-    """As many threads as cores are idle: two beside other work on two cores are slower than one."""
-    threads, cores = idle_cores(), core_count()
+    """As many threads as cores are idle: two beside other work on two cores are slower than one.
+
+    Several processes of one command share them.
+    """
+    threads, cores = max(1, idle_cores() // launch.on_this_machine()), core_count()
     busy = "" if threads == cores else "; other work uses the rest"
     log.info("threads: %d of %d cores%s", threads, cores, busy)
     return threads

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -114,6 +115,17 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot read ({error.strerror or error}).") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not valid JSON ({error}).") from None
+
+
+def claim_folder(path: Path) -> Path:
+    """Make a new folder of that name, or of `<name>-2`, `<name>-3`, ... where others were first; return it."""
+    with disk_errors(path, "nothing was changed"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for name in itertools.chain([path.name], (f"{path.name}-{number}" for number in itertools.count(2))):
+            with suppress(FileExistsError):
+                path.with_name(name).mkdir()
+                return path.with_name(name)
+    raise AssertionError("names do not end")
 
 
 def fsync(path: Path) -> None:

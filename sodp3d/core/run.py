@@ -20,8 +20,9 @@ from typing import Any, TypeGuard
 
 import yaml
 
+from sodp3d.core import launch
 from sodp3d.core.errors import AlreadyFinishedError, InputError
-from sodp3d.core.files import PARTIAL, Lock, disk_errors, read_json, write_json, write_text
+from sodp3d.core.files import PARTIAL, Lock, claim_folder, disk_errors, read_json, write_json, write_text
 from sodp3d.core.mappings import flat
 from sodp3d.core.progress import LINE_SECONDS, progress_bar, progress_line
 from sodp3d.core.stopping import Stopped, on_signal
@@ -92,7 +93,9 @@ class Run:
 
     def _request_stop(self, number: int) -> None:
         if self.stop_requested:
-            raise Stopped(number)
+            if launch.count() == 1:  # launchers and clusters send one signal twice, and end by themselves what hangs
+                raise Stopped(number)
+            return
         self.stop_requested, self._stopped_by = True, number
         log.warning("stopping after this step: a checkpoint is saved first (once more to stop at once)")
 
@@ -278,7 +281,7 @@ def open_run(
     """The unfinished run of this configuration under `parent`, newest first, or else a new one.
 
     `directory` names one explicitly; it is continued if it holds the same configuration, begun if it is empty or not
-    there yet, and refused otherwise. Nothing is written yet.
+    there yet, and refused otherwise. Nothing is written yet; a new run's own folder is made.
     `differences` of a recorded configuration and this one says what makes them two runs; nothing: it is the same run.
     `tracker` is told the run's numbers: an entry of registry.TRACKERS.
     """
@@ -298,7 +301,7 @@ def open_run(
             log.info("continuing %s", candidate)
             return Run(candidate, config, tracker)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
-    return Run(parent / f"{stamp}-s{seed}", config, tracker)
+    return Run(claim_folder(parent / f"{stamp}-s{seed}"), config, tracker)
 
 
 def _require_run_or_empty(directory: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from sodp3d.core import draws
 from sodp3d.settings import AugmentationSettings
 
 CLOUD = "point_cloud"
@@ -50,8 +51,8 @@ def thinned(cloud: Tensor, most: float, generator: torch.Generator | None = None
 
 
 def _uniform(shape: tuple[int, ...] | torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+    return draws.uniform(shape, generator, device=like.device, dtype=like.dtype)
 
 
 def _normal(shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+    return draws.normal(shape, generator, device=like.device, dtype=like.dtype)

@@ -15,6 +15,7 @@ from sodp3d.learning.branching import branch, interactions, trunks_within
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.tuning import Finetuning
+from sodp3d.models.capture import capture
 from sodp3d.models.loading import load_choice, load_planner, planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
@@ -44,6 +45,8 @@ def finetune(
     if recorded:
         options = replace(options, episodes=min(options.episodes, len(recorded)))
     tuning = Finetuning(pretrained, options, settings.reg, settings.common.seed)
+    if options.compile:
+        capture(tuning.planner)
     described = planner_state(pretrained, [task], data_hash)
 
     def validate() -> dict[str, float]:

@@ -19,6 +19,7 @@ from sodp3d.core.stopping import Stopped, on_signal
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.lookup import make_rollouts
+from sodp3d.models.capture import capture
 from sodp3d.models.loading import load_choice, load_policy_and_state
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.parallel.tasks import Job, at_once, run_side_by_side, share_of
@@ -138,6 +139,8 @@ def measure(
     settings = TrainSettings.from_config(config)
     planner, _ = load_policy_and_state(path, device, **settings.sampler)
     choice = load_choice(path, device, settings.evaluation.best_of)
+    if settings.evaluation.compile:
+        capture(planner)
     signals: list[int] = []
 
     def note(number: int) -> None:

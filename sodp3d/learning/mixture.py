@@ -26,11 +26,11 @@ class Mixture:
         self._shares = self._equal_shares() if balance == "tasks" else None
 
     def sample(
-        self, batch_size: int, generator: np.random.Generator
+        self, batch_size: int, generator: np.random.Generator, rows: slice = slice(None)
     ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-        """Windows as `WindowDataset.windows`, and the place (B,) in `tasks` that each is of."""
+        """Windows as `WindowDataset.windows`, of these rows; and the place (B,) in `tasks` that each of all is of."""
         current = self.dataset.draw(batch_size, generator, self._shares)
-        return self.dataset.windows(current), self._task_of_store[self.dataset.store_of(current)]
+        return self.dataset.windows(current[rows]), self._task_of_store[self.dataset.store_of(current)]
 
     def _equal_shares(self) -> NDArray[np.float64]:
         """(S,) how often each store is drawn from: tasks equally often, and the stores of one by their steps."""

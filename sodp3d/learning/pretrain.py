@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sodp3d.core import checkpoint
+from sodp3d.core import checkpoint, launch
 from sodp3d.core.errors import InputError
-from sodp3d.core.machine import Pace
+from sodp3d.core.machine import Pace, free_bytes
 from sodp3d.core.run import Run
 from sodp3d.core.sections import read_section
 from sodp3d.data.dataset import WindowDataset, hold_out, select_episodes
@@ -29,6 +29,8 @@ from sodp3d.learning.labels import add_labels
 from sodp3d.learning.lookup import open_stores
 from sodp3d.learning.measuring import Measurements
 from sodp3d.learning.mixture import Mixture, TaskLosses
+from sodp3d.learning.processes import Alone
+from sodp3d.models.capture import capture
 from sodp3d.models.loading import make_policy, planner_state
 from sodp3d.models.policy import LearnedPolicy, method_class
 from sodp3d.settings import PretrainSettings, TrainSettings
@@ -39,55 +41,71 @@ Drawn = tuple[dict[str, Tensor], NDArray[np.int64] | None]
 
 
 class Pretraining:
-    """All that changes while pre-training, so that saving it and loading it leaves no trace in the result."""
+    """All that changes while pre-training, so that saving it and loading it leaves no trace in the result.
+
+    It is the same in each of several processes, and nothing of it depends on how many they are.
+    """
 
     name: ClassVar[str] = "pretrain"  # in messages
 
-    def __init__(self, planner: LearnedPolicy, settings: PretrainSettings, seed: int, tasks: Sequence[str] = ()):
+    def __init__(
+        self,
+        planner: LearnedPolicy,
+        settings: PretrainSettings,
+        seed: int,
+        tasks: Sequence[str] = (),
+        processes: Alone | None = None,
+    ):
         self.planner = planner
         self.settings = settings
+        self.processes = processes or Alone(planner.device)
         self.bfloat16 = settings.precision == "bfloat16"
         self.ema = EMA(planner)
         if settings.compile:  # after the copy for EMA, which plans seldom
             for part in planner.compiled:
                 getattr(planner, part).compile()
+        self._own_losses = self.processes.losses(planner)
         learned = [parameter for parameter in planner.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=settings.learning_rate, fused=True)
         self.batches = np.random.default_rng(seed)
-        self.noise = torch.Generator(planner.device).manual_seed(seed)
+        self.noise = self.processes.generator(seed)
         self.step = 0
         self.recent: list[float] = []  # losses since the last line of the log
         self.of_tasks = TaskLosses(tasks)
 
     def losses(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B,) of each window: the method's own."""
-        return self.planner.losses(batch, self.noise)
+        """Of each of this process's windows: the method's own."""
+        return self._own_losses(batch, self.noise)
 
     def update(self, batch: dict[str, Tensor], places: NDArray[np.int64] | None = None) -> Tensor:
-        """One gradient step on windows, of the tasks at `places` (B,) where there are several; returns the loss.
+        """One gradient step on this process's windows of a batch; returns the loss of the whole.
 
-        Raises FloatingPointError where it is not finite.
+        places: (B,) of the tasks of all windows, where there are several. Raises FloatingPointError where the loss is
+        not finite.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.step)
         batch = augmented(batch, self.settings.augment, self.noise)
         with torch.autocast(self.planner.device.type, torch.bfloat16, enabled=self.bfloat16):
             losses = self.losses(batch)
-        loss = losses.mean()
+        of_all = self.processes.gathered(losses.detach())
+        loss = of_all.mean()
         require_finite({"loss": loss}, f"{self.name}: at step {self.step}")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        losses.mean().backward()
         self.optimizer.step()
         self.ema.update(self.planner)
         self.step += 1
         if places is not None:
-            self.of_tasks.add(losses.detach(), places)
-        return loss.detach()
+            self.of_tasks.add(of_all, places)
+        return loss
 
     def save(self, run: Run, state: dict[str, Any]) -> None:
-        """Publish a checkpoint of everything. Raises FloatingPointError where a weight is not finite."""
+        """Publish a checkpoint of everything, by the main process. Raises FloatingPointError for weights not finite."""
         total = torch.stack([parameter.detach().abs().sum() for parameter in self.planner.parameters()]).sum()
         require_finite({"sum of the weights": total}, f"{self.name}: at step {self.step}")
+        if not self.processes.main:
+            return
         tensors = {
             **checkpoint.with_prefix("planner", self.planner.state_dict()),
             **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
@@ -160,52 +178,82 @@ def learning_rate(settings: PretrainSettings, step: int) -> float:
 
 
 def pretrain(
-    config: dict[str, Any], run: Run, tasks: list[EnvConfig], device: torch.device, measurements: Measurements
+    config: dict[str, Any],
+    run: Run,
+    tasks: list[EnvConfig],
+    device: torch.device,
+    measurements: Measurements | None,
+    processes: Alone | None = None,
 ) -> dict[str, Any] | None:
     """Pre-train on the stores of `tasks`, look at validation seeds on the way, and test at the end.
 
-    Returns the run's result, None where it was stopped before its end. Raises Stopped where that was in a measurement
-    of several tasks; then all is saved.
+    processes: those that do it together. measurements: None in those that only learn. Returns the run's result, None
+    in those, and where it was stopped before its end. Raises Stopped where that was in a measurement of several tasks;
+    then all is saved.
     """
     whole = TrainSettings.from_config(config)
-    settings = whole.pretrain
-    dataset, data = load_data(config, tasks)
+    settings, processes = whole.pretrain, processes or Alone(device)
+    with processes.main_first():
+        dataset, data = load_data(config, tasks, _memory_limit(processes))
     planner = new_policy(config, tasks, dataset).to(device)
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
     mixture = Mixture(dataset, settings.balance)
-    training = Pretraining(planner, settings, whole.common.seed, mixture.tasks)
+    training = Pretraining(planner, settings, whole.common.seed, mixture.tasks, processes)
+    if whole.evaluation.compile:
+        capture(training.ema.planner)
     digest = training.load(run, data)
+    rows = processes.rows(settings.batch_size)
 
-    def draw(batches: np.random.Generator) -> Drawn:
-        windows, places = mixture.sample(settings.batch_size, batches)
-        return to_device(windows, device), places
+    def drawn(batches: np.random.Generator) -> Drawn:
+        windows, places = mixture.sample(settings.batch_size, batches, rows)
+        return to_device(windows, processes.device), places
 
-    return fit(training, run, planner_state(planner, tasks, digest), draw, measurements)
+    processes.draw_apart(whole.common.seed, training.step)
+    return fit(training, run, planner_state(planner, tasks, digest), drawn, measurements)
 
 
 def fit(
     training: Pretraining,
     run: Run,
     state: dict[str, Any],
-    draw: Callable[[np.random.Generator], Drawn],
-    measurements: Measurements,
+    drawn: Callable[[np.random.Generator], Drawn],
+    measurements: Measurements | None,
 ) -> dict[str, Any] | None:
     """Take the steps that are left, and test at the end; all that `training.settings` says.
 
-    state: what each checkpoint says of the policy. draw: a batch, and of which tasks its windows are. Returns and
-    raises as `pretrain`.
+    state: what each checkpoint says of the policy. drawn: this process's windows of a batch, and of which tasks all of
+    them are. Returns and raises as `pretrain`.
     """
-    settings = training.settings
     run.rewind(training.step)
-    pace = Pace(training.name)
-    while not run.stop_requested:
-        if _look_is_due(settings, training.step, run):
+    _learn(training, run, state, drawn, measurements)
+    training.processes.part()
+    if training.step < training.settings.steps or measurements is None:
+        return None
+    found = measurements.test(training.ema.planner, run)
+    if found is None:
+        return None
+    metrics, told = found
+    run.log_once(training.step, metrics)
+    return {"steps": training.step, **told}
+
+
+def _learn(
+    training: Pretraining,
+    run: Run,
+    state: dict[str, Any],
+    drawn: Callable[[np.random.Generator], Drawn],
+    measurements: Measurements | None,
+) -> None:
+    """Take steps until all are done or any process is to stop; all that was learned is saved."""
+    settings, processes, pace = training.settings, training.processes, Pace(training.name)
+    while True:
+        if measurements is not None and not run.stop_requested and _look_is_due(settings, training.step, run):
             training.save(run, state)  # what is measured, and what a stop or a kill meanwhile comes back to
             run.log(training.step, measurements.validate(training.ema.planner, run))
-        if training.step >= settings.steps or run.stop_requested:
+        if training.step >= settings.steps or processes.any(run.stop_requested):
             break
-        batch, places = draw(training.batches)
+        batch, places = drawn(training.batches)
         pace.begin()
         training.recent.append(float(training.update(batch, places)))
         pace.end()
@@ -218,13 +266,11 @@ def fit(
             training.save(run, state)
     if training.step < settings.steps:
         training.save(run, state)
-        return None
-    found = measurements.test(training.ema.planner, run)
-    if found is None:
-        return None
-    metrics, told = found
-    run.log_once(training.step, metrics)
-    return {"steps": training.step, **told}
+
+
+def _memory_limit(processes: Alone) -> int:
+    """Bytes for windows: the main process, which loads first, leaves as much to each of the others beside it."""
+    return free_bytes() // (launch.on_this_machine() if processes.main else 1)
 
 
 def _look_is_due(settings: PretrainSettings, step: int, run: Run) -> bool:
@@ -237,12 +283,14 @@ def _look_is_due(settings: PretrainSettings, step: int, run: Run) -> bool:
     )
 
 
-def load_data(config: dict[str, Any], tasks: list[EnvConfig], held_out: bool = False) -> tuple[WindowDataset, Identity]:
+def load_data(
+    config: dict[str, Any], tasks: list[EnvConfig], memory_limit: int | None = None, held_out: bool = False
+) -> tuple[WindowDataset, Identity]:
     """Windows over the stores named by the configuration, with only what `obs=` sees, and what names that data.
 
-    held_out: of recordings those episodes that are not learned from, in place of those that are. Returns are read only
-    where the method asks for them; `pretrain.successful_only` (near-optimal data, C.2; demonstrations, DP3) reads the
-    success flags.
+    memory_limit: as `WindowDataset`'s. held_out: of recordings those episodes that are not learned from, in place of
+    those that are. Returns are read only where the method asks for them; `pretrain.successful_only` (near-optimal data,
+    C.2; demonstrations, DP3) reads the success flags.
     """
     task, settings = tasks[0], read_section(PretrainSettings, config["pretrain"])
     stores = open_stores(config, tasks)
@@ -252,7 +300,8 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig], held_out: bool = F
     method = method_class(config["method"])
     window = method.window(task, read_section(method.settings, config["model"]))
     steps = window.horizon, window.observed, task.n_action_steps
-    dataset = WindowDataset(stores, keys, *steps, episodes, past=window.past, memory=settings.memory, half=half)
+    held = {"memory_limit": memory_limit, "memory": settings.memory, "half": half}
+    dataset = WindowDataset(stores, keys, *steps, episodes, past=window.past, **held)
     add_labels(dataset, method.labels, stores, episodes, [one.name for one in tasks])
     return dataset, dataset.data or identify(stores, keys)
 

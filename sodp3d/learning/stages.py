@@ -13,6 +13,7 @@ from sodp3d.core import checkpoint, registry
 from sodp3d.core.cli import command
 from sodp3d.core.device import prepare_torch
 from sodp3d.core.errors import InputError
+from sodp3d.core.following import Follower
 from sodp3d.core.paths import outputs_root
 from sodp3d.core.run import Run, is_finished, open_run, readable_config
 from sodp3d.data.recording import as_recorded
@@ -45,8 +46,10 @@ from sodp3d.learning.measuring import (
 )
 from sodp3d.learning.offline import Offline
 from sodp3d.learning.pretrain import check_acceleration, pretrain
+from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
+from sodp3d.models.capture import require_capture
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
@@ -79,7 +82,12 @@ def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
     registry.require(registry.FAMILIES, tasks[0].family, "env.family")
     if tasks[0].family == RECORDED and settings.stage.mode != "pretrain":
         require_tasks(tasks)  # says what is needed to act
-    return tasks, prepare_torch(config)
+    device = prepare_torch(config)
+    if settings.evaluation.compile:
+        require_capture("evaluation.compile", method, device)
+    if settings.finetune.compile:
+        require_capture("finetune.compile", method, device)
+    return tasks, device
 
 
 def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
@@ -91,14 +99,26 @@ def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
 
 
 def run_pretrain(config: dict[str, Any]) -> None:
-    """mode=pretrain: all tasks of `env=` into one policy of `method=`."""
+    """mode=pretrain: all tasks of `env=` into one policy of `method=`, by one process or by several together."""
     tasks, device = _begin(config)
     config = with_sampler(config)
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
-    if len(tasks) > 1:
-        config, tasks = with_tasks_there(config, tasks, settings.stage.partial)
-    config = as_data_was_seen(config, tasks)
+    require_equal_parts(settings.pretrain.batch_size)
+    with join(device) as processes:
+        with processes.main_first():
+            if len(tasks) > 1:
+                config, tasks = with_tasks_there(config, tasks, settings.stage.partial)
+            config = as_data_was_seen(config, tasks)
+        if processes.main:
+            _lead(config, settings, tasks, processes)
+        else:
+            with Follower(Path(processes.told())) as run:
+                pretrain(config, run, tasks, processes.device, None, processes)
+
+
+def _lead(config: dict[str, Any], settings: TrainSettings, tasks: list[EnvConfig], processes: Alone) -> None:
+    """Pre-train in the process that also measures, and writes the run."""
     with ExitStack() as stack:
         measurements: Measurements
         if tasks[0].family == RECORDED:
@@ -109,7 +129,9 @@ def run_pretrain(config: dict[str, Any]) -> None:
         else:
             measurements = SeveralTasks(config, settings, tasks)
         run = stack.enter_context(_open(config, ("pretrain", "data")))
-        _conclude(run, "pretrain", pretrain(config, run, tasks, device, measurements))
+        processes.told(str(run.directory.absolute()))
+        result = pretrain(config, run, tasks, processes.device, measurements, processes)
+        _conclude(run, "pretrain", result)
 
 
 def run_finetune(config: dict[str, Any]) -> None:
@@ -345,7 +367,7 @@ STAGES: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-@command("train")
+@command("train", shared=lambda config: config["mode"] == "pretrain")
 def main(config: dict[str, Any]) -> None:
     """Run the stage that `mode=` names."""
     STAGES[config["mode"]](as_recorded(config) if config["mode"] == "pretrain" else config)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from sodp3d.core import draws
 from sodp3d.core.sections import Count, Fraction, NotNegative, section
 from sodp3d.data.dataset import WindowDataset
 from sodp3d.envs.config import EnvConfig
@@ -81,9 +82,9 @@ class IBC(LearnedPolicy):
     def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """InfoNCE: how surely each action is found among uniform ones. batch: "action" (B, 2, Da), observations."""
         positive = self.normalizer.normalize("action", batch["action"])[:, -1:]
-        random: dict[str, Any] = {"generator": generator, "device": positive.device}
-        positive = positive + self.own.positive_noise * torch.randn(positive.shape, **random)
-        negative = self._within(torch.rand(len(positive), self.own.negatives, positive.shape[-1], **random))
+        size, device = (len(positive), self.own.negatives, positive.shape[-1]), positive.device
+        positive = positive + self.own.positive_noise * draws.normal(positive.shape, generator, device=device)
+        negative = self._within(draws.uniform(size, generator, device=device))
         logits = self(self.encode(batch), torch.cat([positive, negative], dim=1))
         return cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), reduction="none")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import mish, one_hot, smooth_l1_loss
 
+from sodp3d.core import draws
 from sodp3d.core.errors import InputError
 from sodp3d.core.sections import Count, Fraction, NotNegative, section
 from sodp3d.data.dataset import WindowDataset
@@ -131,12 +132,11 @@ class MTDiff(LearnedPolicy):
     def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
         """Huber loss of the noise (or plan) at a random step. batch: "action" (B, Tp, Da), observations, labels."""
         clean = self.normalizer.normalize("action", batch["action"])
-        size = len(clean)
-        random: dict[str, Any] = {"generator": generator, "device": clean.device}
-        timestep = torch.randint(self.own.denoising_steps, (size,), **random)
-        noise = torch.randn(clean.shape, **random)
-        prompt = torch.randint(self.own.prompts, (size,), **random)
-        told = torch.rand(size, **random) >= self.own.return_dropout
+        size, device = (len(clean),), clean.device
+        timestep = draws.integers(self.own.denoising_steps, size, generator, device=device)
+        noise = draws.normal(clean.shape, generator, device=device)
+        prompt = draws.integers(self.own.prompts, size, generator, device=device)
+        told = draws.uniform(size, generator, device=device) >= self.own.return_dropout
         wanted = torch.where(told[:, None], self.of_return(batch["return"][:, None]), self.no_return)
         context = self.context(self.encode(batch), batch["task"], prompt)
         predicted = self(self.diffusion.add_noise(clean, noise, timestep), timestep, context, wanted)

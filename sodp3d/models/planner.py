@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from sodp3d.core import draws
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
 from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
@@ -152,8 +153,8 @@ class Planner(LearnedPolicy):
     ) -> Tensor:
         """The same loss from features (B, F) and normalized plans (B, Tp, Da)."""
         size, device = len(clean), clean.device
-        timestep = torch.randint(self.config.diffusion_steps, (size,), generator=generator, device=device)
-        noise = torch.randn(clean.shape, generator=generator, device=device, dtype=clean.dtype)
+        timestep = draws.integers(self.config.diffusion_steps, (size,), generator, device=device)
+        noise = draws.normal(clean.shape, generator, device=device, dtype=clean.dtype)
         predicted = self.unet(self.diffusion.add_noise(clean, noise, timestep), timestep, features)
         return mse_loss(predicted, self.diffusion.target(clean, noise), reduction=reduction)
 

@@ -1,7 +1,7 @@
 """How planners are evaluated: section `evaluation`."""
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.sections import Count, Natural, NotNegative, resource, section
+from sodp3d.core.sections import Count, Flag, Natural, NotNegative, resource, section
 from sodp3d.core.seeds import FIRST_SEED, VALIDATION_SEEDS
 
 _VALIDATION = f"{VALIDATION_SEEDS.start} to {VALIDATION_SEEDS.stop - 1}"
@@ -43,6 +43,7 @@ class EvaluationSettings:
     sigma_floor: NotNegative | None = None  # normalized action units; null: the planner's own
     best_of: Count | None = None  # plans of which the planner's critic chooses; null: as it was tested
     videos: Natural = resource(2)
+    compile: Flag = resource(False)  # the denoiser into CUDA graphs
 
     def __post_init__(self) -> None:
         require_test("evaluation.first_seed", self.test_seeds)
