@@ -16,6 +16,8 @@ VERBS = {  # verb: (module with `main`, what it does); in the order in which the
     "view": ("sodp3d.tools.view", "look at a data set: one HTML page"),
     "report": ("sodp3d.tools.report", "data, curves, success and videos before and after, as one HTML page"),
     "extract": ("sodp3d.tools.extract", "some episodes of a store as a store of their own"),
+    "import": ("sodp3d.tools.import_recording", "recordings of a robot, or of other software, as a store"),
+    "export": ("sodp3d.tools.export_recording", "a store as a folder, or as other software reads it"),
     "merge": ("sodp3d.tools.merge", "stores that were collected apart, as one"),
     "results": ("sodp3d.results.__main__", "tables and figures from run directories and stores"),
     "summary": ("sodp3d.tools.summary", "where the newest run of each stage left what"),

@@ -63,6 +63,14 @@ AGENTS: Table = {
     "rlpd": "sodp3d.collection.agents.rlpd:build",
     "scripted": "sodp3d.collection.agents.scripted:build",
 }
+# format: an `exchange.formats.Format`, which recordings are imported from and exported to
+FORMATS: Table = {
+    "folder": "sodp3d.exchange.folder:FORMAT",
+    "dp3": "sodp3d.exchange.dp3:FORMAT",
+    "robomimic": "sodp3d.exchange.robomimic:FORMAT",
+    "minari": "sodp3d.exchange.minari:FORMAT",
+    "lerobot": "sodp3d.exchange.lerobot:FORMAT",
+}
 
 ENTRY_POINTS = "sodp3d.plugins"
 VARIABLE = "SODP3D_PLUGINS"  # names of modules for this process and those it starts, separated by commas

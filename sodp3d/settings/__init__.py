@@ -10,6 +10,7 @@ from sodp3d.settings.collection import (
 )
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
+from sodp3d.settings.exchange import ExportSettings, ImportSettings
 from sodp3d.settings.finetuning import (
     CriticSettings,
     FinetuneSettings,
@@ -31,7 +32,9 @@ __all__ = [
     "DemonstrationSettings",
     "EncoderSettings",
     "EvaluationSettings",
+    "ExportSettings",
     "FinetuneSettings",
+    "ImportSettings",
     "LargeStepSettings",
     "ModelSettings",
     "ObservationSettings",

@@ -1,0 +1,60 @@
+"""What a format is: something that opens recordings, and something that writes them. Chosen by name, as all is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from sodp3d.core import registry
+from sodp3d.data.schema import Specification
+from sodp3d.exchange.episodes import Arrays, Facts, Offer
+from sodp3d.settings import ExportSettings, ImportSettings
+
+
+class Source(Protocol):
+    """A recording that is open for reading. Whatever is wrong in it raises InputError, naming the file or episode."""
+
+    facts: Facts
+    offers: Mapping[str, Offer]
+    lost: dict[str, str]  # what of it no store can hold, and why
+    episodes: Sequence[str]  # their names, in order
+
+    def read(self, index: int, keys: Sequence[str]) -> Arrays:
+        """Arrays (T, ...) of these keys of one episode, as they are stored."""
+
+    def outcomes(self, index: int) -> dict[str, Any]:
+        """What is known of an episode as a whole, of `episodes.OUTCOMES`."""
+
+    def close(self) -> None:
+        """Close what is open."""
+
+
+class Sink(Protocol):
+    """A recording that is being written, at a path that nobody else sees yet."""
+
+    kept: dict[str, str]  # the store's key to what it is called there
+    lost: dict[str, str]  # what is not written, and why
+
+    def add(self, arrays: Arrays, outcomes: Mapping[str, Any]) -> None:
+        """Write one episode: the store's keys to (T, ...)."""
+
+    def finish(self) -> None:
+        """Write what is written last, and close."""
+
+
+class Format(NamedTuple):
+    """A row of the table `registry.FORMATS`.
+
+    open(path, settings): raises InputError where there is no such recording. create(path, specification, facts,
+    settings): `specification` tells the store's arrays; raises InputError where the format cannot hold what it must.
+    suffix: of the files that the format writes, "" for a folder.
+    """
+
+    open: Callable[[Path, ImportSettings], Source]
+    create: Callable[[Path, Specification, Facts, ExportSettings], Sink]
+    suffix: str = ""
+
+
+def choose(name: str) -> Format:
+    """The format of that name. Raises InputError naming those that there are."""
+    found: Format = registry.choose(registry.FORMATS, name, "format")
+    return found
