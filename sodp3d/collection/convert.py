@@ -23,6 +23,7 @@ from sodp3d.core.paths import data_root
 from sodp3d.core.progress import LINE_SECONDS
 from sodp3d.core.sections import read_keys
 from sodp3d.data.completeness import with_stores
+from sodp3d.data.recording import as_recorded
 from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.settings import CommonSettings, ConvertSettings
 
@@ -35,6 +36,7 @@ def main(config: dict[str, Any]) -> None:
     """Convert every task that `env=` names, and write each store's card."""
     read_keys(CommonSettings, config)
     read_keys(ConvertSettings, config)
+    config = as_recorded(config)
     tasks = task_configs(config)
     folders = [_folder(config, task) for task in tasks]
     there = with_stores(tasks, [folder / "episodes.zarr" for folder in folders], config["partial"])

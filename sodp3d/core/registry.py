@@ -25,7 +25,11 @@ from sodp3d.core.paths import CONFIGS
 Table = dict[str, str]
 
 # env.family: a class of `envs.base.Task`, called with the EnvConfig
-FAMILIES: Table = {"adroit": "sodp3d.envs.adroit:Adroit", "metaworld": "sodp3d.envs.metaworld:MetaWorld"}
+FAMILIES: Table = {
+    "adroit": "sodp3d.envs.adroit:Adroit",
+    "metaworld": "sodp3d.envs.metaworld:MetaWorld",
+    "recorded": "sodp3d.envs.recorded:Recorded",
+}
 # obs: what is seen, a `vision.sensors.Sensor`
 SENSORS: Table = {
     "pointcloud": "sodp3d.vision.sensors:POINT_CLOUD",
@@ -78,9 +82,7 @@ VARIABLE = "SODP3D_PLUGINS"  # names of modules for this process and those it st
 
 def choose(table: Table, name: str, key: str) -> Any:
     """What option `key`=`name` names. Raises InputError for a name that no table entry and no plug-in has."""
-    load_plugins()
-    if name not in table:
-        raise InputError(f"{key}: expected one of {', '.join(table)}, got {name!r}; a plug-in adds others (plugins=).")
+    require(table, name, key)
     module, _, attribute = table[name].partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -88,6 +90,13 @@ def choose(table: Table, name: str, key: str) -> Any:
         raise InputError(
             f"{key}: {name} is registered as {table[name]!r}, which cannot be imported: {error}."
         ) from error
+
+
+def require(table: Table, name: str, key: str) -> None:
+    """Raise InputError as `choose` does for an unknown name; imports nothing but plug-ins."""
+    load_plugins()
+    if name not in table:
+        raise InputError(f"{key}: expected one of {', '.join(table)}, got {name!r}; a plug-in adds others (plugins=).")
 
 
 def use_plugins(names: Iterable[str]) -> None:

@@ -1,19 +1,22 @@
 """What a store says of itself: its attributes, checked once when it is opened, so that nobody else needs to.
 
-Required are env, env_config, camera and renderer. Of the others those are checked that have a form: `conversion`
-(see `derived.py`), and the provenance `versions`, `rendered_again`, `extracted` and `prior`, which are objects, or
-lists of them where merged stores differed.
+Required are env, env_config, camera and renderer; of recordings without depth no camera, and of their env_config the
+family alone. `episode_values` lists which values a store has of each episode (`absence.py`). Of the others those are
+checked that have a form: `conversion` (see `derived.py`), and the provenance `versions`, `rendered_again`, `extracted`
+and `prior`, which are objects, or lists of them where merged stores differed.
 
 `prior` is what the agent began with: {"kind": "demonstrations", "episodes"}, which are not in the store, or {"kind":
 "scripted", "episodes", "steps"}, the store's own first episodes, up to and including that agent step.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import differences, plain
-from sodp3d.data.schema import Specification, is_key
+from sodp3d.data.absence import EPISODE_VALUES, is_recorded
+from sodp3d.data.schema import METADATA, Specification, is_key
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.vision.camera import POSE, Camera
 
@@ -21,6 +24,8 @@ PRIOR, DEMONSTRATIONS, SCRIPTED = "prior", "demonstrations", "scripted"
 REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
 # What the stored numbers depend on. Crop, points and horizons only matter to later stages.
 _RECORDED_CONFIG = ("family", "task", "action_repeat", "episode_steps", "camera")
+
+_NAMED = ("rate", "action_names", "agent_pos_names")  # of recordings: hertz, and what each number is
 
 _ENV_CONFIG: dict[str, type] = {
     **dict.fromkeys(("name", "family", "task", "success_metric", "unet"), str),
@@ -45,21 +50,26 @@ def check_attributes(attributes: Mapping[str, Any], specification: Specification
     read by `schema.read_specification`.
     """
     given = {key: value for key, value in attributes.items() if value is not None}
-    _check(given, {"env": str, "renderer": str, "env_config": dict, "camera": dict}, where, "", REQUIRED_ATTRIBUTES)
-    config = given["env_config"]
-    _check(config, _ENV_CONFIG, where, "env_config.", _RECORDED_CONFIG)
-    _check(config["camera"], _CAMERA_CONFIG, where, "env_config.camera.")
+    _check(given, {"env_config": dict}, where, "", ("env_config",))
+    config, recorded = given["env_config"], is_recorded(given)
+    seen = () if recorded and "depth" not in specification else ("camera",)
+    kinds = {"env": str, "renderer": str, "camera": dict}
+    _check(given, kinds, where, "", ("env", "renderer", *seen))
+    _check(config, _ENV_CONFIG, where, "env_config.", ("family",) if recorded else _RECORDED_CONFIG)
+    _check(config.get("camera") or {}, _CAMERA_CONFIG, where, "env_config.camera.")
     for key in ("action_repeat", "episode_steps"):
-        if config[key] < 1:
+        if config.get(key, 1) < 1:
             _refuse(where, f"env_config.{key}", "at least 1", config[key])
     if config.get("success_metric") not in (None, *SUCCESS_METRICS):
         _refuse(where, "env_config.success_metric", f"one of {', '.join(SUCCESS_METRICS)}", config["success_metric"])
-    try:
-        camera = Camera.from_dict(given["camera"])
-    except InputError as error:
-        raise InputError(f"{where}: attribute {error} {_REMEDY}") from error
-    if camera.pose is None and "depth" in specification and POSE not in specification:
-        _refuse(where, "camera.pose", f"4 x 4 numbers, or data/{POSE} of each step", None)
+    if "camera" in given:
+        _check_camera(given["camera"], specification, where)
+    names = given.get(EPISODE_VALUES, [])
+    if not isinstance(names, list) or not all(name in METADATA for name in names):
+        _refuse(where, EPISODE_VALUES, f"a list of some of {', '.join(METADATA)}", names)
+    rate = given.get("rate", 1)
+    if not isinstance(rate, int | float) or isinstance(rate, bool) or not 0 < rate < math.inf:
+        _refuse(where, "rate", "a number of control steps a second", rate)
     for versions in _each(given, "versions", where):
         _check(versions, {"command": str, "git_commit": str}, where, "versions.")
     for before in _each(given, "rendered_again", where):
@@ -73,6 +83,15 @@ def check_attributes(attributes: Mapping[str, Any], specification: Specification
     return given
 
 
+def _check_camera(values: dict[str, Any], specification: Specification, where: str) -> None:
+    try:
+        camera = Camera.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{where}: attribute {error} {_REMEDY}") from error
+    if camera.pose is None and "depth" in specification and POSE not in specification:
+        _refuse(where, "camera.pose", f"4 x 4 numbers, or data/{POSE} of each step", None)
+
+
 def each(attribute: Any) -> Iterator[Any]:
     """The values of an attribute of provenance: one, or several where the stores of a merge differed; none of None."""
     if isinstance(attribute, list):
@@ -83,8 +102,12 @@ def each(attribute: Any) -> Iterator[Any]:
 
 
 def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: str) -> None:
-    """Raises InputError naming the first attribute in which `given` is another environment, camera or renderer."""
-    for key in REQUIRED_ATTRIBUTES:
+    """Raises InputError naming the first attribute in which `given` is another environment, camera or renderer.
+
+    Or other values of episodes; or where both tell them another rate, or other names of what was recorded.
+    """
+    told = [key for key in _NAMED if key in stored and key in given]
+    for key in (*REQUIRED_ATTRIBUTES, EPISODE_VALUES, *told):
         one, other = stored.get(key), plain(given.get(key))
         if key == "env_config" and isinstance(one, dict) and isinstance(other, dict):
             one = {name: one.get(name) for name in _RECORDED_CONFIG}

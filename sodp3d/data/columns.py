@@ -1,7 +1,7 @@
 """The per-episode columns of a store, and the record of what was committed.
 
     meta/episode_ends   int64, cumulative; its length *is* the number of episodes
-    meta/<name>         one value per episode, of METADATA
+    meta/<name>         one value per episode, of those of METADATA that the store has (`absence.py`)
     meta/checksum       int64, of the collected values of each episode; 0 where a release without it has appended
     meta/.zattrs        {"committed": {"episodes", "steps", "checksums"}}
 
@@ -25,12 +25,13 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import partial_path, remove, replace_file, write_json
 from sodp3d.core.mappings import plain
+from sodp3d.data.absence import episode_values
 from sodp3d.data.arrays import make_array, open_array
 from sodp3d.data.integrity import faulty_rows, read_object
-from sodp3d.data.schema import METADATA, SCHEMA_VERSION, Field, Specification
+from sodp3d.data.schema import SCHEMA_VERSION, Field, Specification
 
 ENDS, CHECKSUM = "episode_ends", "checksum"
-_KINDS = {**METADATA, CHECKSUM: "int64", ENDS: "int64"}
+_OWN = {CHECKSUM: "int64", ENDS: "int64"}
 _RECORD = "committed"
 _ROWS_PER_CHUNK = 8192
 
@@ -45,7 +46,7 @@ def make_store(path: Path, attributes: Mapping[str, Any], specification: Specifi
         root.create_group("data"), root.create_group("meta")
         for key, field in specification.items():
             make_array(partial / "data" / key, 0, field)
-        columns = {name: np.zeros(0, dtype) for name, dtype in _KINDS.items()}
+        columns = {name: np.zeros(0, dtype) for name, dtype in {**episode_values(attributes), **_OWN}.items()}
         for name, values in columns.items():
             _make_column(partial / "meta" / name, values.dtype.name)
         record_commit(partial / "meta", columns)
@@ -64,16 +65,17 @@ def _make_column(folder: Path, dtype: str) -> None:
     )
 
 
-def read_columns(meta: Path) -> Columns:
+def read_columns(meta: Path, kinds: Mapping[str, str]) -> Columns:
     """(E,) values of every column, `episode_ends` among them. Raises InputError where they are not what was committed.
 
-    The record is read before the columns, which a writer may lengthen meanwhile.
+    kinds: name to type of the values of episodes. The record is read before the columns, which a writer may lengthen
+    meanwhile.
     """
     record = _read_record(meta)
     ends = read_column(meta / ENDS, "int64")
     if (np.diff(ends, prepend=0) < 1).any():
         raise InputError(f"{meta / ENDS}: does not increase; restore its files from a copy.")
-    columns = {name: read_column(meta / name, dtype)[: len(ends)] for name, dtype in METADATA.items()}
+    columns = {name: read_column(meta / name, dtype)[: len(ends)] for name, dtype in kinds.items()}
     columns[CHECKSUM] = _read_checksums(meta / CHECKSUM, len(ends))
     for name, values in columns.items():
         if len(values) != len(ends):
@@ -136,7 +138,7 @@ def tidy_columns(meta: Path, columns: Columns) -> None:
         if header["shape"][0] != len(values):
             other_length.append(name)
     if not (meta / CHECKSUM / ".zarray").exists():  # nor what a kill left of it in the making
-        _make_column(meta / CHECKSUM, _KINDS[CHECKSUM])
+        _make_column(meta / CHECKSUM, _OWN[CHECKSUM])
     for name in other_length:
         write_column(meta / name, columns[name])
     record = _read_record(meta)
@@ -211,7 +213,7 @@ def checksum_of(digest: "hashlib.blake2b") -> np.int64:
 
 
 def _read_checksums(folder: Path, count: int) -> NDArray[Any]:
-    known = read_column(folder, _KINDS[CHECKSUM])[:count] if (folder / ".zarray").exists() else np.zeros(0, np.int64)
+    known = read_column(folder, _OWN[CHECKSUM])[:count] if (folder / ".zarray").exists() else np.zeros(0, np.int64)
     return np.append(known, np.zeros(count - len(known), np.int64))
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import plain
 from sodp3d.core.paths import command_line
+from sodp3d.data.absence import can_be_made
 from sodp3d.data.derived import Derivation, Progress, derive, record_statistics
 from sodp3d.data.schema import Field
 from sodp3d.data.store import EpisodeStore
@@ -59,6 +60,13 @@ def convert_store(
 
 def require_depth(store: EpisodeStore) -> None:
     """Raises InputError, with what to do, for a store of which some episodes have no depth."""
+    if "depth" not in store.keys and not can_be_made(store, "depth"):
+        clouds = " Its clouds were recorded as they are: obs=pointcloud learns from them as they are."
+        there = clouds if "point_cloud" in store.specification else ""
+        raise InputError(
+            f"{store.path}: depth was not recorded, nor states of a simulator to draw it from, so no clouds can be "
+            f"made.{there}"
+        )
     drawn = store.readable("depth")
     if drawn < len(store):
         command = command_line("convert", *store.choice.split(), "again=depth")

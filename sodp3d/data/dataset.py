@@ -52,7 +52,8 @@ def select_episodes(
     if success is not None and f"success_{success}" not in _SUCCESS:
         raise InputError(f"success: expected final, count, any or nothing, got {success!r}.")
     metadata = store.metadata
-    order = np.lexsort((metadata["seed"], metadata["agent_step"]))
+    ordered = "seed" in metadata and "agent_step" in metadata  # else episodes are in the order of their recording
+    order = np.lexsort((metadata["seed"], metadata["agent_step"])) if ordered else np.arange(len(store))
     order = order[::-1] if quality == "nearoptimal" else order
     lengths = np.diff(store.episode_ends, prepend=0)[order]
     # Episodes that start before the limit, which rounding (0.7 * 10 > 7) must not push over the next start.

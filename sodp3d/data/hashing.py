@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sodp3d.data.schema import METADATA
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
 
 VERSION = "v2-"  # before every hash of today, as those of earlier releases covered less
@@ -47,8 +46,9 @@ def data_hash(store: EpisodeStore, keys: Sequence[str] | None = None) -> str:
     """`v2-` and 32 hexadecimal digits over all values that are learned from.
 
     These are the step values of `keys` (by default what was collected, without depth and simulator states), actions
-    and rewards, each with its shape and type; and of each episode its end, seed, agent step, return and success. Of
-    clouds and images the converted episodes count. Raises InputError for keys that are not there, CorruptEpisode.
+    and rewards, each with its shape and type; and of each episode its end, seed, agent step, return and success, as far
+    as recorded. Of clouds and images the converted episodes count. Raises InputError for keys that are not there,
+    CorruptEpisode.
     """
     collected = [key for key in store.specification if key not in _NEVER_LEARNED_FROM]
     chosen = {*(collected if keys is None else keys), *(key for key in _ALWAYS if key in store.specification)}
@@ -58,7 +58,7 @@ def data_hash(store: EpisodeStore, keys: Sequence[str] | None = None) -> str:
         digest.update(f"{key} {tuple(field.shape)} {field.dtype} {episodes}\n".encode())
         for block in _blocks(store, key, episodes):
             digest.update(_bytes(block))
-    columns = {"episode_ends": store.episode_ends, **{name: store.metadata[name] for name in METADATA}}
+    columns = {"episode_ends": store.episode_ends, **store.metadata}
     for name, values in columns.items():
         digest.update(f"{name} {len(values)}\n".encode())
         digest.update(_bytes(values))
@@ -71,7 +71,8 @@ def learned_hashes(store: EpisodeStore) -> dict[str, str]:
     A damaged key is left out: nothing can be learned from it.
     """
     found = {}
-    for key in ("state", *(output for output in store.conversions if output not in _NEVER_LEARNED_FROM)):
+    recorded = [key for key in ("state", "point_cloud", "image") if key in store.specification]
+    for key in (*recorded, *(output for output in store.conversions if output not in _NEVER_LEARNED_FROM)):
         if key in store.keys and "agent_pos" in store.keys and store.readable(key):
             with suppress(CorruptEpisode):
                 found[key] = data_hash(store, ["agent_pos", key])
@@ -82,7 +83,8 @@ def earlier_data_hash(store: EpisodeStore) -> str:
     """What releases before `v2-` noted: sha256 over the episode ends, actions and seeds alone."""
     digest = hashlib.sha256(np.ascontiguousarray(store.episode_ends, "<i8").tobytes())
     digest.update(np.ascontiguousarray(store.read("action"), "<f4").tobytes())
-    digest.update(np.ascontiguousarray(store.metadata["seed"], "<i8").tobytes())
+    if "seed" in store.metadata:
+        digest.update(np.ascontiguousarray(store.metadata["seed"], "<i8").tobytes())
     return digest.hexdigest()
 
 

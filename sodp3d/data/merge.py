@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sodp3d.core.errors import InputError
+from sodp3d.data.absence import identities
 from sodp3d.data.attributes import check_identity, each
 from sodp3d.data.schema import check_same_specification
 from sodp3d.data.store import EpisodeStore
 
 
 class Source(NamedTuple):
-    """Where an episode is found: its place in the order first, then the number of its store and its index there."""
+    """Where an episode is found: the number of its store and its index there; and what tells it from others.
 
-    agent_step: int
-    seed: int
+    identity: agent step and seed, or where these were not recorded a checksum (`absence.identities`).
+    """
+
+    identity: tuple[Any, ...]
     store: int
     episode: int
 
@@ -24,6 +27,7 @@ class Source(NamedTuple):
 def merge(shards: Sequence[str | Path], target: str | Path) -> EpisodeStore:
     """All episodes of `shards` in the store `target`, ordered by agent step, then seed; returned open for appending.
 
+    Recordings without these stay in the order of `shards`, and of their episodes.
     The result is the same however the episodes were spread over shards. An episode that two shards hold (work done
     again after a worker died) enters once. A merge that was killed continues where it stopped; a complete one does
     nothing. Point clouds are not carried over: convert the merged store. Raises InputError when shards differ in
@@ -65,19 +69,19 @@ def copy_episodes(
 
 
 def ordered_sources(stores: Sequence[EpisodeStore]) -> list[Source]:
-    """Every distinct episode once, by agent step and seed."""
-    sources = []
-    for number, store in enumerate(stores):
-        steps, seeds = store.metadata["agent_step"].tolist(), store.metadata["seed"].tolist()
-        sources += [Source(steps[episode], seeds[episode], number, episode) for episode in range(len(store))]
-    sources.sort()
-    distinct: list[Source] = []
+    """Every distinct episode once, by agent step and seed, or where these were not recorded as they come."""
+    sources = [
+        Source(identity, number, episode)
+        for number, store in enumerate(stores)
+        for episode, identity in enumerate(identities(store))
+    ]
+    if all(len(source.identity) == 2 for source in sources):
+        sources.sort()
+    distinct: dict[tuple[Any, ...], Source] = {}
     for source in sources:
-        if distinct and source[:2] == distinct[-1][:2]:
-            _check_equal(stores, distinct[-1], source)
-        else:
-            distinct.append(source)
-    return distinct
+        if distinct.setdefault(source.identity, source) is not source:
+            _check_equal(stores, distinct[source.identity], source)
+    return list(distinct.values())
 
 
 def _check_equal(stores: Sequence[EpisodeStore], one: Source, other: Source) -> None:
@@ -86,19 +90,23 @@ def _check_equal(stores: Sequence[EpisodeStore], one: Source, other: Source) -> 
         if not np.array_equal(values, second[key]):
             raise InputError(
                 f"merge: {stores[one.store].path} episode {one.episode} and {stores[other.store].path} episode "
-                f"{other.episode} both claim agent step {one.agent_step} and seed {one.seed} but differ in data/{key}; "
+                f"{other.episode} both claim {_told(one)} but differ in data/{key}; "
                 f"give every collector its own seeds."
             )
 
 
 def _check_beginning(copied: EpisodeStore, stores: Sequence[EpisodeStore], sources: Sequence[Source]) -> None:
-    metadata = copied.metadata
-    found = list(zip(metadata["agent_step"].tolist(), metadata["seed"].tolist(), strict=True))
-    if found != [source[:2] for source in sources[: len(found)]]:
+    found = identities(copied)
+    if found != [source.identity for source in sources[: len(found)]]:
         raise InputError(
             f"{copied.path}: holds {len(found)} episodes that are not the first of those asked for from "
             f"{[str(store.path) for store in stores]}; name a new folder."
         )
+
+
+def _told(source: Source) -> str:
+    """What an episode claims for itself alone."""
+    return "agent step {} and seed {}".format(*source.identity) if len(source.identity) == 2 else "one checksum"
 
 
 def _common_attributes(stores: Sequence[EpisodeStore]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a store holds: keys, shapes and types of its steps and episodes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,11 +146,11 @@ def check_episode(episode: Mapping[str, NDArray[Any]], specification: Specificat
     return length
 
 
-def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Raises InputError unless `metadata` has exactly the keys of METADATA, each a finite number."""
-    if set(metadata) != set(METADATA):
-        missing, unknown = sorted(set(METADATA) - set(metadata)), sorted(set(metadata) - set(METADATA))
-        raise InputError(f"episode metadata: missing {missing}, unknown {unknown}; it needs {sorted(METADATA)}.")
+def check_metadata(metadata: Mapping[str, Any], names: Collection[str] = tuple(METADATA)) -> None:
+    """Raises InputError unless `metadata` has exactly the keys `names`, of METADATA, each a finite number."""
+    if set(metadata) != set(names):
+        missing, unknown = sorted(set(names) - set(metadata)), sorted(set(metadata) - set(names))
+        raise InputError(f"episode metadata: missing {missing}, unknown {unknown}; it needs {sorted(names)}.")
     for key, value in metadata.items():
         if not np.isscalar(value) or isinstance(value, str) or not np.isfinite(value):
             raise InputError(f"episode metadata.{key}: expected a finite number, got {value!r}.")

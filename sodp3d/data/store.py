@@ -2,7 +2,7 @@
 
     data/<key>          one array per key, all episodes end to end along the first axis
     meta/episode_ends   int64, cumulative; its length *is* the number of episodes
-    meta/<name>         one value per episode (seed, agent_step, episode_return, success_*)
+    meta/<name>         one value per episode (seed, agent_step, episode_return, success_*), where it has them
     meta/.zattrs        how many episodes and steps were committed, with a checksum of each column (`columns.py`)
     .zattrs             environment, camera, renderer, versions, seeds, conversions (`attributes.py`)
 
@@ -31,11 +31,11 @@ from sodp3d.core.files import Lock, disk_errors, write_json
 from sodp3d.core.mappings import plain
 from sodp3d.core.paths import command_line
 from sodp3d.data import arrays, columns, verification
+from sodp3d.data.absence import EpisodeValues, NotRecorded, can_be_made, episode_values, is_recorded
 from sodp3d.data.arrays import CorruptEpisode
 from sodp3d.data.attributes import REQUIRED_ATTRIBUTES, check_attributes, check_identity
 from sodp3d.data.integrity import faulty_rows, read_object
 from sodp3d.data.schema import (
-    METADATA,
     Field,
     Specification,
     check_episode,
@@ -46,7 +46,7 @@ from sodp3d.data.schema import (
 )
 from sodp3d.envs.config import EnvConfig
 
-__all__ = ["CorruptEpisode", "EpisodeStore"]
+__all__ = ["CorruptEpisode", "EpisodeStore", "NotRecorded"]
 
 Episode = dict[str, NDArray[Any]]
 
@@ -70,9 +70,10 @@ class EpisodeStore:
     ) -> "EpisodeStore":
         """An empty store, open for appending.
 
-        attributes: plain JSON values with at least env, env_config, camera, renderer. specification: per-step key to
-        (shape of one step, dtype). Raises InputError when `path` exists (a store is never overwritten), when another
-        process writes there, or when an attribute is missing or not of its kind.
+        attributes: plain JSON values with at least env, env_config, camera, renderer; `episode_values` lists those of
+        METADATA that episodes have, if not all. specification: per-step key to (shape of one step, dtype). Raises
+        InputError when `path` exists (a store is never overwritten), when another process writes there, or when an
+        attribute is missing or not of its kind.
         """
         path = Path(path)
         checked = check_specification(specification)
@@ -144,8 +145,8 @@ class EpisodeStore:
 
     @property
     def metadata(self) -> dict[str, NDArray[Any]]:
-        """Per-episode values: (E,) each."""
-        return {name: self._columns[name] for name in METADATA}
+        """Per-episode values: (E,) each, of those that the store has; another one raises NotRecorded."""
+        return EpisodeValues(self.path, {name: self._columns[name] for name in episode_values(self.attributes)})
 
     @property
     def checksums(self) -> NDArray[np.int64]:
@@ -177,6 +178,8 @@ class EpisodeStore:
     def choice(self) -> str:
         """What to type to choose the store's task, for messages."""
         recorded = self.attributes["env_config"]
+        if is_recorded(self.attributes):
+            return f"env=recorded data={self.path.parent}"
         if set(recorded) == {field.name for field in fields(EnvConfig)}:
             return EnvConfig.from_config(recorded).choice
         return f"env={self.attributes['env']}"
@@ -213,11 +216,12 @@ class EpisodeStore:
         """Commit one episode; its index. Either all of it is in the store afterwards or nothing.
 
         episode: key to (T, ...) with exactly the keys, shapes and types of the specification. metadata: one number for
-        each name of METADATA. Raises InputError for an unsound episode, a store not open for appending, a full disk.
+        each name of METADATA that the store has. Raises InputError for an unsound episode, a store not open for
+        appending, a full disk.
         """
         self._check_writable()
         length = check_episode(episode, self.specification)
-        check_metadata(metadata)
+        check_metadata(metadata, self.metadata)
         index, start = len(self), self.steps
         grown = {name: np.append(values, values.dtype.type(metadata[name])) for name, values in self.metadata.items()}
         grown[columns.CHECKSUM] = np.append(self.checksums, columns.episode_checksum(episode))
@@ -293,7 +297,7 @@ class EpisodeStore:
         self.close()
 
     def _load(self) -> None:
-        self._take(columns.read_columns(self.path / "meta"))
+        self._take(columns.read_columns(self.path / "meta", episode_values(self.attributes)))
         self._open_arrays()
 
     def _take(self, values: columns.Columns) -> None:
@@ -320,6 +324,8 @@ class EpisodeStore:
     def _check_readable(self, key: str, first: int, last: int) -> None:
         if key not in self._arrays and key in self.specification:
             raise CorruptEpisode(self.path, first, key, "the array is missing")
+        if key not in self._arrays and not can_be_made(self, key):
+            raise NotRecorded(self.path, f"data/{key}", self.keys)
         if key not in self._arrays or last > self.readable(key):
             again = f"again={key}" if key in ("image", "depth") else ""
             command = command_line("convert", *self.choice.split(), again)

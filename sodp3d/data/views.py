@@ -7,13 +7,13 @@ from sodp3d.core.mappings import differences, plain
 from sodp3d.core.paths import command_line
 from sodp3d.data.conversion import require_depth, require_poses
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.vision.sensors import Sensor
 
 
 def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) -> None:
     """Raises InputError where roll-outs of `config` would see something else than the store's array of `sensor`."""
-    if not sensor.draws:
+    if not sensor.draws or config.family == RECORDED:  # what was recorded is all that there is to see
         return
     state = store.conversions.get(sensor.key)
     if state is None and sensor.converter is not None:

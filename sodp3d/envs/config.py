@@ -15,6 +15,12 @@ from sodp3d.vision.camera import CameraConfig
 from sodp3d.vision.pointcloud import CropConfig
 
 SUCCESS_METRICS = ("final", "count", "any")
+RECORDED = "recorded"  # the family of recordings, which nothing simulates
+NEEDS_A_SIMULATOR = (
+    "recordings cannot be reset or stepped, so planners learn from them (train, mode=pretrain data=data/<name>) and no "
+    "more. Whatever acts needs an environment: an env family of your own with reset and step, a simulated robot for "
+    "example (docs/extending.md). A robot itself is driven by load_planner or by sodp3d serve (docs/robot.md)."
+)
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,8 @@ class EnvConfig:
     tasks: tuple[str, ...]
     action_repeat: int  # raw simulator steps per control step
     episode_steps: int  # control steps
-    camera: CameraConfig
-    crop: CropConfig
+    camera: CameraConfig  # what is drawn by; None of recordings, whose store knows the real one
+    crop: CropConfig  # None of recorded clouds, which were cropped elsewhere
     points: int  # N
     horizon: int  # Tp
     n_obs_steps: int  # To
@@ -44,8 +50,11 @@ class EnvConfig:
         """
         values = {key: value for key, value in mapping.items() if key != "recommended"}
         check_keys(cls, values, "env")
-        values["camera"] = CameraConfig.from_config(values["camera"])
-        values["crop"] = CropConfig.from_config(values["crop"])
+        for key, kind in (("camera", CameraConfig), ("crop", CropConfig)):
+            if values["family"] != RECORDED or values[key] is not None:
+                values[key] = kind.from_config(values[key])
+        if values["family"] == RECORDED and values["name"] is None:  # a command that reads no store
+            raise InputError(f"env={RECORDED}: {NEEDS_A_SIMULATOR}")
         for key in ("name", "family", "task", "success_metric", "unet"):
             if not isinstance(values[key], str):
                 raise InputError(f"env.{key}: expected a text, got {values[key]!r}.")
@@ -63,6 +72,8 @@ class EnvConfig:
     @property
     def choice(self) -> str:
         """What to type to choose this task."""
+        if self.family == RECORDED:
+            return f"env={RECORDED}"
         of_family = self.name == f"{self.family}_{self.task}" and not registry.has_config("env", self.name)
         return f"env={self.family} env.task={self.task}" if of_family else f"env={self.name}"
 

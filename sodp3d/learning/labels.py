@@ -38,7 +38,7 @@ def _returns(
     stores: Sequence[EpisodeStore], episodes: Sequence[NDArray[np.int64]], tasks: Sequence[str]
 ) -> list[NDArray[np.float64]]:
     for store in stores:
-        if "reward" not in store.specification:
+        if "reward" not in store.specification or "episode_return" not in store.metadata:
             raise InputError(
                 f"data: {store.path} has no rewards, and this method is conditioned on returns; take a store with "
                 "data/reward, or a method that needs none: method=sodp, method=mtbc."

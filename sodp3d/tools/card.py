@@ -10,7 +10,7 @@ import argparse
 import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,19 +24,22 @@ from sodp3d.core.files import PARTIAL, replace_file
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line
 from sodp3d.data import experience
+from sodp3d.data.absence import can_be_made, is_recorded
 from sodp3d.data.attributes import each
 from sodp3d.data.hashing import data_hash, learned_hashes
+from sodp3d.data.recording import names_of
+from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import SUCCESS_METRICS
+from sodp3d.tools.markdown import Markdown, bar, escape, header, numbers, pairs, row, show
 from sodp3d.vision.camera import POSE
 
 log = logging.getLogger(__name__)
 MARK = "<!-- Made by sodp3d -->"  # the first line of each card
 _EARLIER_MARK = "Written by sodp3d;"  # how the text below the title began before there was a mark
-_BINS, _BAR = 10, 30
-
-
-class Markdown(str):
-    """Text that is Markdown of ours; all other text in a table's cells is escaped."""
+_BINS = 10
+_OF_PARTS = {"agent_step", "episode_return", *(f"success_{name}" for name in SUCCESS_METRICS)}  # of each episode
+_NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def card_text(store: EpisodeStore, figures: list[str]) -> str:
         ["## Provenance", "", *_provenance(store)],
         ["## Contents", "", *_contents(store)],
         ["## Returns and success over agent time", "", *_over_time(store)],
-        ["## Returns", "", *_histogram(store.metadata["episode_return"], "return")],
+        ["## Returns", "", *_returns(store)],
         ["## Point clouds", "", *_point_clouds(store)],
         ["## Images", "", *_images(store)],
         ["## Samples", "", *[f"![{Path(name).stem.replace('_', ' ')}]({name})\n" for name in figures]],
@@ -113,17 +116,14 @@ def card_text(store: EpisodeStore, figures: list[str]) -> str:
     return "\n\n".join("\n".join(lines).rstrip() for lines in sections) + "\n"
 
 
-def escape(text: Any) -> str:
-    """Text of somebody else's as one line of Markdown that shows it as it is: no HTML, links, code or table cells."""
-    line = re.sub(r"\s+", " ", str(text))
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = line.replace("://", "&#58;//").replace("www.", "www&#46;")  # which would become links by themselves
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", line)
-
-
 def training_parts(store: EpisodeStore) -> list[TrainingPart]:
-    """An expert's episodes, then ten equal parts of the agent's own steps; those without an episode left out."""
+    """An expert's episodes, then ten equal parts of the agent's own steps; those without an episode left out.
+
+    None where not all of return, success and agent step were recorded.
+    """
     metadata = store.metadata
+    if not metadata.keys() >= _OF_PARTS:
+        return []
     parts = experience.time_parts(experience.priors(store.attributes), metadata["agent_step"])
     return [_training_part(metadata, part.rows, part.first, part.last, not part.number) for part in parts]
 
@@ -147,35 +147,53 @@ def _summary(store: EpisodeStore) -> str:
 
 def _provenance(store: EpisodeStore) -> Iterator[str]:
     attributes = store.attributes
-    config, camera = attributes["env_config"], attributes["camera"]
-    yield from _header("what", "value")
-    yield _row("environment", attributes["env"])
-    yield _row("control", _pairs(config, ("family", "task", "action_repeat", "episode_steps")))
-    yield _row("renderer", attributes["renderer"])
-    yield _row("depth image", _depth(store))
-    yield _row("camera intrinsics (px)", _numbers(camera["intrinsics"]))
-    pose = f"moves; data/{POSE}" if camera.get("pose") is None else _numbers(camera["pose"])
-    yield _row("camera pose (camera to world, OpenCV axes, m)", pose)
+    config, camera = attributes["env_config"], attributes.get("camera")
+    yield from header("what", "value")
+    yield row("environment", attributes["env"])
+    yield row("control", pairs(config, ("family", "task", "action_repeat", "episode_steps")))
+    yield from _recording(store)
+    yield row("renderer", attributes["renderer"])
+    yield row("depth image", _depth(store))
+    if camera is not None:
+        yield row("camera intrinsics (px)", numbers(camera["intrinsics"]))
+        pose = f"moves; data/{POSE}" if camera.get("pose") is None else numbers(camera["pose"])
+        yield row("camera pose (camera to world, OpenCV axes, m)", pose)
     for before in each(attributes.get("rendered_again")):
         size = "{height} x {width} px".format_map(before["camera"])
-        yield _row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
+        yield row("depth drawn again", f"from simulator states; collected at {size} by {before['renderer']}")
     for extracted in each(attributes.get("extracted")):
         asked = {key: value for key, value in extracted.items() if value is not None}
         whole = "of {episodes} episodes, data hash {data_hash}".format_map(asked)
-        yield _row("extracted", f"{whole}, by {_pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
+        yield row("extracted", f"{whole}, by {pairs(asked, ('quality', 'fraction', 'success', 'max_episodes'))}")
     yield from _beginnings(store)
-    yield _row("seed", attributes.get("seed"))
-    seeds = store.metadata["seed"]
+    yield row("seed", attributes.get("seed"))
+    seeds = store.metadata.get("seed", np.zeros(0))
     if len(seeds):
-        yield _row("episode seeds", f"{seeds.min()} to {seeds.max()}, {len(np.unique(seeds))} distinct")
-    yield _row("git commit", attributes.get("git_commit"))
+        yield row("episode seeds", f"{seeds.min()} to {seeds.max()}, {len(np.unique(seeds))} distinct")
+    yield row("git commit", attributes.get("git_commit"))
     for key in ("agent", "versions"):
         value = attributes.get(key)
         for name, item in sorted(flat(value).items()) if isinstance(value, dict) else [("", value)]:
-            yield _row(f"{key} {name}".strip(), item)
+            yield row(f"{key} {name}".strip(), item)
+
+
+def _recording(store: EpisodeStore) -> Iterator[str]:
+    """What is told of recordings alone."""
+    if not is_recorded(store.attributes):
+        return
+    rate = store.attributes.get("rate")
+    yield row("control steps a second", _NOT_RECORDED if rate is None else f"{rate:g}")
+    for key in ("action", "agent_pos"):
+        yield row(f"numbers of {key}", ", ".join(names_of(store, key)))
+    absent = [name for name in METADATA if name not in store.metadata]
+    yield row("values of episodes not recorded", ", ".join(absent) or "none")
+    for name, value in sorted(flat({"source": store.attributes.get("source")}).items()):
+        yield row(name.replace(".", " "), _NOT_RECORDED if value is None else value)
 
 
 def _depth(store: EpisodeStore) -> Markdown:
+    if "depth" not in store.keys and not can_be_made(store, "depth"):
+        return Markdown(_NOT_RECORDED)
     camera, state = store.attributes["camera"], store.conversions.get("depth")
     size = f"{camera['height']} x {camera['width']} px, uint16 millimetres, 0 = invalid"
     if "depth" in store.specification:
@@ -192,24 +210,25 @@ def _beginnings(store: EpisodeStore) -> Iterator[str]:
     """What the agent began with beside its own experience, and which of it is in the store."""
     found = experience.priors(store.attributes)
     if found:
-        count = int(experience.scripted_rows(found, store.metadata["agent_step"]).sum())
+        steps = store.metadata.get("agent_step", np.zeros(0, np.int64))
+        count = int(experience.scripted_rows(found, steps).sum())
         kept = f"; {count} of the store's episodes, its first ones" if count else "; not in the store"
         if len(found) > 1:
             kept = "; the merged stores differ in it"
-        yield _row("the agent began with", f"{experience.told(found)}{kept}")
+        yield row("the agent began with", f"{experience.told(found)}{kept}")
 
 
 def _contents(store: EpisodeStore) -> Iterator[str]:
     lengths = np.diff(store.episode_ends, prepend=0)
     if len(lengths):
         yield f"Episode length: {lengths.min()} to {lengths.max()} steps, {lengths.mean():.1f} on average.\n"
-    yield from _header("array", "type", "shape", "megabytes", "on disk")
+    yield from header("array", "type", "shape", "megabytes", "on disk")
     for key in store.keys:
         shape, dtype = store.field(key)
         size = store.steps * int(np.prod(shape)) * np.dtype(dtype).itemsize
         files = (file for file in (store.path / "data" / key).iterdir() if file.suffix != PARTIAL)
         disk = sum(file.stat().st_size for file in files)
-        yield _row(f"data/{key}", dtype, f"{(store.steps, *shape)}", f"{size / 1e6:.1f}", f"{disk / 1e6:.1f}")
+        yield row(f"data/{key}", dtype, f"{(store.steps, *shape)}", f"{size / 1e6:.1f}", f"{disk / 1e6:.1f}")
 
 
 def _over_time(store: EpisodeStore) -> Iterator[str]:
@@ -217,7 +236,10 @@ def _over_time(store: EpisodeStore) -> Iterator[str]:
     if not len(store):
         yield "No episodes yet."
         return
-    yield from _header("agent steps", "episodes", "mean return", "final", "count", "any", "any, as a bar")
+    if not store.metadata.keys() >= _OF_PARTS:
+        yield from _over_all(store)
+        return
+    yield from header("agent steps", "episodes", "mean return", "final", "count", "any", "any, as a bar")
     for part in training_parts(store):
         yield _rates(f"{part.first:.0f} to {part.last:.0f}{', scripted' if part.scripted else ''}", part, 0)
     yield _rates("all", _training_part(store.metadata, np.ones(len(store), bool), 0, 0), 1)
@@ -227,9 +249,25 @@ def _over_time(store: EpisodeStore) -> Iterator[str]:
     )
 
 
+def _over_all(store: EpisodeStore) -> Iterator[str]:
+    """Means of what was recorded of all episodes."""
+    yield from header("of all episodes", "mean")
+    for name in ("episode_return", *(f"success_{metric}" for metric in SUCCESS_METRICS)):
+        values = store.metadata.get(name)
+        yield row(name.replace("_", " "), _NOT_RECORDED if values is None else f"{values.mean():.3g}")
+
+
+def _returns(store: EpisodeStore) -> Iterator[str]:
+    returns = store.metadata.get("episode_return")
+    if returns is None:
+        yield "Not recorded."
+    else:
+        yield from _histogram(returns, "return")
+
+
 def _rates(name: str, part: TrainingPart, digits: int) -> str:
     rates = [f"{100 * rate:.{digits}f} %" for rate in part.rates.values()]
-    return _row(name, part.episodes, f"{part.mean_return:.3g}", *rates, _bar(part.rates["any"]))
+    return row(name, part.episodes, f"{part.mean_return:.3g}", *rates, bar(part.rates["any"]))
 
 
 def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
@@ -237,18 +275,22 @@ def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
         yield "None yet."
         return
     counts, edges = np.histogram(values, bins=_BINS)
-    yield from _header(name, "number", "")
+    yield from header(name, "number", "")
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        yield _row(f"{low:.4g} to {high:.4g}", int(count), _bar(count / counts.max()))
+        yield row(f"{low:.4g} to {high:.4g}", int(count), bar(count / counts.max()))
 
 
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
     clouds = {output: state for output, state in store.conversions.items() if "points" in state["parameters"]}
-    if not clouds:
+    if "point_cloud" in store.specification:
+        yield f"data/point_cloud: recorded as they are, {store.field('point_cloud').shape[0]} points each (metres)."
+    elif not can_be_made(store, "point_cloud"):
+        yield "Not recorded."
+    elif not clouds:
         yield f"None yet: {_command(store)}."
     for output, state in clouds.items():
         parameters = state["parameters"]
-        low, high = (escape(_numbers([parameters.get(key)])) for key in ("low", "high"))
+        low, high = (escape(numbers([parameters.get(key)])) for key in ("low", "high"))
         yield (
             f"data/{escape(output)}: {state['episodes']} of {len(store)} episodes, {escape(parameters.get('points'))} "
             f"points by farthest-point sampling ({escape(parameters.get('backend'))}), crop {low} to {high} (world "
@@ -273,7 +315,11 @@ def _images(store: EpisodeStore) -> Iterator[str]:
         for output, state in store.conversions.items()
         if "points" not in state["parameters"] and output != "depth"
     }
-    if not found:
+    if "image" in store.specification:
+        yield "data/image: recorded as it is, RGB of {} x {} px.".format(*store.field("image").shape[1:])
+    elif not can_be_made(store, "image"):
+        yield "Not recorded."
+    elif not found:
         yield f"None: {_command(store, 'again=image')} for obs=image."
     for output, state in found.items():
         drawn = state["parameters"]
@@ -286,37 +332,6 @@ def _command(store: EpisodeStore, *options: str) -> str:
     return f"`{command_line('convert', *store.choice.split(), *options)}`" if "`" not in store.choice else "convert it"
 
 
-def _bar(share: float) -> Markdown:
-    filled = round(float(share) * _BAR)
-    return Markdown("`" + "█" * filled + "·" * (_BAR - filled) + "`")
-
-
-def _header(*names: str) -> Iterator[str]:
-    yield _row(*names)
-    yield _row(*["---"] * len(names))
-
-
-def _row(*cells: Any) -> str:
-    return "| " + " | ".join(cell if isinstance(cell, Markdown) else escape(cell) for cell in cells) + " |"
-
-
-def _pairs(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
-    return ", ".join(f"{key} {values[key]}" for key in keys if key in values)
-
-
-def _numbers(matrix: Any) -> str:
-    try:
-        return "; ".join(" ".join(f"{float(value):.6g}" for value in row) for row in matrix)
-    except (TypeError, ValueError):
-        return str(matrix)
-
-
-def _show(text: str) -> None:
-    """Print text, with `?` for what the encoding of standard output lacks: a C locale knows ASCII alone."""
-    encoding = sys.stdout.encoding or "utf-8"
-    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Command line: write and print the card. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="sodp3d card", description="Write and print a dataset card.")
@@ -325,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def job() -> None:
         path = write_card(folder)
-        _show(f"{path.read_text(encoding='utf-8')}\n(written to {path})\n")
+        show(f"{path.read_text(encoding='utf-8')}\n(written to {path})\n")
 
     return exit_status(job)
 

@@ -9,16 +9,18 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line
+from sodp3d.data.absence import can_be_made, is_recorded
+from sodp3d.data.recording import names_of
 from sodp3d.data.store import CorruptEpisode, EpisodeStore
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 
 
 def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int) -> dict[str, Any]:
     """Up to `episodes` episodes spread over the store, with as many frames each as fit in `size` bytes.
 
-    A frame has a step, and where the store has them depth (H * W uint16 millimetres, base64), a cloud (N * 3 int16
-    millimetres, base64) and an image (PNG, base64). Damaged episodes are left out, and the note says so. Raises
-    InputError where none can be shown.
+    An episode has null for what was not recorded of it. A frame has a step, and where the store has them depth (H * W
+    uint16 millimetres, base64), a cloud (N * 3 int16 millimetres, base64) and an image (PNG, base64). Damaged episodes
+    are left out, and the note says so. Raises InputError where none can be shown.
     """
     chosen = sorted({round(index) for index in np.linspace(0, len(store) - 1, episodes)}) if len(store) else []
     frames = _frames_per_episode(store, len(chosen), size, most_frames)
@@ -36,9 +38,10 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     return {
         "env": store.attributes["env"],
         "note": note,
-        "width": store.attributes["camera"]["width"],
+        "width": store.field("depth").shape[1] if "depth" in store.keys else None,
         "actionNames": action_names(store),
-        "cloudCommand": command_line("convert", *store.choice.split()),
+        "actionUnit": "as recorded" if is_recorded(store.attributes) else "share of its range, -1 to 1",
+        "noClouds": _no_clouds(store),
         "episodes": shown,
     }
 
@@ -50,9 +53,15 @@ def action_names(store: EpisodeStore) -> list[str]:
     and has one for each number; else "action 0", "action 1", ...
     """
     size = store.field("action").shape[0]
-    names = store.attributes.get("action_names") or _actuators(store)
-    known = isinstance(names, list) and len(names) == size
-    return [str(name) for name in names] if known else [f"action {index}" for index in range(size)]
+    names = [] if store.attributes.get("action_names") else _actuators(store)
+    return names if len(names) == size else names_of(store, "action")
+
+
+def _no_clouds(store: EpisodeStore) -> str:
+    """What to say of an episode without clouds."""
+    if not can_be_made(store, "point_cloud"):
+        return "Not recorded: neither point clouds nor depth, of which they are made."
+    return f"No point clouds of this episode yet. Make them with: {command_line('convert', *store.choice.split())}"
 
 
 def _actuators(store: EpisodeStore) -> list[str]:
@@ -78,8 +87,9 @@ def _frames_per_episode(store: EpisodeStore, episodes: int, size: int, most: int
 
 
 def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
-    values = store.episode(index, ("action", "reward", "success"))
+    values = store.episode(index, [key for key in ("action", "reward", "success") if key in store.specification])
     metadata = {name: column[index].item() for name, column in store.metadata.items()}
+    successes = [name for name in SUCCESS_METRICS if f"success_{name}" in metadata]
     extra = {
         key: store.read(key, index, index + 1) if key in store.keys and index < store.readable(key) else None
         for key in ("depth", "point_cloud", "image")
@@ -90,12 +100,12 @@ def _episode(store: EpisodeStore, index: int, frames: int) -> dict[str, Any]:
     return {
         "index": index,
         "length": length,
-        "seed": metadata["seed"],
-        "return": metadata["episode_return"],
-        "successes": [name for name in ("final", "count", "any") if metadata[f"success_{name}"]],
+        "seed": metadata.get("seed"),
+        "return": metadata.get("episode_return"),
+        "successes": [name for name in successes if metadata[f"success_{name}"]] if successes else None,
         "actions": _pack(values["action"], "<f4"),
-        "rewards": _pack(values["reward"], "<f4"),
-        "success": _pack(values["success"], "u1"),
+        "rewards": _pack(values["reward"], "<f4") if "reward" in values else None,
+        "success": _pack(values["success"], "u1") if "success" in values else None,
         "frames": [
             {
                 "step": step,

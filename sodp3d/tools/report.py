@@ -14,6 +14,7 @@ from typing import Any
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root, outputs_root
+from sodp3d.data.absence import can_be_made, is_recorded
 from sodp3d.data.store import EpisodeStore
 from sodp3d.tools.card import training_parts
 from sodp3d.tools.curves import data_curves, run_curves
@@ -77,22 +78,30 @@ def _facts(store: EpisodeStore) -> list[tuple[str, Any]]:
     """What the store holds, as pairs of a name and a value."""
     attributes, metadata = store.attributes, store.metadata
     agent = attributes.get("agent")
-    camera, drawn = attributes["camera"], store.conversions.get("depth", {"parameters": attributes})["parameters"]
-    size = f"{camera['height']} x {camera['width']} px, drawn by {drawn['renderer']}"
+    drawn = store.conversions.get("depth", {"parameters": attributes})["parameters"]
+    recorded = is_recorded(attributes)
     facts = [
         ("environment", attributes["env"]),
-        ("collected by", agent.get("name") if isinstance(agent, dict) else agent),
+        ("collected by", "recorded" if recorded else agent.get("name") if isinstance(agent, dict) else agent),
         ("episodes", len(store)),
         ("control steps", store.steps),
-        ("depth images", size if "depth" in store.keys else "none: collected without"),
+        ("depth images", _depth(store, drawn["renderer"])),
     ]
     if "point_cloud" in store.keys:
         facts.append(("point clouds", f"{store.field('point_cloud').shape[0]} points each"))
     if len(store):
         metric = attributes["env_config"].get("success_metric") or "count"
-        rate = metadata[f"success_{metric}"].mean()
-        facts.append(("successful episodes", f"{100 * rate:.0f} % (by {metric})"))
+        success = metadata.get(f"success_{metric}")
+        told = "not recorded" if success is None else f"{100 * success.mean():.0f} % (by {metric})"
+        facts.append(("successful episodes", told))
     return facts
+
+
+def _depth(store: EpisodeStore, renderer: str) -> str:
+    if "depth" not in store.keys:
+        return "not recorded" if is_recorded(store.attributes) else "none: collected without"
+    height, width = store.field("depth").shape
+    return f"{height} x {width} px, drawn by {renderer}"
 
 
 def _pair(runs: dict[str, Path], renderer: str) -> dict[str, Any] | None:
@@ -118,7 +127,7 @@ def _missing(
     found = {}
     if store is None or frames is None:
         found["data"] = Missing("No episodes yet.", command_line("collect", *options))
-    elif "point_cloud" not in store.keys:
+    elif "point_cloud" not in store.keys and can_be_made(store, "point_cloud"):
         found["clouds"] = Missing("No point clouds yet.", command_line("convert", *options))
     for mode, words in (("pretrain", "No pre-trained planner yet."), ("finetune", "Not fine-tuned yet.")):
         if mode not in runs:

@@ -109,7 +109,16 @@ def write_rollout_videos(
 
 
 def write_store_videos(store: EpisodeStore, renderer: str, episodes: list[int], output: Path) -> list[Path]:
-    """Videos of collected episodes, each step set from its stored simulator state."""
+    """Videos of collected episodes, each step set from its stored simulator state.
+
+    Raises InputError for recordings, which have none.
+    """
+    if "sim_state" not in store.specification:
+        look = command_line("view", str(store.path.parent))
+        raise InputError(
+            f"data: {store.path} holds no simulator states, from which videos are drawn; look at what was recorded "
+            f"with: {look}"
+        )
     config = EnvConfig.from_config(store.attributes["env_config"])
     env = make_env(config, renderer)
     written = []
@@ -124,7 +133,8 @@ def write_store_videos(store: EpisodeStore, renderer: str, episodes: list[int], 
 
 
 def _state_frames(env: RobotEnv, episode: dict[str, Any]) -> Iterator[NDArray[np.uint8]]:
-    for state, achieved in zip(episode["sim_state"], episode["success"], strict=True):
+    success = episode.get("success", np.zeros(len(episode["sim_state"])))
+    for state, achieved in zip(episode["sim_state"], success, strict=True):
         env.set_state(state)
         yield frame(env, bool(achieved))
 

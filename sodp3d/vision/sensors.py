@@ -42,11 +42,12 @@ class Sensor:
     made_by: str | None = None  # what option of `convert` makes the store's array ("" for none); None: it is collected
 
     def view_of(self, config: Any) -> dict[str, Any]:
-        """The parts of an env's configuration that a planner's checkpoint remembers, as plain values."""
+        """The parts of an env's configuration that a planner's checkpoint remembers, as plain values; None left out."""
         parts = {part: getattr(config, part) for part in self.view}
         return {
             part: plain(asdict(value) if is_dataclass(value) and not isinstance(value, type) else value)
             for part, value in parts.items()
+            if value is not None
         }
 
 

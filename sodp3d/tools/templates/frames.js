@@ -56,15 +56,15 @@ function drawImage(frame) {
   const trace = {type: "image", source: "data:image/png;base64," + frame.image};
   return Plotly.react("image", [trace], {title: {text: "RGB"}, ...pixelAxes("#fff")}, settings);
 }
-function drawCloud(frame, command) {
+function drawCloud(frame, without) {
   const place = byId("cloud");
   place.classList.toggle("message", !frame.cloud);
   if (!frame.cloud) {
     Plotly.purge(place);
-    place.textContent = "No point clouds of this episode yet. Make them with: " + command;
+    place.textContent = without;
     return null;
   }
-  if (place.textContent.startsWith("No point")) place.textContent = "";
+  if (place.textContent === without) place.textContent = "";
   const points = unpack(frame.cloud, Int16Array);
   const [x, y, z] = [0, 1, 2].map(index => column(points, 3, index).map(value => value / 1000));
   const trace = {type: "scatter3d", mode: "markers", x, y, z, 
@@ -92,9 +92,10 @@ function startFrames(shown, drawMore) {
     byId("episodeName").textContent = episode.index;
     byId("frameName").textContent = "step " + frame.step;
     byId("status").textContent = "episode " + episode.index + ", step " + frame.step + " of " + episode.length +
-      ", seed " + episode.seed + ", return " + Number(episode.return).toPrecision(4) + ", success: " +
-      (episode.successes.join(", ") || "none");
-    const drawn = [drawImage(frame), drawDepth(frame, shown.width), drawCloud(frame, shown.cloudCommand),
+      ", seed " + (episode.seed ?? "not recorded") + ", return " +
+      (episode.return === null ? "not recorded" : Number(episode.return).toPrecision(4)) + ", success: " +
+      (episode.successes === null ? "not recorded" : episode.successes.join(", ") || "none");
+    const drawn = [drawImage(frame), drawDepth(frame, shown.width), drawCloud(frame, shown.noClouds),
                    ...drawMore(episode, frame)];
     return Promise.all(drawn).then(() => { document.body.dataset.drawn = episode.index + "/" + frame.step; });
   }

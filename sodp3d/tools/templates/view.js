@@ -12,13 +12,16 @@ function drawActions(episode, step) {
   const traces = shownActions().map(index => ({
     y: column(flat, names.length, index), name: plain(names[index]), mode: "lines", line: {width: 1.5}}));
   const layout = {title: {text: "Actions"}, ...withLegend, shapes: marker(step), dragmode: false,
-                  xaxis: axis("control step"), yaxis: axis("action (share of its range, -1 to 1)")};
+                  xaxis: axis("control step"), yaxis: axis(`action (${data.actionUnit})`)};
   return Plotly.react("actions", traces, layout, settings);
 }
 function drawRewards(episode, step) {
+  byId("rewards").hidden = !episode.rewards && !episode.success;  // neither was recorded
+  if (byId("rewards").hidden) return null;
   const traces = [
-    {y: Array.from(unpack(episode.rewards, Float32Array)), name: "reward", mode: "lines"},
-    {y: Array.from(unpack(episode.success, Uint8Array)), name: "frames at goal", mode: "lines", yaxis: "y2"}];
+    {y: episode.rewards ? Array.from(unpack(episode.rewards, Float32Array)) : [], name: "reward", mode: "lines"},
+    {y: episode.success ? Array.from(unpack(episode.success, Uint8Array)) : [], name: "frames at goal", mode: "lines",
+     yaxis: "y2"}];
   const layout = {title: {text: "Reward and success"}, ...withLegend, margin: {...withLegend.margin, r: 54},
                   shapes: marker(step), dragmode: false, xaxis: axis("control step"),
                   yaxis: axis("reward (per control step)"),
