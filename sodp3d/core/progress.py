@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -32,22 +32,26 @@ def progress_line(step: int, total: int | None, new: int, seconds: float, values
     return f"{step}{f'/{total}' if total else ''}  {seconds:.0f}s{pace}  {values}"
 
 
+def progress_lines(name: str) -> Callable[[int, int], None]:
+    """A function of (done, total) that logs rate and time left now and then, and the end."""
+    started, last, before = time.monotonic(), [0.0], list[int]()
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        before[:] = before or [done]  # the first call comes before any episode is made
+        if now - last[0] > LINE_SECONDS or done == total:
+            last[0] = now
+            log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())
+
+    return progress
+
+
 @contextmanager
 def episodes_done(name: str) -> Iterator[Callable[[int, int], None]]:
-    """A function of (done, total) that shows how many episodes of `name` are done, rate and time left."""
-    started, last, before = time.monotonic(), 0.0, -1
-    with ExitStack() as stack:
-        bar = stack.enter_context(progress_bar()) if sys.stderr.isatty() else None
-        task = None if bar is None else bar.add_task("", total=None, values=name)
-
-        def show(done: int, total: int) -> None:
-            nonlocal last, before
-            now, before = time.monotonic(), done if before < 0 else before  # the first call comes before any is made
-            if bar is not None:
-                bar.update(task, completed=done, total=total)
-            elif now - last > LINE_SECONDS or done == total:
-                last = now
-                line = progress_line(done, total, done - before, now - started, "").rstrip()
-                log.info("%s: episode %s", name, line)
-
-        yield show
+    """A function of (done, total) that moves a bar in a terminal, and is `progress_lines` anywhere else."""
+    if not sys.stderr.isatty():
+        yield progress_lines(name)
+        return
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None, values=name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -168,11 +168,13 @@ class LeRobotSource:
             raise InputError(f"{path}: is missing; get it again, or leave this episode out.")
         rate = self.facts.rate or 1.0
         start = round(told[2] * rate)
+        shape = feature["shape"]
+        size = (shape[1], shape[2]) if len(shape) == 3 and shape[0] in (1, 3) else (shape[0], shape[1])
         if self.offers[key].kind == "image":
-            return lerobot_video.read_color(path, start, row["length"], rate)
+            return lerobot_video.read_color(path, start, row["length"], rate, size)
         codes = lerobot_video.DepthCodes.of(feature.get("info") or {}, f"{self._path / INFO}: {key}")
         self.lost[key] = "as a video, depth is in 4096 codes and not exact"
-        return lerobot_video.read_depth(path, start, row["length"], rate, codes)
+        return lerobot_video.read_depth(path, start, row["length"], rate, size, codes)
 
     def _inside(self, template: Any, chunk: int, file: int, key: str = "") -> Path:
         """The file that a template of info.json names. Raises InputError for one outside the dataset's folder."""
@@ -211,7 +213,8 @@ def _check_info(info: Any, path: Path) -> dict[str, Any]:
     for key, feature in features.items():
         shape = feature.get("shape") if isinstance(feature, dict) else None
         sizes = isinstance(shape, list) and all(isinstance(size, int) and 0 < size < 2**24 for size in shape)
-        if not sizes or not isinstance(feature.get("dtype"), str):
+        seen = isinstance(feature, dict) and feature.get("dtype") in ("image", "video")
+        if not sizes or not isinstance(feature.get("dtype"), str) or (seen and len(shape) != 3):
             raise InputError(f"{path}: features.{key}: expected dtype and shape, got {feature!r}.")
     return dict(info)
 

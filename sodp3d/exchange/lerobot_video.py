@@ -3,6 +3,7 @@
 Shape letters: T frames, H W image.
 """
 
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
-from sodp3d.vision.camera import MOST_PIXELS
 
 _CODES = 4095  # of 12 bit
 # Only the file itself, as what it says it is: a play list could name other files, and servers.
@@ -52,65 +52,59 @@ class DepthCodes(NamedTuple):
         return table[np.minimum(codes, _CODES)]
 
 
-def read_color(path: Path, start: int, count: int, rate: float) -> NDArray[np.uint8]:
-    """(T, 3, H, W) of `count` frames from frame `start` on. Raises InputError for a file that is cut or damaged."""
-    frames, (height, width) = _read(path, start, count, rate, "rgb24", 24)
-    pixels = np.frombuffer(frames, np.uint8).reshape(count, height, width, 3)
-    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+def read_color(path: Path, start: int, count: int, rate: float, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """(T, 3, H, W) of `count` frames from frame `start` on; size: (H, W).
+
+    Raises InputError for a file that is cut or damaged, or has images of another size.
+    """
+    pixels = _read(path, start, count, rate, "rgb24", 3 * size[0] * size[1])
+    return np.ascontiguousarray(pixels.reshape(count, *size, 3).transpose(0, 3, 1, 2))
 
 
-def read_depth(path: Path, start: int, count: int, rate: float, codes: DepthCodes) -> NDArray[np.uint16]:
+def read_depth(
+    path: Path, start: int, count: int, rate: float, size: tuple[int, int], codes: DepthCodes
+) -> NDArray[np.uint16]:
     """(T, H, W) millimetres. Raises InputError as `read_color` does."""
+    height, width = size
+    color = 2 * (-(-height // 2)) * (-(-width // 2))
     # Not as grey: that would stretch the range of the luma, which holds the codes as they are.
-    frames, (height, width) = _read(path, start, count, rate, "yuv420p12le", 24)
-    planes = np.frombuffer(frames, "<u2").reshape(count, -1)
+    planes = _read(path, start, count, rate, "yuv420p12le", 2 * (height * width + color)).view("<u2")
     return codes.millimetres(planes[:, : height * width].reshape(count, height, width))
 
 
-def _read(path: Path, start: int, count: int, rate: float, pixels: str, bits: int) -> tuple[bytes, tuple[int, int]]:
-    """Bytes of the frames, and height and width."""
-    import imageio_ffmpeg
-
+def _read(path: Path, start: int, count: int, rate: float, pixels: str, frame_bytes: int) -> NDArray[np.uint8]:
+    """(T, bytes of a frame)."""
+    if count * frame_bytes > _MOST_BYTES:
+        raise InputError(f"{path}: claims {count * frame_bytes} bytes of images in an episode, more than any has.")
     seek = ["-ss", f"{(start - 0.5) / rate:.6f}"] if start else []  # between two frames, so that rounding is harmless
-    output = ["-frames:v", str(count), "-fps_mode", "passthrough"]
-    try:
-        reader = imageio_ffmpeg.read_frames(
-            str(path), pixels, bits_per_pixel=bits, input_params=[*_ONLY_THIS_FILE, *seek], output_params=output
+    limits = ["-frames:v", str(count), "-fs", str(count * frame_bytes + 1), "-fps_mode", "passthrough"]
+    source = [*_ONLY_THIS_FILE, *seek, "-i", str(path.resolve())]
+    done = _ffmpeg([*source, "-map", "0:v:0", *limits, "-f", "rawvideo", "-pix_fmt", pixels, "-"])
+    if len(done.stdout) != count * frame_bytes:
+        told = [line.strip() for line in done.stderr.decode(errors="replace").splitlines() if line.strip()]
+        reason = (
+            told[0] if told else f"it holds {len(done.stdout) / frame_bytes:.4g} of {count} frames, from {start} on"
         )
-        width, height = next(reader)["source_size"]
-        if max(width, height) > MOST_PIXELS or width * height * bits // 8 * count > _MOST_BYTES:
-            raise InputError(f"{path}: claims {width} x {height} pixels in {count} frames, which are not read.")
-        frames = list(reader)
-    except (OSError, RuntimeError, ValueError, KeyError, StopIteration, SyntaxError, IndexError) as error:
-        raise _damaged(path, str(error)) from None
-    if len(frames) < count:
-        raise _damaged(path, f"it holds {len(frames)} of {count} frames from frame {start} on")
-    return b"".join(frames[:count]), (height, width)
-
-
-def _damaged(path: Path, reason: str) -> InputError:
-    last = [line for line in reason.splitlines() if line.strip()] or ["nothing was read"]
-    return InputError(
-        f"{path}: cannot be read as a video ({last[-1].strip()}); get it again, or leave this episode out."
-    )
+        raise InputError(
+            f"{path}: cannot be read as a video of such images ({reason}); get it again, or leave this episode out."
+        )
+    return np.frombuffer(done.stdout, np.uint8).reshape(count, frame_bytes)
 
 
 def write_color(path: Path, images: NDArray[np.uint8], rate: float) -> None:
     """An mp4 (H.264) of (T, 3, H, W). Raises InputError for odd sizes, which it cannot hold."""
-    import imageio_ffmpeg
-
     height, width = images.shape[2:]
     if height % 2 or width % 2:
         raise InputError(f"video: expected images of even height and width, got {height} x {width}; use video=false.")
-    writer = imageio_ffmpeg.write_frames(
-        str(path),
-        (width, height),
-        fps=rate,
-        codec="libx264",
-        macro_block_size=1,
-        output_params=["-g", "2", "-crf", "18", "-movflags", "+faststart"],
-    )
-    writer.send(None)
-    for image in images:
-        writer.send(np.ascontiguousarray(image.transpose(1, 2, 0)))
-    writer.close()
+    source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:.6g}", "-i", "-"]
+    target = ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "2", "-crf", "18", "-movflags", "+faststart", str(path)]
+    done = _ffmpeg([*source, *target], np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes())
+    if done.returncode:
+        raise OSError(done.stderr.decode(errors="replace").strip().splitlines()[-1])
+
+
+def _ffmpeg(arguments: list[str], content: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
+    import imageio_ffmpeg
+
+    program = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-loglevel", "error", "-nostdin", "-y"]
+    return subprocess.run([*program, *arguments], input=content, capture_output=True, check=False)

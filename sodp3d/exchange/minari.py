@@ -58,6 +58,8 @@ class MinariSource:
             first = hdf5.member(self._file, self.episodes[0], h5py.Group, str(self._path))
             self.offers = {key: self._offer(key, dataset) for key, dataset in self._walk(first, "")}
             self._drop_unknown_rewards(first)
+            if not self.facts.keys:
+                self.lost["last observation"] = "of each episode: no action follows it"
 
     def _walk(self, group: h5py.Group, prefix: str) -> list[tuple[str, h5py.Dataset]]:
         """(path, dataset) of every array of numbers, or of JPEG files, below a group."""

@@ -71,6 +71,9 @@ class RobomimicSource:
         for key in group:
             if hdf5.is_group(group, key):
                 continue
+            if key == "dones":
+                self.lost[key] = "an episode ends where its steps do"
+                continue
             dataset = hdf5.local(group, key, str(self._path))
             if dataset.dtype.kind in "biuf" and dataset.ndim:
                 found[key] = hdf5.dataset(group, key, str(self._path))

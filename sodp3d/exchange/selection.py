@@ -85,6 +85,8 @@ def _require(offers: Mapping[str, Offer], keys: Mapping[str, Any], beside: Seque
 def _why(offer: Offer, left_out: bool) -> str:
     if left_out:
         return "left out, as asked"
+    if offer.becomes and offer.becomes not in (*JOINED, *_SINGLE):
+        return "recordings have no such array"
     if offer.kind == "numbers":
         return "no place for it unless told: keys=[...] puts it beside the joints"
     if offer.kind == "pose":
