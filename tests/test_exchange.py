@@ -206,7 +206,7 @@ def test_mistakes_are_one_message_and_change_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-# ---- bad episodes, and what is left of a stopped import ----------------------------------------------------------------
+# ---- bad episodes, and what is left of a stopped import ------------------------------------------------------------
 
 
 def test_a_bad_episode_ends_an_import_unless_it_is_to_be_left_out(tmp_path: Path) -> None:

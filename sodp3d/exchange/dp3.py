@@ -17,7 +17,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.data.schema import METADATA, Specification
 from sodp3d.exchange.episodes import Arrays, Facts, Offer, read_outcomes
 from sodp3d.exchange.formats import Format
-from sodp3d.exchange.zarr_files import open_array, open_group, read_rows
+from sodp3d.exchange.zarr_files import names_in, open_array, open_group, read_rows
 from sodp3d.settings import ExportSettings, ImportSettings
 from sodp3d.vision.camera import POSE
 
@@ -38,7 +38,7 @@ class Dp3Source:
         self._path, self._group = path, open_group(path)
         ends = open_array(self._group, "meta/episode_ends", str(path))
         self._ends = _check_ends(np.asarray(ends[:]), str(path))
-        self._arrays = {key: open_array(self._group, f"data/{key}", str(path)) for key in self._keys()}
+        self._arrays = {key: open_array(self._group, f"data/{key}", str(path)) for key in names_in(path, "data")}
         self.episodes = [f"episode {index}" for index in range(len(self._ends))]
         self.lost: dict[str, str] = {}
         told = self._group.attrs.get(OURS)
@@ -46,16 +46,8 @@ class Dp3Source:
         self.offers = {key: self._offer(key) for key in self._arrays}
         self._columns = {
             name: np.asarray(open_array(self._group, f"meta/{name}", str(path))[:])
-            for name in METADATA
-            if f"meta/{name}" in self._group
+            for name in set(METADATA) & set(names_in(path, "meta"))
         }
-
-    def _keys(self) -> list[str]:
-        if "data" not in self._group:
-            raise InputError(f"{self._path}: has no group data; expected data/action, data/state, meta/episode_ends.")
-        data = self._group["data"]
-        assert isinstance(data, zarr.Group)
-        return sorted(data.keys())
 
     def _offer(self, key: str) -> Offer:
         array = self._arrays[key]

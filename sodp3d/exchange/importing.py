@@ -4,6 +4,7 @@ The store grows as importing.zarr, which no other command takes for one, and get
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -177,7 +178,7 @@ def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeSt
         remove(path)
     return create_recorded_store(
         path,
-        path.parent.name,
+        re.sub(r"\W*([^\w.-]+|^[.-]+)", "_", path.parent.resolve().name) or "recorded",  # names folders and files, too
         like,
         rate=facts.rate,
         camera=facts.camera,

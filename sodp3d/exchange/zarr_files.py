@@ -37,6 +37,19 @@ def open_group(path: Path) -> zarr.Group:
         raise InputError(f"{path}: is no Zarr group that can be read ({error}).") from None
 
 
+def names_in(path: Path, group: str) -> list[str]:
+    """What lies in a group of the folder or .zip file, by the names alone. Raises InputError where it is not there."""
+    if path.is_file():
+        with zipfile.ZipFile(path) as file:
+            below = [name.removeprefix(f"{group}/") for name in file.namelist() if name.startswith(f"{group}/")]
+        found = {name.partition("/")[0] for name in below if "/" in name}
+    else:
+        found = {each.name for each in (path / group).iterdir() if each.is_dir()} if (path / group).is_dir() else set()
+    if not found:
+        raise InputError(f"{path}: has nothing in {group}; expected data/action, data/state, ..., meta/episode_ends.")
+    return sorted(found)
+
+
 def open_array(group: zarr.Group, key: str, where: str) -> ZarrArray:
     """An array of numbers with plain codecs. Raises InputError naming `where` and the key."""
     try:
