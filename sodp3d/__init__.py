@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from sodp3d.core.errors import InputError
     from sodp3d.data.dataset import WindowDataset
-    from sodp3d.data.store import CorruptEpisode, EpisodeStore
+    from sodp3d.data.recording import RecordedEpisode, create_recorded_store
+    from sodp3d.data.store import CorruptEpisode, EpisodeStore, NotRecorded
     from sodp3d.envs import make_env
     from sodp3d.envs.base import RobotEnv
     from sodp3d.envs.config import EnvConfig
@@ -33,12 +34,15 @@ _HOMES = {
     "EpisodeStore": "data.store",
     "InputError": "core.errors",
     "LearnedPolicy": "models.policy",
+    "NotRecorded": "data.store",
     "Planner": "models.planner",
     "PlannerConfig": "models.planner",
     "Policy": "models.policy",
+    "RecordedEpisode": "data.recording",
     "RobotEnv": "envs.base",
     "Rollouts": "rollouts.rollout",
     "WindowDataset": "data.dataset",
+    "create_recorded_store": "data.recording",
     "evaluate": "rollouts.evaluate",
     "load_choice": "models.loading",
     "load_planner": "models.loading",
@@ -56,12 +60,15 @@ __all__ = [
     "EpisodeStore",
     "InputError",
     "LearnedPolicy",
+    "NotRecorded",
     "Planner",
     "PlannerConfig",
     "Policy",
+    "RecordedEpisode",
     "RobotEnv",
     "Rollouts",
     "WindowDataset",
+    "create_recorded_store",
     "evaluate",
     "load_choice",
     "load_planner",

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Memory = Literal["auto", "ram", "mapped"]
 _COMFORTABLE = 0.5  # of the memory that may be used: windows beyond it are mapped
 _COARSE = 1e-3  # of a cloud's widest span: a rounding beyond it is told
+_HELD_OUT = 0  # seed of which episodes are held out: one for all runs, so that they can be compared
 _SUCCESS = ("success_final", "success_count", "success_any")
 
 
@@ -72,6 +73,25 @@ def select_episodes(
             f"max_episodes={max_episodes}, successes_at_most={successes_at_most}; collect more or select less strictly."
         )
     return chosen.astype(np.int64)
+
+
+def hold_out(
+    chosen: Sequence[NDArray[np.int64]], share: float, where: str
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Episodes of several stores to learn from, and the `share` of them that is held out, at least one of all.
+
+    chosen: indices of each store, as `select_episodes` gives them. The same episodes are held out whenever the same
+    come. Raises InputError, naming the option `where`, when none would be left to learn from.
+    """
+    total = sum(map(len, chosen))
+    count = max(1, round(share * total))
+    if count >= total:
+        raise InputError(f"{where}: {count} of {total} episodes would be held out, and none be left to learn from.")
+    held = np.zeros(total, bool)
+    held[np.random.default_rng(_HELD_OUT).permutation(total)[:count]] = True
+    parts = np.split(held, np.cumsum([len(rows) for rows in chosen])[:-1])
+    learned = [rows[~part] for rows, part in zip(chosen, parts, strict=True)]
+    return learned, [rows[part] for rows, part in zip(chosen, parts, strict=True)]
 
 
 class WindowDataset:

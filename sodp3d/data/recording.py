@@ -163,7 +163,7 @@ def create_recorded_store(
 def names_of(store: EpisodeStore, key: str) -> list[str]:
     """A name for each number of `action` or `agent_pos`: those of the attribute <key>_names, or "<key> 0", ..."""
     given, size = store.attributes.get(f"{key}_names"), store.field(key).shape[0]
-    fits = isinstance(given, list) and len(given) == size
+    fits = isinstance(given, list) and len(given) == len(set(map(str, given))) == size
     return [str(name) for name in given] if fits else [f"{key} {index}" for index in range(size)]  # type: ignore[union-attr]
 
 

@@ -50,11 +50,11 @@ class EnvConfig:
         """
         values = {key: value for key, value in mapping.items() if key != "recommended"}
         check_keys(cls, values, "env")
+        if values["family"] == RECORDED and values["name"] is None:  # a command that reads no store
+            raise InputError(f"env={RECORDED}: {NEEDS_A_SIMULATOR}")
         for key, kind in (("camera", CameraConfig), ("crop", CropConfig)):
             if values["family"] != RECORDED or values[key] is not None:
                 values[key] = kind.from_config(values[key])
-        if values["family"] == RECORDED and values["name"] is None:  # a command that reads no store
-            raise InputError(f"env={RECORDED}: {NEEDS_A_SIMULATOR}")
         for key in ("name", "family", "task", "success_metric", "unet"):
             if not isinstance(values[key], str):
                 raise InputError(f"env.{key}: expected a text, got {values[key]!r}.")

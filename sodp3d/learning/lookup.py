@@ -16,7 +16,7 @@ from sodp3d.data.completeness import require_complete, with_stores
 from sodp3d.data.rows import common_shape
 from sodp3d.data.store import EpisodeStore
 from sodp3d.data.views import renderer_of, require_same_view
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.models.loading import checkpoint_of, policy_config
 from sodp3d.models.policy import method_class
 from sodp3d.models.policy_config import PolicyConfig, require_no_sampler
@@ -111,7 +111,7 @@ def as_data_was_seen(config: dict[str, Any], tasks: list[EnvConfig]) -> dict[str
     seen = sensor(config["obs"]["name"])
     stores = open_stores(config, tasks)
     _require_alike(stores, seen, tasks[0])
-    if not seen.one_renderer:
+    if not seen.one_renderer or tasks[0].family == RECORDED:
         return config
     recorded = {store.path: renderer_of(store, seen) for store in stores}
     if len(set(recorded.values())) > 1:

@@ -18,9 +18,10 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.machine import Pace
 from sodp3d.core.run import Run
 from sodp3d.core.sections import read_section
-from sodp3d.data.dataset import WindowDataset, select_episodes
+from sodp3d.data.dataset import WindowDataset, hold_out, select_episodes
 from sodp3d.data.hashing import Identity, identify
-from sodp3d.envs.config import EnvConfig
+from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.learning.augmentation import augmented
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ema import EMA
@@ -209,18 +210,16 @@ def _look_is_due(settings: PretrainSettings, step: int, run: Run) -> bool:
     )
 
 
-def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, Identity]:
+def load_data(config: dict[str, Any], tasks: list[EnvConfig], held_out: bool = False) -> tuple[WindowDataset, Identity]:
     """Windows over the stores named by the configuration, with only what `obs=` sees, and what names that data.
 
-    Returns are read only where the method asks for them; `pretrain.successful_only` (near-optimal data, C.2;
-    demonstrations, DP3) reads the success flags.
+    held_out: of recordings those episodes that are not learned from, in place of those that are. Returns are read only
+    where the method asks for them; `pretrain.successful_only` (near-optimal data, C.2; demonstrations, DP3) reads the
+    success flags.
     """
     task, settings = tasks[0], read_section(PretrainSettings, config["pretrain"])
     stores = open_stores(config, tasks)
-    success = task.success_metric if settings.successful_only else None
-    chosen = settings.fraction, settings.max_episodes, success, settings.quality
-    weak = settings.successes_at_most, task.success_metric
-    episodes = [select_episodes(store, *chosen, *weak) for store in stores]
+    episodes = chosen_episodes(settings, task, stores, held_out)
     seen = sensor(config["obs"]["name"])
     keys, half = ["agent_pos", seen.key], [seen.key] if seen.half else []
     method = method_class(config["method"])
@@ -229,6 +228,19 @@ def load_data(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDat
     dataset = WindowDataset(stores, keys, *steps, episodes, past=window.past, memory=settings.memory, half=half)
     add_labels(dataset, method.labels, stores, episodes, [one.name for one in tasks])
     return dataset, dataset.data or identify(stores, keys)
+
+
+def chosen_episodes(
+    settings: PretrainSettings, task: EnvConfig, stores: Sequence[EpisodeStore], held_out: bool = False
+) -> list[NDArray[np.int64]]:
+    """Of each store the episodes that are learned from, or of recordings those that are held out. Raises InputError."""
+    success = task.success_metric if settings.successful_only else None
+    chosen = settings.fraction, settings.max_episodes, success, settings.quality
+    weak = settings.successes_at_most, task.success_metric
+    episodes = [select_episodes(store, *chosen, *weak) for store in stores]
+    if task.family != RECORDED:
+        return episodes
+    return hold_out(episodes, settings.held_out, "pretrain.held_out")[held_out]
 
 
 def new_policy(config: dict[str, Any], tasks: list[EnvConfig], dataset: WindowDataset) -> Any:
@@ -245,7 +257,7 @@ def new_policy(config: dict[str, Any], tasks: list[EnvConfig], dataset: WindowDa
         "n_obs_steps": task.n_obs_steps,
         "horizon": task.horizon,
         "n_action_steps": task.n_action_steps,
-        "renderer": config["render"] if seen.one_renderer else None,
+        "renderer": config["render"] if seen.one_renderer and task.family != RECORDED else None,
         "encoder": settings.model.encoder,
         "method": config["method"],
     }

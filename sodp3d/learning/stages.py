@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
-from sodp3d.core import checkpoint
+from sodp3d.core import checkpoint, registry
 from sodp3d.core.cli import command
 from sodp3d.core.device import prepare_torch
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import outputs_root
 from sodp3d.core.run import Run, is_finished, open_run, readable_config
-from sodp3d.envs.config import EnvConfig, task_configs
+from sodp3d.data.recording import as_recorded
+from sodp3d.envs import require_tasks
+from sodp3d.envs.config import RECORDED, EnvConfig, task_configs
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.learner import check_likelihood
@@ -38,6 +40,7 @@ from sodp3d.learning.measuring import (
     measure_side_by_side,
     summary_of,
 )
+from sodp3d.learning.offline import Offline
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
@@ -70,6 +73,9 @@ def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
     require_unet(settings.model.unet)
     tasks, method = task_configs(config), method_class(settings.stage.method)
     method.window(tasks[0], settings.model)
+    registry.require(registry.FAMILIES, tasks[0].family, "env.family")
+    if tasks[0].family == RECORDED and settings.stage.mode != "pretrain":
+        require_tasks(tasks)  # says what is needed to act
     return tasks, prepare_torch(config)
 
 
@@ -92,7 +98,9 @@ def run_pretrain(config: dict[str, Any]) -> None:
     config = as_data_was_seen(config, tasks)
     with ExitStack() as stack:
         measurements: Measurements
-        if len(tasks) == 1:
+        if tasks[0].family == RECORDED:
+            measurements = Offline(config, tasks)
+        elif len(tasks) == 1:
             rollouts = stack.enter_context(make_rollouts(config, tasks[0], settings.evaluation.environments))
             measurements = OneTask(settings, tasks[0], rollouts)
         else:
@@ -304,4 +312,4 @@ STAGES: dict[str, Callable[[dict[str, Any]], None]] = {
 @command("train")
 def main(config: dict[str, Any]) -> None:
     """Run the stage that `mode=` names."""
-    STAGES[config["mode"]](config)
+    STAGES[config["mode"]](as_recorded(config) if config["mode"] == "pretrain" else config)

@@ -64,6 +64,7 @@ class PretrainSettings:
     log_every: Count = resource(20)  # gradient steps
     checkpoint_every: Count = resource(500)  # gradient steps
     evaluate_every: Natural = resource(1000)  # gradient steps between two looks at validation seeds; 0: none
+    held_out: Share = 0.1  # of recorded episodes, which are not learned from but measured on
     evaluate_episodes: Count = resource(10)  # then, of each task of a set
     balance: Literal["steps", "tasks"] = "steps"  # of windows of several tasks
     memory: Literal["auto", "ram", "mapped"] = resource("auto")  # where windows are read from

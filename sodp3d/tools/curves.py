@@ -31,7 +31,7 @@ def run_curves(runs: dict[str, Path]) -> list[Curve]:
     curves = []
     if "pretrain" in runs:
         records = read_metrics(runs["pretrain"])
-        lines = _lines(records, {"train/loss": "loss"})
+        lines = _lines(records, {"train/loss": "loss", "validation/loss": "loss on held-out episodes"})
         curves.append(_curve("training", "Pre-training", LABELS["pretrain"], "denoising loss (squared error)", lines))
     if "finetune" in runs:
         records = read_metrics(runs["finetune"])

@@ -12,6 +12,8 @@ from sodp3d.core.run import read_versions
 LABELS = {"pretrain": "gradient steps", "finetune": "environment steps", "collect": "agent steps"}
 _MADE_BY = "sodp3d"
 
+_LOSSES = ("train/loss", "train/bc_loss", "train/regularizer", "train/imp_loss", "validation/loss", "evaluation/loss")
+
 
 def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     """Write curve.png: success rates above, losses and returns below, over the run's own step counter."""
@@ -23,9 +25,10 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
     names = sorted({name for record in records for name in record if name != "step"})
     each = [name for name in names if name.startswith("validation_success/")]  # of the tasks of a set
     success = [name for name in names if "success" in name and "_success/" not in name]
-    losses = [name for name in names if name in ("train/loss", "train/bc_loss", "train/regularizer", "train/imp_loss")]
+    losses = [name for name in names if name in _LOSSES]
+    errors = [name for name in names if name.endswith("/action_error")]  # on recordings that are held out
     returns = [name for name in names if name in ("rollout/return", "validation/return", "evaluation/return")]
-    groups = [group for group in (success, each, losses, returns) if group]
+    groups = [group for group in (success, each, losses, errors, returns) if group]
     figure, axes = plt.subplots(len(groups) or 1, 1, figsize=(7, 3 * (len(groups) or 1)), squeeze=False, sharex=True)
     for axis, group in zip(axes[:, 0], groups, strict=False):
         for name in group:
@@ -35,6 +38,8 @@ def plot_run(directory: Path, mode: str, records: list[dict[str, Any]]) -> Path:
         axis.legend(fontsize=7 if len(group) <= 10 else 4)
         if group in (success, each):
             axis.set_ylim(-0.02, 1.02)
+        if group is errors:
+            axis.set_ylabel("error (share of the range)", fontsize=8)
     axes[-1, 0].set_xlabel(LABELS.get(mode, "steps"))
     axes[0, 0].set_title(_title(directory), fontsize=9)
     figure.tight_layout()

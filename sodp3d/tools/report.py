@@ -20,7 +20,7 @@ from sodp3d.tools.card import training_parts
 from sodp3d.tools.curves import data_curves, run_curves
 from sodp3d.tools.frames import store_frames
 from sodp3d.tools.pages import render, require_page, write_page
-from sodp3d.tools.runs import env_options, newest_runs, results
+from sodp3d.tools.runs import env_options, newest_runs, offline_result, offline_sentence, results
 from sodp3d.tools.same_seed import Pair, choose_pair, video
 
 _FRAME_BYTES = 3_000_000  # plotly.js adds about 5 MB, the two videos less than 1 MB
@@ -51,6 +51,7 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
         raise InputError(
             f"--data: {store.path} holds {store.attributes['env']!r}, but a report of {env!r} is asked for."
         )
+    recorded = store is not None and is_recorded(store.attributes)
     frames = _frames(store) if store else None
     curves = [*(data_curves(training_parts(store)) if store else []), *run_curves(runs)]
     page = render(
@@ -59,8 +60,11 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
         results=results(runs),
         facts=_facts(store) if store else [],
         pair=_pair(runs, renderer),
+        offline=_offline(runs),
         script={"frames": frames, "curves": curves},
-        missing=_missing(store, frames, runs, options),
+        missing={} if recorded else _missing(store, frames, runs, options),
+        recorded=recorded,
+        train=command_line("train", "mode=pretrain", "env=recorded", f"data={data}"),
         runs=runs,
     )
     write_page(output, page)
@@ -102,6 +106,16 @@ def _depth(store: EpisodeStore, renderer: str) -> str:
         return "not recorded" if is_recorded(store.attributes) else "none: collected without"
     height, width = store.field("depth").shape
     return f"{height} x {width} px, drawn by {renderer}"
+
+
+def _offline(runs: dict[str, Path]) -> dict[str, Any] | None:
+    """What was measured on held-out recordings: a sentence, its picture as a data URI, a row for each number."""
+    found = offline_result(runs)
+    if found is None:
+        return None
+    picture = runs["pretrain"] / str(found["picture"])
+    encoded = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
+    return {"words": offline_sentence(found), "picture": f"data:image/png;base64,{encoded}", "rows": found["by_action"]}
 
 
 def _pair(runs: dict[str, Path], renderer: str) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """What the newest runs of an environment say: before and after fine-tuning, for the summary and the report."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,21 @@ def results(runs: dict[str, Path]) -> list[Result]:
     return [Result(f"{result.words}{unseen}", result.summary) for result in found]
 
 
+def offline_sentence(found: Mapping[str, Any]) -> str:
+    """What was measured on held-out recordings (`learning/offline.py`), in words for people."""
+    percent = {name: f"{100 * found['error'][name]:.1f} %" for name in ("policy", "mean_action", "hold_last")}
+    return (
+        f"on {found['episodes']} held-out episodes actions are off by {percent['policy']} of their range; the mean "
+        f"action is by {percent['mean_action']}, the last one held by {percent['hold_last']}"
+    )
+
+
+def offline_result(runs: Mapping[str, Path]) -> dict[str, Any] | None:
+    """What the newest pre-training on recordings measured offline; None where there was none."""
+    found = read_result(runs["pretrain"]).get("offline") if "pretrain" in runs else None
+    return found if isinstance(found, dict) else None
+
+
 def _is_of(run: Path, env: str, sets: bool = False) -> bool:
     """Whether a finished run is of `env`, or with `sets` of several tasks, and whole."""
     config = readable_config(run) if (run / "config.yaml").is_file() else None
@@ -97,6 +113,8 @@ def _is_of(run: Path, env: str, sets: bool = False) -> bool:
 def _check_result(run: Path) -> None:
     """Raises ValueError where what a run told last is not what the stages tell."""
     result = read_result(run)
+    if result.get("offline"):
+        offline_sentence(result["offline"])
     by_task = [result.get(key, {}) for key in _BY_TASK]
     if not all(isinstance(tasks, dict) for tasks in by_task):
         raise ValueError("result.json: tasks")

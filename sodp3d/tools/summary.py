@@ -10,12 +10,14 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root, outputs_root, root
 from sodp3d.core.run import read_result
 from sodp3d.rollouts.evaluate import sentence
-from sodp3d.tools.runs import env_options, newest_runs, results
+from sodp3d.tools.runs import env_options, newest_runs, offline_result, offline_sentence, results
 
 
 def before_and_after(runs: dict[str, Path], env: str) -> list[str]:
     """One line for each planner: its success rate with the interval; without any, the command that makes one."""
-    found = results(runs)
+    found, offline = results(runs), offline_result(runs)
+    if offline and not found:
+        return [offline_sentence(offline)]
     if not found:
         return [f"no planner has been evaluated yet: {command_line('train', 'mode=pretrain', *env_options(env))}"]
     return [f"{result.words:<20} {result.line()}" for result in found]
@@ -26,7 +28,7 @@ def stage_lines(run: Path) -> list[str]:
     told = read_result(run)
     files = [
         path
-        for path in (run / "curve.png", run / "tasks.png", *sorted((run / "videos").glob("*.mp4")))
+        for path in (run / "curve.png", run / "tasks.png", run / "offline.png", *sorted((run / "videos").glob("*.mp4")))
         if path.exists()
     ]
     unseen = told.get("unseen", [])
