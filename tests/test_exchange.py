@@ -1,5 +1,6 @@
 """`sodp3d import` and `sodp3d export`: recordings into stores and out again, with what goes wrong on the way."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -11,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from toy_exchange import ALONE, FACTS, JOINTS, SPECIFICATION, outcomes_of, steps_of, write
 
 from sodp3d.__main__ import main
 from sodp3d.core import registry
 from sodp3d.core.errors import InputError
-from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.paths import CHECKOUT, CONFIGS
 from sodp3d.data.store import EpisodeStore
 from sodp3d.exchange import formats, importing
 from sodp3d.exchange.episodes import Facts
@@ -156,6 +158,13 @@ def test_lerobot_asks_for_the_rate_that_a_store_does_not_have(tmp_path: Path) ->
     assert store_of(tmp_path / "back").attributes["rate"] == 12.5
 
 
+@pytest.mark.parametrize(("verb", "kind"), [("import", ImportSettings), ("export", ExportSettings)])
+def test_defaults_are_those_of_the_configuration_file(verb: str, kind: Any) -> None:
+    written = yaml.safe_load((CONFIGS / f"{verb}.yaml").read_text())
+    del written["defaults"]
+    assert written == {field.name: field.default for field in dataclasses.fields(kind)}
+
+
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -186,7 +195,7 @@ def test_the_commands_say_what_was_kept_and_lost(
             "format: expected one of folder, dp3, robomimic, minari, lerobot, got 'hdf5'",
         ),
         (["import", "folder", "nowhere", "new"], "nowhere: no folder there"),
-        (["import", "folder", "rec", "cup"], "cup/episodes.zarr exists already and is never overwritten"),
+        (["import", "folder", "rec", "cup", "episodes=2"], "cup/episodes.zarr exists already and is never overwritten"),
         (["import", "folder", "rec", "new", "more"], "expected <format> <path> <store> and options as name=value"),
         (["import", "folder", "rec", "new", "skip_bat=true"], "Did you mean skip_bad"),
         (["import", "folder", "rec", "new", "episodes=0"], "episodes: expected a whole number of at least 1, or null"),
@@ -231,6 +240,15 @@ def test_when_no_episode_can_be_read_there_is_no_store(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no episode can be read; the first: .*NaN or infinity at step 0"):
         taken("folder", recording, tmp_path / "cup", skip_bad=True)
     assert not (tmp_path / "cup/episodes.zarr").exists()
+
+
+def test_the_same_import_again_does_nothing(tmp_path: Path) -> None:
+    recording = recorded(tmp_path / "rec", ALONE)
+    (recording / "episode_000001/steps.csv").unlink()
+    first = taken("folder", recording, tmp_path / "cup", skip_bad=True)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cup/episodes.zarr").rglob("*")}
+    assert taken("folder", recording, tmp_path / "cup", skip_bad=True) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cup/episodes.zarr").rglob("*")} == before
 
 
 def test_another_import_begins_anew_where_one_was_stopped(tmp_path: Path) -> None:
@@ -283,6 +301,7 @@ def test_a_killed_import_leaves_no_store_and_goes_on(tmp_path: Path, target: str
         assert len(partly) == (1 if target == "EpisodeStore.append" else 2)
         appended = count_calls(EpisodeStore, "append", lambda: taken("folder", recording, tmp_path / "cup"))
         assert appended == len(LENGTHS) - len(partly)
+    assert taken("folder", recording, tmp_path / "cup").episodes == len(LENGTHS)
     taken("folder", recording, tmp_path / "whole")
     assert_same(store_of(tmp_path / "whole"), store_of(tmp_path / "cup"))
 

@@ -17,6 +17,7 @@ from toy_exchange import ALONE, CAMERA, FACTS, JOINTS, SPECIFICATION, assert_equ
 
 from sodp3d.core import registry
 from sodp3d.core.errors import InputError
+from sodp3d.core.paths import PACKAGE
 from sodp3d.exchange import formats, selection
 from sodp3d.exchange.episodes import Facts
 
@@ -203,6 +204,7 @@ def minari_buffer(number: int) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:minari")
 @pytest.mark.parametrize("jpeg", [False, True])
 def test_minari_s_own_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jpeg: bool) -> None:
     import minari
@@ -384,3 +386,18 @@ def test_facts_of_ours_are_not_taken_on_trust() -> None:
         with pytest.raises(InputError):
             Facts.from_dict(values, "file")
     assert Facts.from_dict(FACTS.to_dict(), "file").to_dict() == FACTS.to_dict()
+
+
+def test_minari_files_of_ours_and_damaged_ones(tmp_path: Path) -> None:
+    shipped = PACKAGE / "collection/demonstrations/adroit_door"
+    found = read("minari", shipped)
+    assert sorted(found) == ["action", "agent_pos", "reward"] and found["agent_pos"].shape[1:] == (39,)
+    with pytest.raises(InputError, match=r"metadata\.json: file is missing"):
+        read("minari", tmp_path)
+    shutil.copytree(shipped, tmp_path / "door")
+    cut_file(tmp_path / "door/data/main_data.hdf5")
+    with pytest.raises(InputError, match=r"main_data\.hdf5 is damaged or not a dataset of plain arrays"):
+        read("minari", tmp_path / "door")
+    replaced(tmp_path / "door/data/metadata.json", '"hdf5"', '"arrow"')
+    with pytest.raises(InputError, match=r"expected a Minari dataset of data_format hdf5"):
+        read("minari", tmp_path / "door")

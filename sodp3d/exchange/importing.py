@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import Lock, disk_errors, read_json, remove
@@ -43,10 +44,6 @@ def import_recording(settings: ImportSettings, progress: Callable[[int, int], No
     """
     assert settings.format is not None and settings.path is not None and settings.store is not None
     folder = Path(settings.store).expanduser()
-    if (folder / "episodes.zarr").exists():
-        raise InputError(
-            f"store: {folder / 'episodes.zarr'} exists already and is never overwritten; name a new folder."
-        )
     source = formats.choose(settings.format).open(Path(settings.path).expanduser(), settings)
     try:
         selection = select(source.offers, settings)
@@ -136,7 +133,9 @@ def _facts(source: formats.Source, selection: Selection, settings: ImportSetting
 
 
 def _import(recording: _Recording, folder: Path, progress: Callable[[int, int], None]) -> Imported:
-    path = folder / UNFINISHED
+    path, whole = folder / UNFINISHED, folder / "episodes.zarr"
+    if whole.exists():
+        return _finished(recording, whole)
     left_out: list[tuple[str, str]] = []
     first = next(recording.good(0, left_out), None)
     if first is None:
@@ -154,31 +153,54 @@ def _import(recording: _Recording, folder: Path, progress: Callable[[int, int], 
             _note(store, index + 1, left_out)
             progress(index + 1, recording.count)
         _note(store, recording.count, left_out)
-        made = Imported(len(store), store.steps, _kept(recording), _lost(recording), left_out)
+        made = _imported(recording, store)
     with disk_errors(folder, f"{UNFINISHED} holds all episodes"):
-        path.rename(folder / "episodes.zarr")
+        path.rename(whole)
     remove(path.with_name(f"{path.name}.lock"))
     return made
 
 
-def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeStore:
-    """The unfinished store of this very import, to go on with, or a new one in place of another import's."""
-    settings, facts = recording.settings, recording.facts
-    names = hashlib.sha256("\n".join(recording.source.episodes).encode()).hexdigest()[:16]
+def _finished(recording: _Recording, whole: Path) -> Imported:
+    """What this very import has made before. Raises InputError where the store there is another."""
+    store = EpisodeStore.open(whole)
+    if store.attributes.get("source") != _source(recording):
+        raise InputError(f"store: {whole} exists already and is never overwritten; name a new folder.")
+    return _imported(recording, store)
+
+
+def _imported(recording: _Recording, store: EpisodeStore) -> Imported:
+    kept = {key: ", ".join(keys) for key, keys in recording.selection.keys.items()}
+    beside = [kept["agent_pos"]] if "agent_pos" in kept else []
+    kept["agent_pos"] = ", ".join([*beside, *recording.selection.beside])
+    kept |= {f"{name} of each episode": name for name in sorted(recording.values)}
+    lost = {**recording.source.lost, **recording.selection.lost, **recording.lost}
+    left_out = [(name, reason) for name, reason in store.attributes[PROGRESS]["left_out"]]
+    return Imported(len(store), store.steps, kept, lost, left_out)
+
+
+def _source(recording: _Recording) -> dict[str, Any]:
+    """What makes an import this import, as the store notes it."""
+    settings, names = recording.settings, recording.source.episodes
     options = {key: value for key, value in asdict(settings).items() if key not in _FREE and value is not None}  # type: ignore[call-overload]
-    source = {
+    return {
         "format": settings.format,
         "path": str(settings.path),
         "options": options,
-        "episodes": len(recording.source.episodes),
-        "names": names,
-        "task": facts.task,
+        "episodes": len(names),
+        "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
+        "task": recording.facts.task,
     }
+
+
+def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeStore:
+    """The unfinished store of this very import, to go on with, or a new one in place of another import's."""
+    source, facts = _source(recording), recording.facts
     if path.exists() and (read_json(path / ".zattrs") or {}).get("source") != source:
         remove(path)
+    name = re.sub(r"[^\w.-]+|^[.-]+", "_", path.parent.resolve().name)  # it names folders and files, too
     return create_recorded_store(
         path,
-        re.sub(r"\W*([^\w.-]+|^[.-]+)", "_", path.parent.resolve().name) or "recorded",  # names folders and files, too
+        name or "recorded",
         like,
         rate=facts.rate,
         camera=facts.camera,
@@ -190,16 +212,3 @@ def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeSt
 
 def _note(store: EpisodeStore, place: int, left_out: list[tuple[str, str]]) -> None:
     store.update_attributes({PROGRESS: {"next": place, "kept": len(store), "left_out": left_out}})
-
-
-def _kept(recording: _Recording) -> dict[str, str]:
-    kept = {key: ", ".join(keys) for key, keys in recording.selection.keys.items()}
-    if recording.selection.beside:
-        kept["agent_pos"] = ", ".join([kept.get("agent_pos", ""), *recording.selection.beside]).lstrip(", ")
-    for key in sorted(recording.values):
-        kept[f"{key} of each episode"] = key
-    return kept
-
-
-def _lost(recording: _Recording) -> dict[str, str]:
-    return {**recording.source.lost, **recording.selection.lost, **recording.lost}
