@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,33 @@ def test_names_of_the_joints_are_those_of_the_recording(tmp_path: Path) -> None:
     taken("folder", recorded(tmp_path / "rec", ALONE), tmp_path / "cup")
     assert store_of(tmp_path / "cup").attributes["agent_pos_names"] == list(JOINTS)
     assert store_of(tmp_path / "cup").metadata["seed"].tolist() == [outcomes_of(number)["seed"] for number in range(3)]
+
+
+def test_a_format_of_ones_own_is_chosen_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.FORMATS, "bags", "toy_exchange:BAGS")
+    (tmp_path / "rec.bag").write_text("1 2 3\n4\n")
+    made = taken("bags", tmp_path / "rec.bag", tmp_path / "cup", keys=["felt"])
+    assert made.kept == {"action": "command", "agent_pos": "felt", "seed of each episode": "seed"}
+    assert store_of(tmp_path / "cup").episode(0)["action"].tolist() == [[1], [2], [3]]
+    assert store_of(tmp_path / "cup").attributes["rate"] == 2
+    with pytest.raises(InputError, match="bags are not written"):
+        given(tmp_path / "cup", "bags", tmp_path / "out.bag")
+    assert not (tmp_path / "out.bag").exists()
+
+
+def test_the_robot_s_client_reads_a_folder_that_was_exported(tmp_path: Path) -> None:
+    pytest.importorskip("msgpack")
+    pytest.importorskip("websockets")
+    assert CHECKOUT is not None
+    specification = util.spec_from_file_location("realsense_client", CHECKOUT / "examples" / "realsense_client.py")
+    assert specification is not None and specification.loader is not None
+    client = util.module_from_spec(specification)
+    specification.loader.exec_module(client)
+    taken("folder", recorded(tmp_path / "rec", [*ALONE, "depth"]), tmp_path / "cup")
+    given(tmp_path / "cup", "folder", tmp_path / "out")
+    frames = list(client.folder_frames(tmp_path / "out/episode_000001"))
+    for key in ("depth", "agent_pos"):
+        np.testing.assert_array_equal([frame[key] for frame in frames], steps_of(1, 7)[key])
+    assert FACTS.camera is not None and FACTS.camera.pose is not None
+    np.testing.assert_array_equal(frames[0]["camera_pose"], FACTS.camera.pose)
+    np.testing.assert_array_equal(frames[0]["intrinsics"], FACTS.camera.intrinsics)

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core.errors import InputError
 from sodp3d.data.schema import Field, Specification
 from sodp3d.exchange import formats
-from sodp3d.exchange.episodes import Facts
+from sodp3d.exchange.episodes import Facts, Offer
 from sodp3d.exchange.selection import select, to_store
 from sodp3d.settings import ExportSettings, ImportSettings
 from sodp3d.vision.camera import Camera
@@ -84,3 +85,30 @@ def assert_equal(found: Arrays, expected: Arrays) -> None:
     for key, values in expected.items():
         np.testing.assert_array_equal(found[key], values, err_msg=key)
         assert found[key].dtype == values.dtype, key
+
+
+class BagSource:
+    """A format of someone else's: each episode is a text, whose numbers are the actions."""
+
+    def __init__(self, path: Path, settings: ImportSettings) -> None:
+        self._lines = path.read_text(encoding="utf-8").splitlines()
+        self.episodes = [f"bag {number}" for number in range(len(self._lines))]
+        self.facts, self.lost = Facts(rate=2.0), dict[str, str]()
+        self.offers = {"command": Offer("numbers", (1,), "float64", "action"), "felt": Offer("numbers", (), "float64")}
+
+    def read(self, index: int, keys: Any) -> Arrays:
+        numbers = np.array(self._lines[index].split(), float)
+        return {key: numbers[:, None] if key == "command" else numbers for key in keys}
+
+    def outcomes(self, index: int) -> dict[str, Any]:
+        return {"seed": index}
+
+    def close(self) -> None:
+        pass
+
+
+def no_sink(*_: Any) -> Any:
+    raise InputError("format: bags are not written.")
+
+
+BAGS = formats.Format(BagSource, no_sink)
