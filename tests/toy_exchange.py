@@ -54,7 +54,7 @@ def write(name: str, path: Path, episodes: list[Arrays], facts: Facts = FACTS, *
     """A recording of these episodes, written by a format."""
     specification = {key: SPECIFICATION[key] for key in episodes[0]}
     settings = ExportSettings(store="store", format=name, path=str(path), **options)
-    sink = formats.choose(name).create(path, specification, facts, settings)
+    sink = formats.choose(name).sink(path, specification, facts, settings)
     for number, episode in enumerate(episodes):
         sink.add(episode, outcomes_of(number))
     sink.finish()
@@ -62,7 +62,7 @@ def write(name: str, path: Path, episodes: list[Arrays], facts: Facts = FACTS, *
 
 
 def opened(name: str, path: Path, **options: Any) -> formats.Source:
-    return formats.choose(name).open(path, asked(name, path, **options))
+    return formats.choose(name).source(path, asked(name, path, **options))
 
 
 def asked(name: str, path: Path, **options: Any) -> ImportSettings:

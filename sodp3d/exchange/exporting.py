@@ -48,7 +48,7 @@ def export_recording(settings: ExportSettings, progress: Callable[[int, int], No
     try:
         with disk_errors(path, "nothing was exported"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            sink = form.create(partial, specification, facts, settings)
+            sink = form.sink(partial, specification, facts, settings)
             count, steps = _write(store, sink, specification, settings, progress)
             if path.exists():
                 raise InputError(f"path: {path} was made meanwhile, and is not overwritten; name a new one.")

@@ -44,13 +44,13 @@ class Sink(Protocol):
 class Format(NamedTuple):
     """A row of the table `registry.FORMATS`.
 
-    open(path, settings): raises InputError where there is no such recording. create(path, specification, facts,
+    source(path, settings): raises InputError where there is no such recording. sink(path, specification, facts,
     settings): `specification` tells the store's arrays; raises InputError where the format cannot hold what it must.
     suffix: of the files that the format writes, "" for a folder.
     """
 
-    open: Callable[[Path, ImportSettings], Source]
-    create: Callable[[Path, Specification, Facts, ExportSettings], Sink]
+    source: Callable[[Path, ImportSettings], Source]
+    sink: Callable[[Path, Specification, Facts, ExportSettings], Sink]
     suffix: str = ""
 
 

@@ -44,7 +44,7 @@ def import_recording(settings: ImportSettings, progress: Callable[[int, int], No
     """
     assert settings.format is not None and settings.path is not None and settings.store is not None
     folder = Path(settings.store).expanduser()
-    source = formats.choose(settings.format).open(Path(settings.path).expanduser(), settings)
+    source = formats.choose(settings.format).source(Path(settings.path).expanduser(), settings)
     try:
         selection = select(source.offers, settings)
         recording = _Recording(source, selection, _facts(source, selection, settings), settings)
