@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from toy_exchange import ALONE, FACTS, JOINTS, SPECIFICATION, outcomes_of, steps_of, write
 
 from sodp3d.__main__ import main
@@ -232,6 +233,15 @@ def test_a_bad_episode_ends_an_import_unless_it_is_to_be_left_out(tmp_path: Path
     assert store.metadata["seed"].tolist() == [0, 2] and store.attributes["imported"]["left_out"]
     np.testing.assert_array_equal(store.episode(1)["action"], steps_of(2, 1)["action"])
     assert not (tmp_path / "cup" / importing.UNFINISHED).exists()
+
+
+def test_an_episode_of_other_sizes_is_a_bad_one(tmp_path: Path) -> None:
+    recording = recorded(tmp_path / "rec", [*ALONE, "image"])
+    for image in (recording / "episode_000001/color").iterdir():
+        Image.new("RGB", (4, 4)).save(image)
+    with pytest.raises(InputError, match=r"episode_000001: image: has \(3, 4, 4\) at each step, but the first one"):
+        taken("folder", recording, tmp_path / "cup")
+    assert taken("folder", recording, tmp_path / "cup", skip_bad=True).episodes == 2
 
 
 def test_when_no_episode_can_be_read_there_is_no_store(tmp_path: Path) -> None:

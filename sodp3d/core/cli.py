@@ -125,7 +125,7 @@ def positional(*names: str) -> Callable[[list[str]], list[str]]:
     """For `command(complete=)`: words that are no options are values of the options `names`, in this order."""
 
     def complete(arguments: list[str]) -> list[str]:
-        left, completed = list(names), []
+        left, completed = list(names), list[str]()
         for argument in arguments:
             if argument.startswith("-") or re.match(r"[+~]{0,2}[A-Za-z_][\w.]*=", argument):
                 completed.append(argument)

@@ -13,10 +13,21 @@ from sodp3d.settings import ExportSettings, ImportSettings
 class Source(Protocol):
     """A recording that is open for reading. Whatever is wrong in it raises InputError, naming the file or episode."""
 
-    facts: Facts
-    offers: Mapping[str, Offer]
-    lost: dict[str, str]  # what of it no store can hold, and why
-    episodes: Sequence[str]  # their names, in order
+    @property
+    def facts(self) -> Facts:
+        """What holds for all episodes."""
+
+    @property
+    def offers(self) -> Mapping[str, Offer]:
+        """The arrays that the recording has at every step."""
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """What of it no store can hold, and why."""
+
+    @property
+    def episodes(self) -> Sequence[str]:
+        """Names of the episodes, in order."""
 
     def read(self, index: int, keys: Sequence[str]) -> Arrays:
         """Arrays (T, ...) of these keys of one episode, as they are stored."""
@@ -31,8 +42,13 @@ class Source(Protocol):
 class Sink(Protocol):
     """A recording that is being written, at a path that nobody else sees yet."""
 
-    kept: dict[str, str]  # the store's key to what it is called there
-    lost: dict[str, str]  # what is not written, and why
+    @property
+    def kept(self) -> Mapping[str, str]:
+        """The store's key to what it is called there."""
+
+    @property
+    def lost(self) -> Mapping[str, str]:
+        """What is not written, and why."""
 
     def add(self, arrays: Arrays, outcomes: Mapping[str, Any]) -> None:
         """Write one episode: the store's keys to (T, ...)."""

@@ -6,7 +6,7 @@ The store grows as importing.zarr, which no other command takes for one, and get
 import hashlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class _Recording:
         self.source, self.selection, self.facts, self.settings = source, selection, facts, settings
         self.count = min(len(source.episodes), settings.episodes or len(source.episodes))
         self.values, self.lost = self._known_of_all()
+        self._shapes: dict[str, tuple[int, ...]] = {}  # of a step of the first good episode, which all must have
 
     def _known_of_all(self) -> tuple[set[str], dict[str, str]]:
         """Which values every good episode has: only those can be a column of a store."""
@@ -83,9 +84,15 @@ class _Recording:
         outcomes = self.source.outcomes(index)
         try:
             values = {name: outcomes[name] for name in outcomes if name in self.values}
-            return RecordedEpisode(**made, beside=beside, values=values)
+            episode = RecordedEpisode(**made, beside=beside, values=values)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        shapes = {key: array.shape[1:] for key, array in episode.steps.items()}
+        self._shapes = self._shapes or shapes
+        for key, shape in shapes.items():
+            if shape != self._shapes[key]:
+                raise InputError(f"{where}: {key}: has {shape} at each step, but the first one {self._shapes[key]}.")
+        return episode
 
     def names(self, key: str) -> list[str] | None:
         """Of each number of `action` or `agent_pos`, where they come from named or several keys."""
@@ -181,7 +188,7 @@ def _imported(recording: _Recording, store: EpisodeStore) -> Imported:
 def _source(recording: _Recording) -> dict[str, Any]:
     """What makes an import this import, as the store notes it."""
     settings, names = recording.settings, recording.source.episodes
-    options = {key: value for key, value in asdict(settings).items() if key not in _FREE and value is not None}  # type: ignore[call-overload]
+    options = {key: value for key, value in vars(settings).items() if key not in _FREE and value is not None}
     return {
         "format": settings.format,
         "path": str(settings.path),
