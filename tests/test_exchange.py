@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
-from toy_exchange import ALONE, FACTS, JOINTS, SPECIFICATION, outcomes_of, steps_of, write
+from toy_exchange import ALONE, FACTS, FORMATS, JOINTS, SPECIFICATION, outcomes_of, steps_of, write
 
 from sodp3d.__main__ import main
 from sodp3d.core import registry
@@ -28,7 +28,6 @@ from sodp3d.exchange.exporting import Exported, export_recording
 from sodp3d.exchange.importing import Imported, import_recording
 from sodp3d.settings import ExportSettings, ImportSettings
 
-FORMATS = sorted(registry.FORMATS)
 LENGTHS = (4, 7, 1)
 
 

@@ -13,15 +13,24 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy_exchange import ALONE, CAMERA, FACTS, JOINTS, SPECIFICATION, assert_equal, opened, read, steps_of, write
+from toy_exchange import (
+    ALONE,
+    CAMERA,
+    FACTS,
+    FORMATS,
+    JOINTS,
+    SPECIFICATION,
+    assert_equal,
+    opened,
+    read,
+    steps_of,
+    write,
+)
 
-from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import PACKAGE
 from sodp3d.exchange import formats, selection
 from sodp3d.exchange.episodes import Facts
-
-FORMATS = sorted(registry.FORMATS)
 
 
 def path_of(name: str, folder: Path) -> Path:

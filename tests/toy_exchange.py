@@ -1,11 +1,13 @@
 """Small recordings for the tests of formats: everything about an episode follows from its number."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.data.schema import Field, Specification
 from sodp3d.exchange import formats
@@ -14,6 +16,7 @@ from sodp3d.exchange.selection import select, to_store
 from sodp3d.settings import ExportSettings, ImportSettings
 from sodp3d.vision.camera import Camera
 
+FORMATS = [name for name in sorted(registry.FORMATS) if name != "lerobot" or find_spec("pyarrow")]
 HEIGHT, WIDTH = 6, 8
 POSE = np.array([[1.0, 0, 0, 0.1], [0, -1, 0, 0.2], [0, 0, -1, 1.0], [0, 0, 0, 1]])
 CAMERA = Camera(np.array([[50.0, 0, 3.5], [0, 50, 2.5], [0, 0, 1]]), POSE, HEIGHT, WIDTH)
