@@ -160,7 +160,7 @@ class LeRobotSource:
 
     def _video(self, index: int, key: str) -> NDArray[Any]:
         row, feature = self._rows[index], self._info["features"][key]
-        told = [row.get(f"videos/{key}/{part}") for part in ("chunk_index", "file_index", "from_timestamp")]
+        told: list[Any] = [row.get(f"videos/{key}/{part}") for part in ("chunk_index", "file_index", "from_timestamp")]
         if not all(isinstance(value, int | float) and 0 <= value < 1e9 for value in told):
             raise InputError(f"{self._path / EPISODES}: {self.episodes[index]}: does not say where videos/{key} is.")
         path = self._inside(self._info["video_path"], int(told[0]), int(told[1]), key)
@@ -211,7 +211,7 @@ def _check_info(info: Any, path: Path) -> dict[str, Any]:
     if not isinstance(features, dict) or "fps" not in info or "data_path" not in info:
         raise InputError(f"{path}: expected features, fps and data_path; get the file again.")
     for key, feature in features.items():
-        shape = feature.get("shape") if isinstance(feature, dict) else None
+        shape: Any = feature.get("shape") if isinstance(feature, dict) else None
         sizes = isinstance(shape, list) and all(isinstance(size, int) and 0 < size < 2**24 for size in shape)
         seen = isinstance(feature, dict) and feature.get("dtype") in ("image", "video")
         if not sizes or not isinstance(feature.get("dtype"), str) or (seen and len(shape) != 3):
@@ -239,11 +239,11 @@ def _kind(key: str, feature: Mapping[str, Any]) -> Kind:
 
 def _names(feature: Mapping[str, Any], size: int) -> tuple[str, ...]:
     """Of each number, where the feature lists them, or a list of them inside an object."""
-    names = feature.get("names")
+    names: Any = feature.get("names")
     if isinstance(names, dict):
         names = next(iter(names.values()), None)
     sound = isinstance(names, list) and len(names) == size and all(isinstance(name, str) for name in names)
-    return tuple(names) if sound and isinstance(names, list) else ()
+    return tuple(names) if sound else ()
 
 
 FORMAT = Format(LeRobotSource, LeRobotSink)
