@@ -170,9 +170,13 @@ def test_defaults_are_those_of_the_configuration_file(verb: str, kind: Any) -> N
 
 
 def test_the_commands_say_what_was_kept_and_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
     recorded(tmp_path / "my rec's", ["action", "agent_pos", "state", "depth"])
     monkeypatch.setattr("sys.argv", ["sodp3d", "import", "folder", "my rec's", "data/cup", "leave_out=[state]"])
     with pytest.raises(SystemExit) as stopped:
@@ -181,7 +185,7 @@ def test_the_commands_say_what_was_kept_and_lost(
     assert not stopped.value.code, captured.err
     assert "data/cup: 3 episodes, 12 steps (card: data/cup/README.md)" in captured.out
     assert "kept  depth " in captured.out and "lost  state " in captured.out and "left out, as asked" in captured.out
-    assert "episode 3/3" in captured.err
+    assert "data/cup: episode 3/3" in caplog.text
     code, out, _ = say(monkeypatch, capsys, "export", "data/cup", "lerobot", "out", "keys=[depth,agent_pos]")
     assert code == 0 and "out: 3 episodes, 12 steps\nkept  action" in out and "observation.state" in out
     assert (tmp_path / "out/meta/info.json").exists()

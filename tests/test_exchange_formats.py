@@ -107,7 +107,7 @@ def test_further_numbers_go_beside_the_joints(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ({"keys": ["force"]}, r"keys: expected one of agent_pos, .*, got 'force'"),
+        ({"keys": ["force"]}, r"keys: expected one of action, .*, got 'force'"),
         ({"depth": "image"}, r"depth: expected one of depth, got 'image'"),
         ({"leave_out": ["action"]}, r"action: the recording has none by that name; name its keys"),
         ({"leave_out": ["agent_pos"]}, r"agent_pos: the recording has nothing by that name"),
