@@ -63,8 +63,8 @@ def processor() -> str:
     return ", ".join([models[0] if models else platform.machine(), *units])
 
 
-def write(name: str, result: dict[str, Any]) -> None:
-    """Write results/benchmarks/<name>.json with the machine, versions and commit, and print it."""
+def write(name: str, result: dict[str, Any], show: bool = True) -> None:
+    """Write results/benchmarks/<name>.json with the machine, versions and commit, and print it where it is to show."""
     machine = {
         "processor": processor(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
@@ -75,4 +75,5 @@ def write(name: str, result: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     text = json.dumps({**result, "machine": machine}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n")
-    print(text)
+    if show:
+        print(text)

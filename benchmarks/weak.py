@@ -6,26 +6,33 @@ included. Every step is a command of its own, and printed. A finished one is ski
 same command continues the benchmark.
 
 python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--agents 3] [--seeds 3]
-    [--algorithms sodp clone ...] [--test 1000] [options of train.py for every fine-tuning]
--> outputs/weak/..., and results/benchmarks/weak_<observation>.json with one row for each task and algorithm
+    [--algorithms sodp clone ...] [--test 1000] [--name weak] [options of train.py for every fine-tuning]
+-> outputs/weak/..., and results/benchmarks/<name>_<observation>.json: a row for each fine-tuning, written as each
+ends. Rows that are there already are kept, and not measured again. Each row holds every test episode's outcome, so
+that algorithms are compared by pairs of episodes: `python benchmarks/weak.py --compare`.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from timing import write
+from scipy.stats import binomtest
+from timing import RESULTS, write
 
 from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.versions import git_commit
+from sodp3d.envs.config import SUCCESS_METRICS
+from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 ALGORITHMS = ("clone", "sodp_paper", "sodp_none", "sodp_kl", "dppo", "sodp_chunk", "sodp")
 INITIAL, TRAINING = 32, 268
 # Gradient steps of 64 that give a planner on states about the paper's success, and the steps that its agent takes
 STEPS = {"hammer": 800, "door": 1000, "pen": 800}
-AGENT_STEPS = {"hammer": 30_000, "door": 60_000, "pen": 30_000}
+AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
 
 
 def run(script: str, *options: str) -> None:
@@ -61,8 +68,8 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
 
 
 def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """The result of one fine-tuning."""
-    directory = planner.with_name(f"{planner.name}-{algorithm}-{seed}")
+    """One fine-tuning's row: success before and after, and the outcome of each test episode as a string of 0 and 1."""
+    directory = planner.with_name(f"{planner.name}-{given.name}-{algorithm}-{seed}")
     if result(directory) is None:
         run(
             "train.py", "mode=finetune", f"env=adroit_{task}", f"obs={given.observation}", f"algorithm={algorithm}",
@@ -72,11 +79,42 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
         )  # fmt: skip
     found = result(directory)
     assert found is not None
-    return found
+    metric = found["evaluation"]["headline_metric"]
+    kept = KeptRollouts.read(directory / "evaluation" / f"adroit_{task}" / ROLLOUTS)
+    outcomes = kept.success[:, SUCCESS_METRICS.index(metric)]
+    return {
+        **{
+            when: found[key]["success"][metric]["rate"] for when, key in (("before", "before"), ("after", "evaluation"))
+        },
+        "episodes": "".join(str(int(outcome)) for outcome in outcomes),
+        "options": given.options,
+        "commit": git_commit(),
+    }
+
+
+def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
+    """Each algorithm's mean over agents and seeds by task, and its test episodes against the baseline's, paired."""
+    lines = []
+    for task, algorithm in dict.fromkeys((row["task"], row["algorithm"]) for row in rows):
+        mine = {(r["agent"], r["seed"]): r for r in rows if (r["task"], r["algorithm"]) == (task, algorithm)}
+        other = {(r["agent"], r["seed"]): r for r in rows if (r["task"], r["algorithm"]) == (task, baseline)}
+        before, after = (sum(row[key] for row in mine.values()) / len(mine) for key in ("before", "after"))
+        pairs = [
+            (a, b)
+            for key in mine.keys() & other.keys()
+            for a, b in zip(mine[key]["episodes"], other[key]["episodes"], strict=True)
+        ]
+        won, lost = (sum(a == first and a != b for a, b in pairs) for first in "10")
+        p = binomtest(won, won + lost).pvalue if won + lost else 1.0
+        lines.append(
+            f"{task:8} {algorithm:16} {len(mine)} runs  {100 * before:5.1f} -> {100 * after:5.1f} %   "
+            f"against {baseline}: {won} won, {lost} lost of {len(pairs)} episodes, p = {p:.2g}"
+        )
+    return lines
 
 
 def main() -> None:
-    """Run what is left of it, and write the table."""
+    """Run what is left of it; the table is written as each fine-tuning ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--observation", default="state", choices=("state", "pointcloud"))
     parser.add_argument("--tasks", nargs="+", default=list(STEPS), choices=list(STEPS))
@@ -84,21 +122,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
     parser.add_argument("--test", type=int, default=1000)
-    given, options = parser.parse_known_args()
-    given.options = options
-    rows = []
-    for task in given.tasks:
-        planners = [planner_of(task, agent, given) for agent in range(given.agents)]
-        for algorithm in given.algorithms:
-            for agent, planner in enumerate(planners):
-                for seed in range(given.seeds):
-                    found = finetuned(task, planner, algorithm, seed, given)
-                    rates = {
-                        when: found[key]["success"][found[key]["headline_metric"]]["rate"]
-                        for when, key in (("before", "before"), ("after", "evaluation"))
-                    }
-                    rows.append({"task": task, "algorithm": algorithm, "agent": agent, "seed": seed, **rates})
-    write(f"weak_{given.observation}", {**vars(given), "rows": rows})
+    parser.add_argument("--name", default="weak", help="of the table, where other options are tried")
+    parser.add_argument("--compare", action="store_true", help="only print the table that is there")
+    given, given.options = parser.parse_known_args()
+    table = f"{given.name}_{given.observation}"
+    path = RESULTS / f"{table}.json"
+    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    wanted = itertools.product(range(given.seeds), range(given.agents), given.tasks, given.algorithms)
+    for seed, agent, task, algorithm in [] if given.compare else wanted:
+        place = {"task": task, "algorithm": algorithm, "agent": agent, "seed": seed}
+        if any(place.items() <= row.items() for row in rows):
+            continue
+        rows.append(place | finetuned(task, planner_of(task, agent, given), algorithm, seed, given))
+        rows.sort(key=lambda row: [str(row[key]) for key in place])
+        write(table, {"test": given.test, "episodes": INITIAL + TRAINING, "rows": rows}, show=False)
+    print(*compare(rows), sep="\n")
 
 
 if __name__ == "__main__":

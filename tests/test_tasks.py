@@ -48,8 +48,8 @@ def test_what_breaks_or_dies_is_told_as_no_mistake_of_the_users(
 ) -> None:
     with pytest.raises(WorkerError, match="2 of 3 tasks failed") as told:
         run_side_by_side(jobs(tmp_path, a=crash, b=die, c=work), 3)
-    for line in ("a: KeyError: 'a'", "b: its process died with exit code -9"):  # whichever comes first
-        assert f"  {line}\n" in str(told.value)
+    lines = "  a: KeyError: 'a'\n  b: its process died with exit code -9\n"
+    assert lines in str(told.value), "in the order of the tasks, whichever failed first"
     assert (tmp_path / "c").exists() and "a: Traceback" in capfd.readouterr().err
 
 

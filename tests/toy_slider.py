@@ -11,7 +11,7 @@ from toy_env import Slider, slider_env
 from sodp3d.collection.environments import CollectionGroup
 from sodp3d.envs.base import RobotEnv
 from sodp3d.envs.wrappers import ChunkedEnv
-from sodp3d.rollouts.group import EnvironmentGroup, Observation
+from sodp3d.rollouts.group import EnvironmentGroup
 from sodp3d.vision.pointcloud import CropConfig
 
 STEPS = 8
@@ -50,11 +50,11 @@ class SliderGroup(CollectionGroup):
 class SliderChunks(EnvironmentGroup):
     """What a roll-out worker holds."""
 
-    def reset(self, seeds: list[int]) -> Observation:
-        while len(self._environments) < len(seeds):
+    def _first(self, count: int) -> list[ChunkedEnv]:
+        while len(self._environments) < count:
             environment = RobotEnv(self._config, SeededSlider(), "raycast")
             self._environments.append(ChunkedEnv(environment, "state", "torch"))
-        return super().reset(seeds)
+        return super()._first(count)
 
 
 class Policy:

@@ -40,6 +40,7 @@ _Whole = Annotated[int, BeforeValidator(_whole), Strict(), Field(ge=-_MOST), Fie
 _Real = Annotated[float, Strict()]  # whole numbers too; neither bools nor words
 Whole = Annotated[_Whole, Expected("a whole number")]
 Count = Annotated[_Whole, Field(ge=1), Expected("a whole number of at least 1")]
+Several = Annotated[_Whole, Field(ge=2), Expected("a whole number of at least 2")]
 Natural = Annotated[_Whole, Field(ge=0), Expected("a whole number of at least 0")]
 NotNegative = Annotated[_Real, Field(ge=0), Expected("a number of at least 0")]
 Positive = Annotated[_Real, Field(gt=0), Expected("a number above 0")]

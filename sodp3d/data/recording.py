@@ -46,7 +46,7 @@ _DRAWN = ("depth", "image")
 _POINTS = 1024  # of clouds made of depth, unless told
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RecordedEpisode:
     """One episode as it was recorded; None for what was not. Observations of a step are from before its action.
 
@@ -163,8 +163,9 @@ def create_recorded_store(
 def names_of(store: EpisodeStore, key: str) -> list[str]:
     """A name for each number of `action` or `agent_pos`: those of the attribute <key>_names, or "<key> 0", ..."""
     given, size = store.attributes.get(f"{key}_names"), store.field(key).shape[0]
-    fits = isinstance(given, list) and len(given) == len(set(map(str, given))) == size
-    return [str(name) for name in given] if fits else [f"{key} {index}" for index in range(size)]  # type: ignore[union-attr]
+    if isinstance(given, list) and len(given) == len(set(map(str, given))) == size:
+        return [str(name) for name in given]
+    return [f"{key} {index}" for index in range(size)]
 
 
 def as_recorded(config: dict[str, Any]) -> dict[str, Any]:

@@ -52,9 +52,11 @@ class EnvConfig:
         check_keys(cls, values, "env")
         if values["family"] == RECORDED and values["name"] is None:  # a command that reads no store
             raise InputError(f"env={RECORDED}: {NEEDS_A_SIMULATOR}")
-        for key, kind in (("camera", CameraConfig), ("crop", CropConfig)):
-            if values["family"] != RECORDED or values[key] is not None:
-                values[key] = kind.from_config(values[key])
+        absent = {key for key in ("camera", "crop") if values["family"] == RECORDED and values[key] is None}
+        if "camera" not in absent:
+            values["camera"] = CameraConfig.from_config(values["camera"])
+        if "crop" not in absent:
+            values["crop"] = CropConfig.from_config(values["crop"])
         for key in ("name", "family", "task", "success_metric", "unet"):
             if not isinstance(values[key], str):
                 raise InputError(f"env.{key}: expected a text, got {values[key]!r}.")

@@ -59,6 +59,11 @@ class ChunkedEnv(gymnasium.Wrapper[ChunkObservation, NDArray[np.float32], Any, A
         self._frames = [self._see(observation)]
         return self._stacked(), {**info, "rewards": np.zeros(self._n_action), "executed": 0}
 
+    def restore(self, state: NDArray[np.float64]) -> ChunkObservation:
+        """Go on from what `RobotEnv.get_state` returned; the frame there fills all To observed steps."""
+        self._frames = [self._see(self.env.set_state(state))]
+        return self._stacked()
+
     def step(self, action: NDArray[np.float32]) -> tuple[ChunkObservation, float, bool, bool, dict[str, Any]]:
         """Execute action (Ta, Da), stopping at the episode's end; the reward is the sum over executed steps.
 

@@ -11,6 +11,7 @@ from sodp3d.core import checkpoint
 from sodp3d.core.run import Run
 from sodp3d.core.seeds import FINETUNING, episode_seed
 from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.branching import branch, interactions, trunks_within
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.tuning import Finetuning
@@ -65,11 +66,10 @@ def finetune(
         if recorded:
             tuning.replay_recorded(list(recorded[tuning.episodes : tuning.episodes + count]), task)
         else:
-            seeds = [episode_seed(settings.common.seed, FINETUNING, tuning.rolled_out + i) for i in range(count)]
-            choice = tuning.choice(options.best_of)
-            episodes = rollouts.run(tuning.planner, seeds, tuning.learner.options, keep_chains=True, choice=choice)
+            episodes = _roll_out(settings, tuning, rollouts, task, count)
             tuning.remember(episodes, task)
-            metrics = rollout_metrics(episodes, task)
+            metrics = rollout_metrics([episode for episode in episodes if not episode.begun], task)
+            count = interactions(episodes, task)
         tuning.episodes += count
         metrics |= tuning.learn(options.updates_per_episode * count)
         if _due(tuning.episodes, count, options.evaluate_every):
@@ -101,6 +101,23 @@ def _begin(
         tuning.remember(find_proficient(pretrained, tuning, rollouts, task, settings.common.seed), task)
     if settings.finetune.from_scratch:
         tuning.learner.begin_anew(settings.common.seed)
+
+
+def _roll_out(
+    settings: TrainSettings, tuning: Finetuning, rollouts: Rollouts, task: EnvConfig, count: int
+) -> list[Episode]:
+    """About `count` episodes of the planner that learns: whole ones, and the branches that they are compared with."""
+    options, seed, index = settings.finetune, settings.common.seed, tuning.rolled_out
+    branched = options.credit == "branch"
+    whole = trunks_within(count, options.branches) if branched else count
+    seeds = [episode_seed(seed, FINETUNING, index + place) for place in range(whole)]
+    choice = tuning.choice(options.best_of)
+    episodes = rollouts.run(tuning.planner, seeds, tuning.learner.options, keep_chains=True, choice=choice)
+    if not branched:
+        return episodes
+    groups = branch(tuning.planner, episodes, rollouts, tuning.learner.options, options.branches, seed, index)
+    tuning.compare_plans(groups, task)
+    return [*episodes, *(other for group in groups for other in group.others)]
 
 
 def find_proficient(

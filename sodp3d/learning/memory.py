@@ -32,6 +32,10 @@ class Memory:
             self.target.add(record)
             self.scale.update(record.reward)
 
+    def no_credit(self) -> Tensor:
+        """(sum of C,) zeros: all that is known of plans whose worth was not measured."""
+        return torch.zeros(self.replay.chunks)
+
     def rewards(self) -> list[Tensor]:
         """Chunk rewards of the recent episodes, E of (C_e,), divided by their deviation where the settings say so."""
         rewards = self.replay.rewards()
@@ -54,7 +58,7 @@ def to_record(episode: Episode, task: EnvConfig, frozen: bool) -> EpisodeRecord:
         torch.stack(episode.means),
         episode.chunk_rewards,
         executed,
-        (executed.cumsum(0) - executed) / task.episode_steps,
+        (episode.begun + executed.cumsum(0) - executed) / task.episode_steps,
         episode.success[task.success_metric],
         episode.terminated,
         final,

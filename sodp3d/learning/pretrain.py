@@ -235,6 +235,12 @@ def chosen_episodes(
 ) -> list[NDArray[np.int64]]:
     """Of each store the episodes that are learned from, or of recordings those that are held out. Raises InputError."""
     success = task.success_metric if settings.successful_only else None
+    for store in stores:
+        if success and f"success_{success}" not in store.metadata:
+            raise InputError(
+                f"pretrain.successful_only: {store.path} does not say which episodes succeeded by {success!r}; give "
+                "pretrain.successful_only=false (with an imitation method pretrain.max_episodes=null too, for all)."
+            )
     chosen = settings.fraction, settings.max_episodes, success, settings.quality
     weak = settings.successes_at_most, task.success_metric
     episodes = [select_episodes(store, *chosen, *weak) for store in stores]

@@ -9,6 +9,7 @@ from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.branching import Branches, Group, interactions
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.credit import Credit, normalized
 from sodp3d.learning.critic import CriticLearner
@@ -37,6 +38,7 @@ class Finetuning:
         self.credit = Credit(settings, pretrained)
         self.memory = Memory(settings)
         self.critic = CriticLearner(pretrained, settings.critic, seed) if settings.critic.members else None
+        self.branches = Branches(settings.branches.capacity) if settings.credit == "branch" else None
         self.keeper = Keeper(settings.collapse)
         self.episodes = 0  # learned from
         self.rolled_out = 0  # with those before the first update
@@ -57,7 +59,13 @@ class Finetuning:
             self.watched = self.critic.calibrate(records, self.planner, self.memory.scale.deviation)
         self._take(records)
         self.environment_steps += sum(episode.length for episode in episodes)
-        self.rolled_out += len(episodes)
+        self.rolled_out += interactions(episodes, task)
+
+    def compare_plans(self, groups: list[Group], task: EnvConfig) -> None:
+        """Remember what plans of one state each came to."""
+        assert self.branches is not None
+        for group in groups:
+            self.branches.add(group, lambda episode: to_record(episode, task, self.settings.encoder == "frozen"))
 
     def _take(self, records: list[EpisodeRecord]) -> None:
         self.memory.take(records)
@@ -115,6 +123,9 @@ class Finetuning:
                 metrics["critic/agreed"] = float((imagined.credit != 0).float().mean())
         chosen = imagined.chosen() if imagined is not None and settings.chosen_share else None
         shared = memory.target, chosen or None, settings.chosen_share
+        if self.branches is not None:  # as long as there are none, nothing is told of any plan
+            told = (self.branches, self.branches.credit) if len(self.branches) else (memory.replay, memory.no_credit())
+            return Lesson(told[0], normalized(told[1], settings), *shared), metrics
         if settings.credit == "critic":
             assert imagined is not None
             return Lesson(imagined.plans, normalized(imagined.credit, settings), *shared), metrics
@@ -175,6 +186,7 @@ class Finetuning:
         memory = self.memory
         parts = {"planner": self.planner, "value": self.credit.value, "scale": memory.scale}
         parts |= {"replay": memory.replay, "target": memory.target}
+        parts |= {"branches": self.branches} if self.branches is not None else {}
         return parts if self.critic is None else {**parts, "critic": self.critic}
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:

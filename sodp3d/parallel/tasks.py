@@ -94,7 +94,7 @@ def run_side_by_side(jobs: Sequence[Job], together: int, finished: Callable[[str
                 task.kill()
     if signals:
         raise Stopped(signals[-1])
-    _raise_failures(failed, len(jobs))
+    _raise_failures({job.name: failed[job.name] for job in jobs if job.name in failed}, len(jobs))
 
 
 def _raise_failures(failed: Mapping[str, tuple[str, str]], count: int) -> None:

@@ -19,6 +19,7 @@ ALGORITHMS = {  # of records that name their algorithm; one that is not here goe
     "sodp_chunk": "SODP without a critic",
     "sodp_gae": "SODP with GAE",
     "sodp_two_scales": "SODP with two time scales",
+    "sodp_branch": "SODP with branches",
     "sodp_kl": "SODP with KL",
     "sodp_pl": "SODP with PL",
     "sodp_none": "SODP without BC",

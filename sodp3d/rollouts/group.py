@@ -34,10 +34,21 @@ class EnvironmentGroup:
 
     def reset(self, seeds: list[int]) -> Observation:
         """Start one episode per seed; observations stacked (len(seeds), To, ...)."""
-        while len(self._environments) < len(seeds):
+        environments = self._first(len(seeds))
+        return self._begun([env.reset(seed=seed)[0] for env, seed in zip(environments, seeds, strict=True)])
+
+    def restore(self, states: list[NDArray[np.float64]]) -> Observation:
+        """Go on from simulator states, one environment each; observations as of `reset`."""
+        environments = self._first(len(states))
+        return self._begun([env.restore(state) for env, state in zip(environments, states, strict=True)])
+
+    def _first(self, count: int) -> list[ChunkedEnv]:
+        while len(self._environments) < count:
             environment = make_env(self._config, self._renderer)
             self._environments.append(ChunkedEnv(environment, self._observation, backend=None))
-        starts = [env.reset(seed=seed)[0] for env, seed in zip(self._environments, seeds, strict=False)]
+        return self._environments[:count]
+
+    def _begun(self, starts: list[Observation]) -> Observation:
         # One frame fills all To steps: it is converted once, and its cloud repeated.
         first = self._observed([{key: frames[:1] for key, frames in start.items()} for start in starts])
         return {key: np.repeat(frames, self._config.n_obs_steps, axis=1) for key, frames in first.items()}
@@ -45,8 +56,8 @@ class EnvironmentGroup:
     def step(self, slots: list[int], plans: NDArray[np.float32]) -> dict[str, Any]:
         """Execute plans[i] (Ta, Da) in the environment of slots[i].
 
-        Returns observation (n, To, ...), rewards (n, Ta), executed (n,), and (n,) each of terminated, truncated,
-        diverged, success_final, success_count and success_any.
+        Returns observation (n, To, ...), rewards (n, Ta), executed (n,), simulator_state (n, S), and (n,) each of
+        terminated, truncated, diverged, success_final, success_count and success_any.
         """
         results = [self._environments[slot].step(plan) for slot, plan in zip(slots, plans, strict=True)]
         infos = [result[4] for result in results]
@@ -54,6 +65,7 @@ class EnvironmentGroup:
             "observation": self._observed([result[0] for result in results]),
             "terminated": np.array([result[2] for result in results]),
             "truncated": np.array([result[3] for result in results]),
+            "simulator_state": np.stack([self._environments[slot].env.get_state() for slot in slots]),
         }
         for key in ("rewards", "executed", "diverged", "success_final", "success_count", "success_any"):
             answer[key] = np.array([info[key] for info in infos])

@@ -3,6 +3,7 @@
 Shape letters: To observed steps, Tp planned steps, Ta executed steps, K' sampling steps, Da actions.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,15 +22,29 @@ from sodp3d.parallel import WorkerCount, WorkerDiedError, make_workers
 from sodp3d.rollouts.group import EnvironmentGroup, Observation
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a roll-out begins in the middle of an episode, after so many control steps of it.
+
+    state: (S,) of the simulator. observation: (To, ...), what was seen there, with the steps before.
+    """
+
+    state: NDArray[np.float64]
+    observation: Observation
+    steps: int
+
+
 @dataclass
 class Episode:
     """One finished roll-out: C chunks of up to Ta control steps each."""
 
     seed: int
+    begun: int = 0  # control steps of the episode that it went on from; 0: a whole one
     observations: list[Observation] = field(default_factory=list)  # C of (To, ...), raw units; empty unless kept
     features: list[Tensor] = field(default_factory=list)  # C of (F,); empty unless kept
     latents: list[Tensor] = field(default_factory=list)  # C of (K'+1, Tp, Da)
     means: list[Tensor] = field(default_factory=list)  # C of (K', Tp, Da)
+    states: list[NDArray[np.float64]] = field(default_factory=list)  # C of (S,), the simulator's after each chunk
     actions: list[NDArray[np.float32]] = field(default_factory=list)  # C of (executed, Da)
     rewards: list[NDArray[np.float64]] = field(default_factory=list)  # C of (executed,)
     terminated: bool = False  # by the task; False where the time limit cut it
@@ -55,25 +70,46 @@ class Episode:
 
 
 class _Wave:
-    """Episodes in flight, and what the policy remembers of each; shares[worker] lists its own, in its slots' order."""
+    """Episodes in flight, and what the policy remembers of each; shares[worker] lists its own, in its slots' order.
 
-    def __init__(self, policy: Policy, task: EnvConfig, seeds: list[int], workers: int) -> None:
-        self.policy, self.task = policy, task
-        self.episodes = [Episode(seed) for seed in seeds]
-        self.memories = [policy.begin(task, seed) for seed in seeds]
+    starts: one for each seed, where they begin in the middle of others. keep: what learning from them needs.
+    """
+
+    def __init__(
+        self, policy: Policy, task: EnvConfig, seeds: list[int], starts: Sequence[Start], keep: bool, workers: int
+    ) -> None:
+        self.policy, self.task, self.starts, self.keep = policy, task, starts, keep
+        begun = [start.steps for start in starts] or [0] * len(seeds)
+        self.episodes = [Episode(seed, steps) for seed, steps in zip(seeds, begun, strict=True)]
+        self.memories = [self._memory(episode) for episode in self.episodes]
         shares = [list(range(worker, len(seeds), workers)) for worker in range(workers)]
         self.shares = [share for share in shares if share]
         self.deaths = [0] * len(self.shares)
 
-    def seeds(self, indices: list[int]) -> list[int]:
-        return [self.episodes[index].seed for index in indices]
+    def _memory(self, episode: Episode) -> Any:
+        memory = self.policy.begin(self.task, episode.seed)
+        if episode.begun:
+            memory.steps = episode.begun
+        return memory
+
+    def beginning(self, indices: list[int]) -> tuple[str, list[Any]]:
+        """The group's method that begins these episodes, and its argument."""
+        if self.starts:
+            return "restore", [self.starts[index].state for index in indices]
+        return "reset", [self.episodes[index].seed for index in indices]
+
+    def first(self, answer: Observation, indices: list[int]) -> dict[int, Observation]:
+        """What the planner sees first in each, where the group's method answered so."""
+        if self.starts:
+            return {index: self.starts[index].observation for index in indices}
+        return {index: _row(answer, place) for place, index in enumerate(indices)}
 
     def start_over(self, worker: int, indices: list[int]) -> None:
         """These unfinished episodes, all that `worker` has left, as they were at first."""
         self.shares[worker] = indices
         for index in indices:
-            self.episodes[index] = Episode(self.episodes[index].seed)
-            self.memories[index] = self.policy.begin(self.task, self.episodes[index].seed)
+            self.episodes[index] = Episode(self.episodes[index].seed, self.episodes[index].begun)
+            self.memories[index] = self._memory(self.episodes[index])
 
 
 class Rollouts:
@@ -112,6 +148,7 @@ class Rollouts:
         options: ChainOptions | None = None,
         keep_chains: bool = False,
         choice: Choice | None = None,
+        starts: Sequence[Start] = (),
     ) -> list[Episode]:
         """One episode per seed, in that order.
 
@@ -120,32 +157,37 @@ class Rollouts:
 
         Args:
             options, keep_chains, choice: of planners. How it samples (its own way if None); whether to keep
-                observations, features, latents and their means, to learn from them; who draws several plans of each
-                state and says which is executed.
+                observations, features, latents and their means, and simulator states, to learn from them; who draws
+                several plans of each state and says which is executed.
+            starts: one for each seed, where a planner's episodes begin in the middle of others. The seed is of its
+                noise then.
         """
-        if options is not None or keep_chains or choice is not None:
+        if options is not None or keep_chains or choice is not None or starts:
             assert isinstance(policy, Planner), "only planners have chains"
             policy = Sampled(policy, options or policy.sampler, choice, keep_chains)
         episodes: list[Episode] = []
         for start in range(0, len(seeds), self.environments):
-            episodes += self._wave(policy, seeds[start : start + self.environments], keep_chains)
+            some = slice(start, start + self.environments)
+            episodes += self._wave(
+                _Wave(policy, self._config, seeds[some], starts[some], keep_chains, len(self._workers))
+            )
         return episodes
 
-    def _wave(self, policy: Policy, seeds: list[int], keep: bool) -> list[Episode]:
-        wave = _Wave(policy, self._config, seeds, len(self._workers))
-        episodes = wave.episodes
-        starts = self._workers.call("reset", [(wave.seeds(share),) for share in wave.shares])
+    def _wave(self, wave: _Wave) -> list[Episode]:
+        policy, episodes = wave.policy, wave.episodes
+        methods, arguments = zip(*(wave.beginning(share) for share in wave.shares), strict=True)
+        answers = self._workers.call(methods[0], [(argument,) for argument in arguments])
         current: dict[int, Observation] = {}
-        for share, start in zip(wave.shares, starts, strict=True):
-            current.update({index: _row(start, place) for place, index in enumerate(share)})
+        for share, answer in zip(wave.shares, answers, strict=True):
+            current |= wave.first(answer, share)
         while current:
             running = sorted(current)
-            if keep:
+            if wave.keep:
                 for index in running:
                     episodes[index].observations.append(current[index])
             chunks = policy.act(_stacked([current[i] for i in running]), [wave.memories[i] for i in running])
             current = self._advance(wave, running, chunks)
-        if keep:
+        if wave.keep:
             assert isinstance(policy, Sampled)
             finals = policy.encode(_stacked([episode.final_observation for episode in episodes])).cpu()
             for episode, memory, final in zip(episodes, wave.memories, finals, strict=True):
@@ -169,11 +211,13 @@ class Rollouts:
             try:
                 answer = self._workers.result(worker)
             except WorkerDiedError as error:
-                start = self._workers.start_anew(worker, error, wave.deaths, len(indices), "reset", wave.seeds(indices))
+                begun = self._workers.start_anew(worker, error, wave.deaths, len(indices), *wave.beginning(indices))
                 wave.start_over(worker, indices)
-                following |= {index: _row(start, place) for place, index in enumerate(indices)}
+                following |= wave.first(begun, indices)
                 continue
             for row, index in enumerate(indices):
+                if wave.keep:
+                    wave.episodes[index].states.append(answer["simulator_state"][row])
                 if not _record(wave.episodes[index], answer, row, plan_of[index]):
                     following[index] = _row(answer["observation"], row)
         return following

@@ -12,6 +12,7 @@ from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.evaluation import EvaluationSettings
 from sodp3d.settings.exchange import ExportSettings, ImportSettings
 from sodp3d.settings.finetuning import (
+    BranchSettings,
     CriticSettings,
     FinetuneSettings,
     LargeStepSettings,
@@ -25,6 +26,7 @@ from sodp3d.settings.train import ObservationSettings, TrainSettings
 
 __all__ = [
     "AugmentationSettings",
+    "BranchSettings",
     "CollectSettings",
     "CommonSettings",
     "ConvertSettings",

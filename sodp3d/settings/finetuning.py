@@ -12,6 +12,7 @@ from sodp3d.core.sections import (
     Natural,
     NotNegative,
     Positive,
+    Several,
     Share,
     Text,
     resource,
@@ -50,6 +51,15 @@ class CriticSettings:
     replay_chunks: Count = 100_000
     states: Count = 256  # to plan for in imagination, per iteration
     group: Count = 8  # plans of each
+
+
+@section("finetune.branches")
+class BranchSettings:
+    """Plans executed from one stored simulator state, whose returns are compared (finetune.credit=branch)."""
+
+    group: Several = 4  # plans of a state, with the episode's own
+    states: Count = 2  # of each episode
+    capacity: Count = 2048  # plans remembered
 
 
 @section("reg", open_ended=True)
@@ -91,7 +101,7 @@ class FinetuneSettings:
     tuned_steps: Count | None = None  # last denoising steps that the importance term is of; null: all
     target_kl: KlBound = 0.02  # ends an iteration's updates; nats per element and denoising step
     adaptive_learning_rate: Flag = False  # by the KL
-    credit: Literal["chunk", "return_to_go", "gae", "critic"] = "chunk"
+    credit: Literal["chunk", "return_to_go", "gae", "critic", "branch"] = "chunk"
     baseline: Literal["none", "mean", "time", "value"] = "time"
     discount: Share = 1.0  # per chunk
     gae_lambda: Fraction = 0.95
@@ -102,6 +112,7 @@ class FinetuneSettings:
     value_updates: Natural = 50  # gradient steps of the value head, per iteration
     value_warmup: Natural = 0  # gradient steps of it before the first iteration
     critic: CriticSettings = field(default_factory=CriticSettings)
+    branches: BranchSettings = field(default_factory=BranchSettings)
     best_of: Count = 1  # plans of each step of a roll-out, of which the critic chooses
     tested_best_of: Count = 1  # the same in validations and tests, and by default of the planner that is saved
     chosen_share: Fraction = 0.0  # of the cloned plans: the critic's choice among imagined ones
@@ -146,6 +157,11 @@ class FinetuneSettings:
             raise InputError(
                 "finetune.critic: it learns from features, which a tuned encoder would change under it; use "
                 "finetune.encoder=frozen, or an algorithm without a critic: algorithm=sodp_chunk."
+            )
+        if self.credit == "branch" and (self.best_of > 1 or self.offline is not None or self.importance_weight == 0):
+            raise InputError(
+                "finetune.credit: branch compares plans that the planner draws and executes, for the importance term; "
+                "use finetune.best_of=1, finetune.importance_weight above 0 and no finetune.offline, or another credit."
             )
         if self.from_scratch and (self.encoder == "frozen" or self.target_kl is not None):
             raise InputError(

@@ -34,7 +34,7 @@ def draw_offline(
     from matplotlib.figure import Figure
 
     names = list(found["by_action"])[:_MOST]
-    columns = min(len(names), 3)
+    columns = min(len(names), 2 if len(names) in (2, 4) else 3)
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.3 * rows + 2.9), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=[2.3 * rows, 2.4])
@@ -50,8 +50,9 @@ def draw_offline(
         axis.set_ylabel(f"{names[place]}\n(as recorded)", fontsize=8)
         axis.tick_params(labelsize=7)
         axis.grid(alpha=0.3)
-    for axis in axes[-1]:
-        axis.set_xlabel("control step" if rate is None else "time (s)", fontsize=8)
+        if place + columns >= len(names):  # the lowest of its column
+            axis.set_xlabel("control step" if rate is None else "time (s)", fontsize=8)
+            axis.tick_params(labelbottom=True)
     axes[0, 0].legend(fontsize=7)
     left = len(found["by_action"]) - len(names)
     above.suptitle(
