@@ -30,9 +30,14 @@ def preload() -> None:
     import sodp3d.collection.collect
     import sodp3d.collection.convert
     import sodp3d.data.redraw
+    import sodp3d.exchange.exporting
+    import sodp3d.exchange.folder
+    import sodp3d.exchange.importing
     import sodp3d.learning.stages
     import sodp3d.tools.card_figures
+    import sodp3d.tools.export
     import sodp3d.tools.extract
+    import sodp3d.tools.import_recording
     import sodp3d.tools.merge  # noqa: F401
     from sodp3d.core.cli import compose
 

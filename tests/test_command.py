@@ -10,6 +10,7 @@ import pytest
 
 from sodp3d.__main__ import VERBS, main
 from sodp3d.core import paths
+from sodp3d.core.registry import FORMATS
 from sodp3d.tools.completion import SCRIPTS, candidates
 
 
@@ -57,6 +58,8 @@ def test_help_shows_the_options_as_given(monkeypatch: pytest.MonkeyPatch, capsys
         (["convert", "root=nowhere"], "no store at"),
         (["card", "nowhere"], "no episode store"),
         (["merge", "only-one"], "required: shards"),
+        (["import", "folder", "nowhere", "data/new"], "nowhere: no folder there"),
+        (["export", "nowhere", "folder", "out"], "no episode store here"),
         (["summary", "adroit_pen"], "nothing of adroit_pen"),
         (["completion", "tcsh"], "invalid choice"),
     ],
@@ -106,6 +109,11 @@ def test_data_and_outputs_lie_under_the_current_folder(monkeypatch: pytest.Monke
         ("sodp3d train 'root=a b' --mul", ["--multirun"]),
         ("sodp3d pretrain-encoder imag", ["images="]),
         ("sodp3d extract --q", ["--quality"]),
+        ("sodp3d import ", sorted(FORMATS)),
+        ("sodp3d export data/cup le", ["lerobot"]),
+        ("sodp3d export data/cup lerobot out ra", ["rate="]),
+        ("sodp3d import folder rec da", []),
+        ("sodp3d import folder rec data/new skip_bad=", ["skip_bad=false", "skip_bad=true"]),
         ("sodp3d completion ", sorted(SCRIPTS)),
         ("sodp3d train root=da", []),  # the shell offers files
         ("sodp3d card da", []),

@@ -14,7 +14,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.models import graph
 from sodp3d.models.graph import METADATA, PlanGraph, largest_difference, onnx_runner
 from sodp3d.models.loading import load_choice, load_planner
-from sodp3d.tools.export import main
+from sodp3d.__main__ import main
 
 CLOUDS = replace(QUICK, observation="pointcloud", sensor_shape=(16, 3))
 IMAGES = replace(QUICK, observation="image", sensor_shape=(3, 32, 32), renderer="egl")
@@ -58,16 +58,26 @@ def test_a_difference_shows(tmp_path: Path) -> None:
     assert largest_difference(made, planner, eager(made)) > graph.TOLERANCE
 
 
-def test_what_cannot_be_exported_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def export(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """The exit code of `sodp3d export <words>`."""
+    monkeypatch.setattr("sys.argv", ["sodp3d", "export", *map(str, words)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)
+
+
+def test_what_cannot_be_exported_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save_planner(tmp_path / "run")
     (tmp_path / "there.pt2").write_text("mine")
     for words, told in (
         ([path, "torch", tmp_path / "there.pt2"], "exists and is not overwritten"),
         ([path, "torch", tmp_path / "x.pth"], "expected the name of a .pt2 file"),
-        ([path, "tflite", tmp_path / "x"], "format: expected one of onnx, torch"),
+        ([path, "tflite", tmp_path / "x"], "format: expected one of folder, dp3, robomimic, minari, lerobot, onnx, torch"),
         ([tmp_path, "torch", tmp_path / "x.pt2"], "neither a run directory"),
     ):
-        assert main([str(word) for word in words]) == 2
+        assert export(monkeypatch, *words) == 2
         assert told in capsys.readouterr().err
     assert (tmp_path / "there.pt2").read_text() == "mine" and len(list(tmp_path.iterdir())) == 2
 
@@ -82,9 +92,11 @@ def test_methods_that_make_no_plans_are_told(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_a_program_is_written_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_program_is_written_and_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = save_planner(tmp_path / "run", CLOUDS, best_of=2)
-    assert main([str(path), "torch", str(tmp_path / "door.pt2")]) == 0
+    assert export(monkeypatch, path, "torch", tmp_path / "door.pt2") == 0
     assert "inputs agent_pos, point_cloud, noise, elapsed" in capsys.readouterr().out
     extra = {METADATA: ""}
     module = torch.export.load(tmp_path / "door.pt2", extra_files=extra).module()

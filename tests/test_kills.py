@@ -89,6 +89,16 @@ COMMANDS = {  # each needs those before it
     "merge": Killed(
         ["merge", "work/data/both", "work/data/puck", "work/data/some"], [(40, "", TERM), (40, "", KILL)], "data/both"
     ),
+    "export": Killed(
+        ["export", "work/data/puck", "folder", "work/recordings/puck"],
+        [(3, "recordings", KILL), (9, "recordings", TERM), (17, "recordings", KILL)],  # the last: the whole folder
+        "recordings",
+    ),
+    "import": Killed(
+        ["import", "folder", "work/recordings/puck", "work/data/back"],
+        [(12, "importing.zarr", KILL), (40, "importing.zarr", TERM), (1, "back/episodes.zarr", KILL)],
+        "data/back",
+    ),
     "sweep": Killed(
         ["train", "-m", "mode=pretrain", *SMALL, *TRAIN, "seed=1,2", "run_dir=work/outputs/sweep/${seed}"],
         [(1, "sweep/1/checkpoints/00000002", TERM), (1, "sweep/2/curve.png", KILL)],

@@ -11,7 +11,6 @@ collected since. Of a set of tasks several are converted side by side.
 """
 
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from sodp3d.collection.sets import for_each_task
 from sodp3d.core.cli import command
 from sodp3d.core.machine import core_count
 from sodp3d.core.paths import data_root
-from sodp3d.core.progress import LINE_SECONDS
+from sodp3d.core.progress import progress_lines
 from sodp3d.core.sections import read_keys
 from sodp3d.data.completeness import with_stores
 from sodp3d.data.recording import as_recorded
@@ -79,22 +78,6 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
     output = config["output"] or "point_cloud"
     statistics = convert_store(path, task, config["backend"], device, workers, output, progress)
     log.info("%s: points inside the crop %s", task.name, statistics)
-
-
-def progress_lines(name: str) -> Callable[[int, int], None]:
-    """A function of (done, total) that logs rate and time left now and then, and the end."""
-    from sodp3d.core.progress import progress_line
-
-    started, last, before = time.monotonic(), [0.0], list[int]()
-
-    def progress(done: int, total: int) -> None:
-        now = time.monotonic()
-        before[:] = before or [done]  # the first call comes before any episode is made
-        if now - last[0] > LINE_SECONDS or done == total:
-            last[0] = now
-            log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())
-
-    return progress
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
+from sodp3d.exchange import hdf5
 
 FILE = "main_data.hdf5"
 METADATA = "metadata.json"
 _INITIAL = "options/initial_state_dict/"  # attributes in which Minari keeps what an episode was reset to
 _KINDS = {"data_format": str, "dataset_id": str, "sodp3d_env": str, "action_repeat": int, "successes": int}
 _WORDS = {str: "a text", int: "a whole number"}
-_MOST_BYTES = 2**31  # of one array of one episode: a small file can claim any size
 ROUNDING = 1e-6  # of actions at the end of their space
 _FARTHEST = 10.0  # from 0, of actions whose space ends at -1 and 1: beyond it they are of another space
 
@@ -57,18 +57,14 @@ def read_episodes(path: Path, limit: int | None, strict: bool) -> Iterator[RawEp
     Raises InputError for a file that is damaged, that reaches into other files, or whose arrays are not what they
     should be.
     """
-    try:
-        with h5py.File(path, "r") as file:
-            names = {name: name.removeprefix("episode_") for name in file if name.startswith("episode_")}
-            odd = [name for name, number in names.items() if not (number.isascii() and number.isdecimal())]
-            if odd:
-                raise InputError(f"demos: {path}: expected names such as episode_0, got {odd[0]!r}.")
-            for name in sorted(names, key=lambda name: int(names[name]))[:limit]:
-                yield _episode(path, _member(path, file, name, h5py.Group), strict)
-    except InputError:
-        raise
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"demos: {path} is damaged or not a dataset of plain arrays ({error}).") from error
+    where = f"demos: {path}"
+    with hdf5.reading(path, where), h5py.File(path, "r") as file:
+        names = {name: name.removeprefix("episode_") for name in file if name.startswith("episode_")}
+        odd = [name for name, number in names.items() if not (number.isascii() and number.isdecimal())]
+        if odd:
+            raise InputError(f"{where}: expected names such as episode_0, got {odd[0]!r}.")
+        for name in sorted(names, key=lambda name: int(names[name]))[:limit]:
+            yield _episode(path, hdf5.member(file, name, h5py.Group, where), strict)
 
 
 def _episode(path: Path, group: h5py.Group, strict: bool) -> RawEpisode:
@@ -91,7 +87,7 @@ def _episode(path: Path, group: h5py.Group, strict: bool) -> RawEpisode:
     for key in group.attrs:
         if _INITIAL in key:
             value = np.asarray(group.attrs[key])
-            _check_numbers(f"{path}{group.name}: attribute {key}", value.dtype, value)
+            hdf5.check_numbers(f"{path}{group.name}: attribute {key}", value.dtype, value)
             initial[key.split("/")[-1]] = value
     return RawEpisode(Trajectory(states, actions, rewards, bool(terminations[-1])), _seed(path, group), initial)
 
@@ -108,37 +104,10 @@ def _seed(path: Path, group: h5py.Group) -> int | None:
 
 def _array(path: Path, group: h5py.Group, key: str, dimensions: int) -> NDArray[Any]:
     """A real, finite array of so many dimensions."""
-    dataset, where = _member(path, group, key, h5py.Dataset), f"{path}{group.name}/{key}"
-    if dataset.external or dataset.is_virtual:
-        raise InputError(f"demos: {where} lies in another file, which is not read; take the set from another source.")
-    if dataset.dtype.kind not in "biuf" or dataset.ndim != dimensions:
+    found, where = hdf5.dataset(group, key, f"demos: {path}"), f"demos: {path}{group.name}/{key}"
+    if found.ndim != dimensions:
         expected = "(steps, size)" if dimensions == 2 else "(steps,)"
-        raise InputError(f"demos: {where}: expected numbers {expected}, got {dataset.dtype} {dataset.shape}.")
-    if dataset.nbytes > _MOST_BYTES:
-        raise InputError(f"demos: {where}: claims {dataset.nbytes} bytes, more than any episode has.")
-    values = np.asarray(dataset[()])
-    _check_numbers(where, dataset.dtype, values)
+        raise InputError(f"{where}: expected numbers {expected}, got {found.dtype} {found.shape}.")
+    values = np.asarray(found[()])
+    hdf5.check_numbers(where, found.dtype, values)
     return values
-
-
-def _check_numbers(where: str, dtype: np.dtype[Any], values: NDArray[Any]) -> None:
-    if dtype.kind not in "biuf":
-        raise InputError(f"demos: {where}: expected numbers, got {dtype}.")
-    if not np.isfinite(values).all():
-        raise InputError(f"demos: {where} holds numbers that are not finite.")
-
-
-def _member(path: Path, group: h5py.Group, key: str, kind: type) -> Any:
-    """What a group itself holds under a name. Raises InputError for a link, which may lead anywhere."""
-    link = group.get(key, getlink=True)
-    if link is None:
-        raise InputError(f"demos: {path} is damaged or not a dataset of plain arrays ({group.name} has no {key}).")
-    if not isinstance(link, h5py.HardLink):
-        raise InputError(
-            f"demos: {path}: {group.name} has a {type(link).__name__} instead of {key}, which is not followed; take "
-            f"the set from another source."
-        )
-    found = group[key]
-    if not isinstance(found, kind):
-        raise InputError(f"demos: {path}{found.name}: expected a {kind.__name__.lower()}, got another thing.")
-    return found

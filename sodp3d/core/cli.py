@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -146,6 +147,24 @@ def _run(
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     if failures:
         raise failures[0]
+
+
+def positional(*names: str) -> Callable[[list[str]], list[str]]:
+    """For `command(complete=)`: words that are no options are values of the options `names`, in this order."""
+
+    def complete(arguments: list[str]) -> list[str]:
+        left, completed = list(names), list[str]()
+        for argument in arguments:
+            if argument.startswith("-") or re.match(r"[+~]{0,2}[A-Za-z_][\w.]*=", argument):
+                completed.append(argument)
+                continue
+            if not left:
+                raise InputError(f"expected <{'> <'.join(names)}> and options as name=value, got {argument!r} beside.")
+            escaped = argument.replace("'", "\\'")
+            completed.append(f"{left.pop(0)}='{escaped}'")
+        return completed
+
+    return complete
 
 
 @contextmanager

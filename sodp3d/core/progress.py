@@ -1,7 +1,14 @@
 """How far long work has come: a bar in a terminal, a line anywhere else."""
 
+import logging
 import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 LINE_VARIABLE = "SODP3D_LINE_SECONDS"
 LINE_SECONDS = float(os.environ.get(LINE_VARIABLE, "2"))  # between two lines of one command
@@ -23,3 +30,28 @@ def progress_line(step: int, total: int | None, new: int, seconds: float, values
         f"  {rate:.3g}/s" + (f"  {(total - step) / rate:.0f}s left" if total and total > step else "") if rate else ""
     )
     return f"{step}{f'/{total}' if total else ''}  {seconds:.0f}s{pace}  {values}"
+
+
+def progress_lines(name: str) -> Callable[[int, int], None]:
+    """A function of (done, total) that logs rate and time left now and then, and the end."""
+    started, last, before = time.monotonic(), [0.0], list[int]()
+
+    def progress(done: int, total: int) -> None:
+        now = time.monotonic()
+        before[:] = before or [done]  # the first call comes before any episode is made
+        if now - last[0] > LINE_SECONDS or done == total:
+            last[0] = now
+            log.info("%s: episode %s", name, progress_line(done, total, done - before[0], now - started, "").rstrip())
+
+    return progress
+
+
+@contextmanager
+def episodes_done(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A function of (done, total) that moves a bar in a terminal, and is `progress_lines` anywhere else."""
+    if not sys.stderr.isatty():
+        yield progress_lines(name)
+        return
+    with progress_bar() as bar:
+        task = bar.add_task("", total=None, values=name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -74,10 +74,18 @@ TRACKERS: Table = {
     "wandb": "sodp3d.core.dashboards:Wandb",
     "none": "sodp3d.core.trackers:NoTracker",
 }
-# sodp3d export: a function of what is exported and the path to write, which returns a line for people
+# sodp3d export of a planner: a function of its path and the path to write, which returns a line for people
 EXPORTS: Table = {
     "onnx": "sodp3d.models.graph:export_onnx",
     "torch": "sodp3d.models.graph:export_torch",
+}
+# sodp3d import, and export of a store: an `exchange.formats.Format`, which recordings are imported from and exported to
+FORMATS: Table = {
+    "folder": "sodp3d.exchange.folder:FORMAT",
+    "dp3": "sodp3d.exchange.dp3:FORMAT",
+    "robomimic": "sodp3d.exchange.robomimic:FORMAT",
+    "minari": "sodp3d.exchange.minari:FORMAT",
+    "lerobot": "sodp3d.exchange.lerobot:FORMAT",
 }
 
 ENTRY_POINTS = "sodp3d.plugins"

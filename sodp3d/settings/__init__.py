@@ -11,6 +11,7 @@ from sodp3d.settings.collection import (
 from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.distilling import DistillSettings
 from sodp3d.settings.evaluation import EvaluationSettings
+from sodp3d.settings.exchange import ExportSettings, ImportSettings
 from sodp3d.settings.finetuning import (
     BranchSettings,
     CriticSettings,
@@ -36,7 +37,9 @@ __all__ = [
     "DistillSettings",
     "EncoderSettings",
     "EvaluationSettings",
+    "ExportSettings",
     "FinetuneSettings",
+    "ImportSettings",
     "LargeStepSettings",
     "ModelSettings",
     "ObservationSettings",

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from sodp3d.core import registry
 from sodp3d.core.cli import compose, config_groups
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CONFIGS
@@ -54,6 +55,7 @@ end
 complete --command sodp3d --no-files --arguments '(__sodp3d)'
 """,
 }
+_FORMAT_AT = {"import": 0, "export": 1}  # which of the words that are no options names a format
 HOW = """\
 Shell completion is switched on by one line in the shell's start-up file:
 
@@ -80,7 +82,10 @@ def candidates(line: str, verbs: Mapping[str, tuple[str, str]]) -> list[str]:
         return []
     config_name = "train" if verb == "eval" else verb.replace("-", "_")
     found: Iterable[str]
-    if (CONFIGS / f"{config_name}.yaml").is_file():
+    plain = [word for word in given if "=" not in word and not word.startswith("-")]
+    if _FORMAT_AT.get(verb) == len(plain) and "=" not in last:
+        found = [*registry.FORMATS, *(registry.EXPORTS if verb == "export" else ())]
+    elif (CONFIGS / f"{config_name}.yaml").is_file():
         found = list(_hydra_candidates(config_name, given, last))
     elif last.startswith("-"):
         found = [*_flags(verbs[verb][0]), "--help"]
