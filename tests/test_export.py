@@ -10,11 +10,11 @@ import torch
 from toy_planner import make_planner
 from toy_run import QUICK, save_planner
 
+from sodp3d.__main__ import main
 from sodp3d.core.errors import InputError
 from sodp3d.models import graph
 from sodp3d.models.graph import METADATA, PlanGraph, largest_difference, onnx_runner
 from sodp3d.models.loading import load_choice, load_planner
-from sodp3d.__main__ import main
 
 CLOUDS = replace(QUICK, observation="pointcloud", sensor_shape=(16, 3))
 IMAGES = replace(QUICK, observation="image", sensor_shape=(3, 32, 32), renderer="egl")
@@ -74,7 +74,10 @@ def test_what_cannot_be_exported_is_told(
     for words, told in (
         ([path, "torch", tmp_path / "there.pt2"], "exists and is not overwritten"),
         ([path, "torch", tmp_path / "x.pth"], "expected the name of a .pt2 file"),
-        ([path, "tflite", tmp_path / "x"], "format: expected one of folder, dp3, robomimic, minari, lerobot, onnx, torch"),
+        (
+            [path, "tflite", tmp_path / "x"],
+            "format: expected one of folder, dp3, robomimic, minari, lerobot, onnx, torch",
+        ),
         ([tmp_path, "torch", tmp_path / "x.pt2"], "neither a run directory"),
     ):
         assert export(monkeypatch, *words) == 2

@@ -24,8 +24,8 @@ from sodp3d.models.loading import checkpoint_of
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.rollouts.evaluate import check_summary
 from sodp3d.tools.card import MARK, card_text
-from sodp3d.tools.markdown import escape, header, row
 from sodp3d.tools.card_figures import draw_figures
+from sodp3d.tools.markdown import escape, header, row
 
 Measured = list[tuple[str, dict[str, Any]]]  # (words, what `Evaluation.summary` says)
 
