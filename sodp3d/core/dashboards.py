@@ -73,7 +73,7 @@ class Wandb(Tracker):
     needs = ("wandb",)
 
     def __init__(self, directory: Path, config: Mapping[str, Any]) -> None:
-        mode = os.environ.get("WANDB_MODE", "offline")
+        mode: Any = os.environ.get("WANDB_MODE", "offline")
         if mode == "offline":
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # of W&B's own errors, by network
         import wandb
@@ -85,7 +85,7 @@ class Wandb(Tracker):
             id=number,
             resume="allow",
             dir=directory,
-            mode=mode,  # type: ignore[arg-type]
+            mode=mode,
             config=dict(config),
             settings=wandb.Settings(silent=True, console="off", finish_timeout=_FINISH_SECONDS),
         )
