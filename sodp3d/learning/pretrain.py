@@ -192,7 +192,8 @@ def pretrain(
     then all is saved.
     """
     whole = TrainSettings.from_config(config)
-    settings, processes = whole.pretrain, processes or Alone(device)
+    settings = whole.pretrain
+    processes = processes or Alone(device)
     with processes.main_first():
         dataset, data = load_data(config, tasks, _memory_limit(processes))
     planner = new_policy(config, tasks, dataset).to(device)
@@ -300,7 +301,7 @@ def load_data(
     method = method_class(config["method"])
     window = method.window(task, read_section(method.settings, config["model"]))
     steps = window.horizon, window.observed, task.n_action_steps
-    held = {"memory_limit": memory_limit, "memory": settings.memory, "half": half}
+    held: dict[str, Any] = {"memory_limit": memory_limit, "memory": settings.memory, "half": half}
     dataset = WindowDataset(stores, keys, *steps, episodes, past=window.past, **held)
     add_labels(dataset, method.labels, stores, episodes, [one.name for one in tasks])
     return dataset, dataset.data or identify(stores, keys)

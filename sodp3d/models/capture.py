@@ -18,10 +18,11 @@ def require_capture(key: str, method: type[LearnedPolicy], device: torch.device)
         raise InputError(f"{key}: is for CUDA, and device={device} computes; leave it out.")
 
 
-def capture(planner: Planner) -> None:
+def capture(planner: LearnedPolicy) -> None:
     """Let its denoiser be captured, once for each size of batch; gradients too, where they are asked for.
 
     The network stays the same module with the same weights. Its outputs live until it is called again, so they may not
     be kept; planning and learning make other tensors of them at once.
     """
+    assert isinstance(planner, Planner), "only planners have a denoiser"
     planner.unet.compile(mode="reduce-overhead", dynamic=False)
