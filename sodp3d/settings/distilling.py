@@ -1,6 +1,6 @@
 """Distillation of a planner: section `distill`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -28,12 +28,13 @@ class DistillSettings:
     @property
     def training(self) -> PretrainSettings:
         """The same as the trainer has it."""
-        return PretrainSettings(
-            steps=self.updates,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            warmup_steps=self.warmup_steps,
-            log_every=self.log_every,
-            checkpoint_every=self.checkpoint_every,
-            evaluate_every=self.evaluate_every,
-        )
+        values: dict[str, Any] = {
+            "steps": self.updates,
+            "batch_size": self.batch_size,
+            "learning_rate": self.learning_rate,
+            "warmup_steps": self.warmup_steps,
+            "log_every": self.log_every,
+            "checkpoint_every": self.checkpoint_every,
+            "evaluate_every": self.evaluate_every,
+        }
+        return PretrainSettings(**values)
