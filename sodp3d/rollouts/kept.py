@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +64,9 @@ class KeptRollouts:
     def content(self) -> bytes:
         """The bytes of a file that `read` takes."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
         file = io.BytesIO()
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in values.items() if value is not None})
+        np.savez_compressed(file, **arrays)
         return file.getvalue()
 
     def _check(self, path: Path) -> None:
