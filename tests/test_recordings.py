@@ -10,6 +10,7 @@ import pytest
 import yaml
 from test_conversion import CONFIG
 from toy_env import slider_env
+from toy_recorded import POSE, depth_episode, make_recorded_store, recorded_episode
 from toy_slider import SeededSlider, make_slider
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
@@ -195,3 +196,23 @@ def test_replay_takes_its_options_or_says_what_is_wrong() -> None:
         with pytest.raises(InputError) as caught:
             ReplaySettings(**{"data": "there", **wrong})  # type: ignore[arg-type]
         assert str(caught.value).startswith(told)
+
+
+def test_steps_of_a_robots_recording_have_what_it_recorded(tmp_path: Path) -> None:
+    clouds = make_recorded_store(tmp_path / "clouds.zarr", [recorded_episode(0)])
+    seen = list(recordings.stored_steps(clouds, 0))
+    assert len(seen) == 9 and all(step.cloud is not None for step in seen)
+    assert {(step.reward, step.goal, step.depth is None, step.pose is None) for step in seen} == {
+        (None, None, True, True)
+    }
+    drawn = next(iter(recordings.stored_steps(make_recorded_store(tmp_path / "depth.zarr", [depth_episode(0)]), 0)))
+    assert drawn.depth is not None and drawn.colour is not None and np.array_equal(drawn.pose, POSE)
+
+
+@needs_rerun
+def test_a_recording_without_camera_or_rewards_is_written(tmp_path: Path) -> None:
+    store = make_recorded_store(tmp_path / "clouds.zarr", [recorded_episode(0)])
+    (path,) = write_store_recordings(store, [0], tmp_path / "made")
+    entities = read(path)
+    assert "/action/grip" in entities and "/world/cloud" in entities
+    assert not {"/reward", "/goal", "/world/camera"} & set(entities)

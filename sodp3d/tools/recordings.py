@@ -38,11 +38,11 @@ _WHITE = (255, 255, 255)  # the cloud that a planner sees, beside all pixels of 
 
 @dataclass(frozen=True)
 class Step:
-    """A control step; None for what was not seen."""
+    """A control step; None for what was not seen or recorded."""
 
     action: NDArray[np.float32]  # (Da,)
-    reward: float
-    goal: int  # raw frames with the goal achieved
+    reward: float | None
+    goal: int | None  # raw frames with the goal achieved
     depth: NDArray[np.uint16] | None  # (H, W) millimetres
     cloud: NDArray[np.float32] | None  # (N, 3) metres, world frame
     colour: NDArray[np.uint8] | None  # (H, W, 3)
@@ -68,9 +68,9 @@ def write_store_recordings(store: EpisodeStore, episodes: Sequence[int], output:
     missing = [index for index in episodes if not 0 <= index < len(store)]
     if missing:
         raise InputError(f"episodes: {missing[0]} is not in the store, which holds episodes 0 to {len(store) - 1}.")
-    env = environment_of(store)
-    rate = None if env is None else frame_rate(env)
-    names, camera = action_names(store), Camera.from_dict(store.attributes["camera"])
+    env, told, lens = environment_of(store), store.attributes.get("rate"), store.attributes.get("camera")
+    rate = told if env is None else float(frame_rate(env))
+    names, camera = action_names(store), None if lens is None else Camera.from_dict(lens)
     written = []
     for index in episodes:
         path = output / f"{store.attributes['env']}-episode{index:05d}.rrd"
@@ -104,14 +104,16 @@ def write_rollout_recordings(
 
 def stored_steps(store: EpisodeStore, index: int) -> Iterator[Step]:
     """An episode as it is stored. Raises CorruptEpisode."""
-    values = store.episode(index, ("action", "reward", "success"))
+    outcomes = [key for key in ("reward", "success") if key in store.specification]
+    values = store.episode(index, ["action", *outcomes])
     seen = stored_views(store, index, ("depth", "point_cloud", "image", POSE))
-    fixed = store.attributes["camera"]["pose"]
-    for step, (action, reward, goal) in enumerate(zip(*values.values(), strict=True)):
+    fixed = (store.attributes.get("camera") or {}).get("pose")
+    for step, action in enumerate(values["action"]):
+        reward, goal = (values[key][step].item() if key in values else None for key in ("reward", "success"))
         depth, cloud, image, pose = (None if array is None else array[step] for array in seen.values())
         colour = None if image is None else image.transpose(1, 2, 0)
         where = pose if fixed is None else np.array(fixed, np.float64)
-        yield Step(action, float(reward), int(goal), depth, cloud, colour, where)
+        yield Step(action, reward, goal, depth, cloud, colour, where)
 
 
 def rollout_steps(env: RobotEnv, seed: int, actions: NDArray[np.float32]) -> Iterator[Step]:
@@ -128,10 +130,12 @@ def rollout_steps(env: RobotEnv, seed: int, actions: NDArray[np.float32]) -> Ite
         yield Step(action, float(reward), int(info["goal_steps"]), depth, cloud, colour, pose)
 
 
-def write_recording(path: Path, steps: Sequence[Step], camera: Camera, names: Sequence[str], rate: int | None) -> Path:
+def write_recording(
+    path: Path, steps: Sequence[Step], camera: Camera | None, names: Sequence[str], rate: float | None
+) -> Path:
     """Write one episode to `path`, in one step; makes its folder.
 
-    names: of the numbers of an action. rate: control steps per second; None: unknown, and then there are no seconds.
+    camera: None of clouds that come without one. names: of the numbers of an action. rate: control steps per second; None: unknown, and then there are no seconds.
     Raises InputError where a file is in the way that is not ours, and where the disk refuses.
     """
     import rerun
@@ -179,11 +183,13 @@ def _blueprint(images: Sequence[str]) -> Any:
     return layout.Blueprint(layout.Horizontal(*columns, column_shares=[2, 1, 1][: len(columns)]), collapse_panels=True)
 
 
-def _log_scene(recording: Any, camera: Camera) -> None:
+def _log_scene(recording: Any, camera: Camera | None) -> None:
     """What stays as it is: the world's axes and the camera's intrinsics. Rerun's camera axes are OpenCV's, as ours."""
     import rerun
 
     recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+    if camera is None:
+        return
     lens = rerun.Pinhole(
         image_from_camera=camera.intrinsics,
         width=camera.width,
@@ -210,5 +216,6 @@ def _log_step(recording: Any, step: Step, names: Sequence[str]) -> None:
         recording.log("world/cloud", rerun.Points3D(step.cloud, colors=_WHITE, radii=rerun.Radius.ui_points(2)))
     for name, value in zip(names, step.action, strict=True):
         recording.log(rerun.new_entity_path(["action", name]), rerun.Scalars(value))
-    recording.log("reward", rerun.Scalars(step.reward))
-    recording.log("goal", rerun.Scalars(step.goal))
+    for name, number in (("reward", step.reward), ("goal", step.goal)):
+        if number is not None:
+            recording.log(name, rerun.Scalars(number))
