@@ -104,10 +104,10 @@ def _seed(path: Path, group: h5py.Group) -> int | None:
 
 def _array(path: Path, group: h5py.Group, key: str, dimensions: int) -> NDArray[Any]:
     """A real, finite array of so many dimensions."""
-    found, where = hdf5.dataset(group, key, f"demos: {path}"), f"demos: {path}{group.name}/{key}"
-    if found.ndim != dimensions:
+    found, where = hdf5.local(group, key, f"demos: {path}"), f"demos: {path}{group.name}/{key}"
+    if found.dtype.kind not in "biuf" or found.ndim != dimensions:
         expected = "(steps, size)" if dimensions == 2 else "(steps,)"
         raise InputError(f"{where}: expected numbers {expected}, got {found.dtype} {found.shape}.")
-    values = np.asarray(found[()])
+    values = np.asarray(hdf5.dataset(group, key, f"demos: {path}")[()])
     hdf5.check_numbers(where, found.dtype, values)
     return values

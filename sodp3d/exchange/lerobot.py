@@ -48,7 +48,8 @@ class LeRobotSource:
         rate = positive(self._info["fps"], f"{path / INFO}: fps")
         tasks = [str(task) for task in self._rows[0].get("tasks") or []]
         self.facts = Facts(facts.camera, rate, tasks[0] if tasks else None, None, facts.names, facts.keys)
-        self._outcomes = known.get("episodes") if isinstance(known.get("episodes"), list) else []
+        outcomes = known.get("episodes")
+        self._outcomes: list[Any] = outcomes if isinstance(outcomes, list) else []
         self.lost: dict[str, str] = {}
         self.offers = self._offers()
         self._file: tuple[Path, Any, NDArray[Any]] | None = None

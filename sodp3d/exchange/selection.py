@@ -3,7 +3,7 @@
 Shape letters: T steps, N points, H W image.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -185,7 +185,7 @@ def _squeezed(values: NDArray[Any]) -> NDArray[Any]:
     return values[:, 0] if values.ndim == 4 and values.shape[1] == 1 else values
 
 
-_CONVERTED = {
+_CONVERTED: dict[str, Callable[[NDArray[Any], Facts, str], NDArray[Any]]] = {
     "depth": to_depth,
     "image": to_image,
     "point_cloud": to_points,
