@@ -176,6 +176,18 @@ def test_what_is_written_for_dp3_is_what_its_loader_expects(tmp_path: Path) -> N
     assert root["data"]["img"].shape == (10, 6, 8, 3)
 
 
+def test_a_zip_file_of_a_zarr_group_is_read(tmp_path: Path) -> None:
+    """As diffusion_policy gives its data sets away."""
+    episodes = [steps_of(0), steps_of(1, 6)]
+    write("dp3", tmp_path / "whole", episodes)
+    path = Path(shutil.make_archive(str(tmp_path / "demos.zarr"), "zip", tmp_path / "whole"))
+    for number, episode in enumerate(episodes):
+        assert_equal(read("dp3", path, number), episode)
+    cut_file(path)
+    with pytest.raises(InputError, match=r"demos\.zarr\.zip: is no Zarr group that can be read"):
+        read("dp3", path)
+
+
 def test_robomimic_files_are_read(tmp_path: Path) -> None:
     random, path = np.random.default_rng(0), tmp_path / "lift.hdf5"
     joints = {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2}
