@@ -119,8 +119,8 @@ def export_torch(source: Path, target: Path) -> str:
     def write(program: Any, graph: PlanGraph, described: str, path: Path) -> Runner:
         with path.open("wb") as file:
             torch.export.save(program, file, extra_files={METADATA: described})
-        with path.open("rb") as file:
-            module = torch.export.load(file).module()
+        with path.open("rb") as written:
+            module = torch.export.load(written).module()
 
         @torch.no_grad()
         def run(inputs: Arrays) -> list[NDArray[np.float32]]:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,9 +63,9 @@ class KeptRollouts:
 
     def content(self) -> bytes:
         """The bytes of a file that `read` takes."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         file = io.BytesIO()
-        np.savez_compressed(file, **{name: np.asarray(value) for name, value in values.items() if value is not None})
+        np.savez_compressed(file, **{name: value for name, value in values.items() if value is not None})
         return file.getvalue()
 
     def _check(self, path: Path) -> None:

@@ -60,7 +60,7 @@ class HubSource:
         from huggingface_hub import HfApi
 
         self._repository, self.name = repository, repository.address
-        self._of = {"repo_id": repository.name, "repo_type": repository.kind}
+        self._of: dict[str, Any] = {"repo_id": repository.name, "repo_type": repository.kind}
         with _hub_errors(self.name):
             self.commit = str(HfApi().repo_info(**self._of, revision=repository.revision).sha)
             self._sizes = _sizes(repository, self.commit)
@@ -108,7 +108,8 @@ def push_to_hub(files: Files, repository: Repository, public: bool) -> str:
         wanted = Repository(repository.name, "dataset" if files.kind == STORE else "model").address
         raise InputError(f"{repository.address}: a {files.kind} is pushed to {wanted}.")
     disable_progress_bars()
-    api, of = HfApi(), {"repo_id": repository.name, "repo_type": repository.kind}
+    api = HfApi()
+    of: dict[str, Any] = {"repo_id": repository.name, "repo_type": repository.kind}
     with _hub_errors(repository.address), tempfile.TemporaryDirectory(prefix="sodp3d-push-") as folder:
         api.create_repo(**of, private=not public, exist_ok=True)
         if repository.revision is not None:

@@ -23,8 +23,15 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 class Source(Protocol):
     """A package somewhere."""
 
-    name: str  # for messages
-    at_once: int  # files that are best fetched side by side
+    @property
+    def name(self) -> str:
+        """For messages."""
+        ...
+
+    @property
+    def at_once(self) -> int:
+        """Files that are best fetched side by side."""
+        ...
 
     def manifest(self) -> bytes:
         """The manifest as it is there. Raises InputError where there is none, or one that is too large."""
