@@ -63,10 +63,9 @@ class KeptRollouts:
 
     def content(self) -> bytes:
         """The bytes of a file that `read` takes."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         file = io.BytesIO()
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, **{name: value for name, value in values.items() if value is not None})
         return file.getvalue()
 
     def _check(self, path: Path) -> None:

@@ -26,10 +26,12 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """For messages."""
+        ...
 
     @property
     def at_once(self) -> int:
         """Files that are best fetched side by side."""
+        ...
 
     def manifest(self) -> bytes:
         """The manifest as it is there. Raises InputError where there is none, or one that is too large."""
