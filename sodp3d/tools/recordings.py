@@ -135,7 +135,8 @@ def write_recording(
 ) -> Path:
     """Write one episode to `path`, in one step; makes its folder.
 
-    camera: None of clouds that come without one. names: of the numbers of an action. rate: control steps per second; None: unknown, and then there are no seconds.
+    camera: None of clouds that come without one. names: of the numbers of an action. rate: control steps per second;
+    None: unknown, and then there are no seconds.
     Raises InputError where a file is in the way that is not ours, and where the disk refuses.
     """
     import rerun
