@@ -20,8 +20,9 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.lookup import as_planner_was_trained, with_sampler
-from sodp3d.learning.pretrain import Pretraining, load_data, to_device
+from sodp3d.learning.pretrain import Pretraining
 from sodp3d.learning.stages import STAGES
+from sodp3d.learning.windows import load_data, to_device
 from sodp3d.models.loading import make_policy, planner_state, policy_config, require_fitting
 from sodp3d.models.policy import method_class
 from sodp3d.models.policy_config import MethodConfig

@@ -75,8 +75,9 @@ def test_text_files_are_opened_as_utf_8(path: Path) -> None:
         if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
             continue
         name = getattr(node.func, "attr", getattr(node.func, "id", None))
-        owner = getattr(getattr(node.func, "value", None), "id", None)
+        whose = getattr(node.func, "value", None)
+        owner = getattr(whose, "id", getattr(whose, "attr", None))
         mode = next((argument.value for argument in node.args if isinstance(argument, ast.Constant)), "r")
         text = name == "read_text" or (name == "write_text" and owner) or (name == "open" and "b" not in str(mode))
-        known = owner in ("os", "EpisodeStore", "Image", "tarfile")  # which are no text files
+        known = owner in ("os", "EpisodeStore", "Image", "tarfile", "archive", "_archive", "opener")  # no text files
         assert not text or known, f"{path}:{node.lineno} {ast.unparse(node)}"

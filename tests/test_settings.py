@@ -121,8 +121,14 @@ def test_what_cannot_work_is_named_before_anything_begins(
     def started(*_: object, **__: object) -> None:
         raise AssertionError("workers, or a run directory, although the settings are wrong")
 
-    for name in ("make_rollouts", "open_run", "load_planner_and_state"):
-        monkeypatch.setattr(f"sodp3d.learning.stages.{name}", started)
+    starting = {
+        "stages": ("make_rollouts", "load_planner_and_state"),
+        "evaluating": ("make_rollouts", "load_policy_and_state"),
+        "opening": ("open_run",),
+    }
+    for module, names in starting.items():
+        for name in names:
+            monkeypatch.setattr(f"sodp3d.learning.{module}.{name}", started)
     if option.startswith("evaluation="):
         config = {**compose("train", [f"mode={mode}", f"root={tmp_path}"]), "evaluation": 3}
     else:

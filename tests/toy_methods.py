@@ -13,7 +13,8 @@ from sodp3d.core.cli import compose
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.labels import LABELS
-from sodp3d.learning.pretrain import load_data, new_policy
+from sodp3d.learning.pretrain import new_policy
+from sodp3d.learning.windows import load_data
 from sodp3d.models.policy import LearnedPolicy
 
 TASKS = ("toy_first", "toy_second")

@@ -18,8 +18,9 @@ from sodp3d.core.run import Run
 from sodp3d.envs.config import task_configs
 from sodp3d.learning.lookup import with_sampler
 from sodp3d.learning.mixture import Mixture
-from sodp3d.learning.pretrain import Pretraining, pretrain, to_device
+from sodp3d.learning.pretrain import Pretraining, pretrain
 from sodp3d.learning.processes import Alone, join
+from sodp3d.learning.windows import to_device
 from sodp3d.settings import PretrainSettings
 
 CPU, BATCH, STEPS = torch.device("cpu"), 16, 6

@@ -27,7 +27,8 @@ from sodp3d.data.hashing import identify
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.measuring import Measurements
-from sodp3d.learning.pretrain import Drawn, Pretraining, fit, to_device
+from sodp3d.learning.pretrain import Drawn, Pretraining, fit
+from sodp3d.learning.windows import to_device
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner

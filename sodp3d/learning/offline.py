@@ -24,7 +24,7 @@ from sodp3d.data.recording import names_of
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.lookup import open_stores
-from sodp3d.learning.pretrain import chosen_episodes, load_data, to_device
+from sodp3d.learning.windows import chosen_episodes, load_data, to_device
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.settings import PretrainSettings
 from sodp3d.tools.offline_plot import draw_offline

@@ -1,34 +1,29 @@
-"""The stages behind `train.py mode=...`: what each needs before it starts, and where its run directory is."""
+"""The stages behind `train.py mode=...`: what each needs before it starts, and what its result says."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sodp3d.core import checkpoint, registry
+from sodp3d.core import checkpoint
 from sodp3d.core.cli import command
-from sodp3d.core.device import prepare_torch
 from sodp3d.core.errors import InputError
 from sodp3d.core.following import Follower
-from sodp3d.core.paths import outputs_root
-from sodp3d.core.run import Run, is_finished, open_run, readable_config
+from sodp3d.core.run import Run, readable_config
 from sodp3d.data.recording import as_recorded
-from sodp3d.envs import require_tasks
-from sodp3d.envs.config import RECORDED, EnvConfig, task_configs
+from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.distill import Teacher, distill
+from sodp3d.learning.evaluating import run_eval
 from sodp3d.learning.finetune import finetune
 from sodp3d.learning.learner import check_likelihood
 from sodp3d.learning.lookup import (
     as_data_was_seen,
     as_planner_was_trained,
-    as_served,
     find_planner,
-    label,
     make_rollouts,
     open_stores,
     planner_of,
@@ -40,67 +35,32 @@ from sodp3d.learning.measuring import (
     Measurements,
     OneTask,
     SeveralTasks,
-    measure,
-    measure_side_by_side,
-    summary_of,
 )
 from sodp3d.learning.offline import Offline
+from sodp3d.learning.opening import begin, conclude, open_stage, told_unseen
 from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
-from sodp3d.models.capture import require_capture
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
     is_unseen,
     load_choice,
     load_planner_and_state,
-    load_policy_and_state,
     require_fitting,
 )
 from sodp3d.models.planner import Planner
-from sodp3d.models.policy import method_class
-from sodp3d.models.unet import require_unet
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
-from sodp3d.rollouts.kept import ROLLOUTS, evaluate_and_keep, of_choice, recall
-from sodp3d.serving.remote import RemotePlanner, is_served
-from sodp3d.settings import TrainSettings, differences, measured_alike
-from sodp3d.tools.plot import plot_run
-from sodp3d.tools.video import write_rollout_videos
+from sodp3d.rollouts.kept import evaluate_and_keep, recall
+from sodp3d.settings import TrainSettings, measured_alike
 
 log = logging.getLogger(__name__)
-SHARED = ("seed", "device", "threads", "workers", "render", "env", "obs", "mode", "method", "model", "evaluation")
-
-
-def _begin(config: dict[str, Any]) -> tuple[list[EnvConfig], torch.device]:
-    """Tasks and device, after a look at all settings: what cannot work stops here."""
-    settings = TrainSettings.from_config(config)
-    require_unet(settings.model.unet)
-    tasks, method = task_configs(config), method_class(settings.stage.method)
-    method.window(tasks[0], settings.model)
-    registry.require(registry.FAMILIES, tasks[0].family, "env.family")
-    if tasks[0].family == RECORDED and settings.stage.mode != "pretrain":
-        require_tasks(tasks)  # says what is needed to act
-    device = prepare_torch(config)
-    if settings.evaluation.compile:
-        require_capture("evaluation.compile", method, device)
-    if settings.finetune.compile:
-        require_capture("finetune.compile", method, device)
-    return tasks, device
-
-
-def _open(config: dict[str, Any], sections: tuple[str, ...], *more: str) -> Run:
-    """The run directory of this stage; its record is the part of the configuration that the stage uses."""
-    kept = {key: config[key] for key in (*SHARED, *sections)}
-    directory = Path(config["run_dir"]).expanduser() if config["run_dir"] else None
-    parent = outputs_root(config) / config["mode"] / label(config, *more)
-    return open_run(parent, kept, config["seed"], directory, differences, config["tracker"])
 
 
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one policy of `method=`, by one process or by several together."""
-    tasks, device = _begin(config)
+    tasks, device = begin(config)
     config = with_sampler(config)
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
@@ -128,15 +88,15 @@ def _lead(config: dict[str, Any], settings: TrainSettings, tasks: list[EnvConfig
             measurements = OneTask(settings, tasks[0], rollouts)
         else:
             measurements = SeveralTasks(config, settings, tasks)
-        run = stack.enter_context(_open(config, ("pretrain", "data")))
+        run = stack.enter_context(open_stage(config, ("pretrain", "data")))
         processes.told(str(run.directory.absolute()))
         result = pretrain(config, run, tasks, processes.device, measurements, processes)
-        _conclude(run, "pretrain", result)
+        conclude(run, "pretrain", result)
 
 
 def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online; of a set each task by itself."""
-    tasks, device = _begin(config)
+    tasks, device = begin(config)
     require_denoising(config, "fine-tuning tunes")
     path = find_planner(config, ("pretrain",))
     if len(tasks) > 1:
@@ -162,14 +122,14 @@ def run_finetune(config: dict[str, Any]) -> None:
 
         result = finetune(settings, run, planner, state["data_hash"], task, rollouts, test_before, recorded)
         if result is not None:
-            result |= {"trained_on": state["tasks"], **_unseen([task] if is_unseen(state, task) else [])}
-        _conclude(run, "finetune", result)
+            result |= {"trained_on": state["tasks"], **told_unseen([task] if is_unseen(state, task) else [])}
+        conclude(run, "finetune", result)
 
 
 def _open_tuning(config: dict[str, Any], path: Path) -> Run:
     """The run directory of fine-tuning the planner at `path`."""
     kept = ("algorithm", "finetune", "reg", "planner", "data")
-    return _open({**config, "planner": str(path)}, kept, config["algorithm"])
+    return open_stage({**config, "planner": str(path)}, kept, config["algorithm"])
 
 
 def _check_start(
@@ -178,14 +138,6 @@ def _check_start(
     """Raise InputError where fine-tuning cannot begin with that planner."""
     require_fitting(state, planner, config, task)
     check_likelihood(planner, settings.finetune, settings.reg)
-
-
-def _unseen(tasks: Sequence[EnvConfig]) -> dict[str, Any]:
-    """What a result says of tasks that its planner was not trained on."""
-    names = [task.name for task in tasks]
-    if names:
-        log.info("unseen: the planner was not trained on %s", ", ".join(names))
-    return {"unseen": names} if names else {}
 
 
 def _finetune_set(config: dict[str, Any], tasks: list[EnvConfig], path: Path, device: torch.device) -> None:
@@ -234,7 +186,7 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
 
 def run_distill(config: dict[str, Any]) -> None:
     """mode=distill: a planner into one that plans in one or two steps, on the observations of one task's store."""
-    tasks, device = _begin(config)
+    tasks, device = begin(config)
     require_denoising(config, "distillation shortens")
     if len(tasks) > 1:
         raise InputError(
@@ -249,7 +201,7 @@ def run_distill(config: dict[str, Any]) -> None:
     require_fitting(state, planner, config, task)
     name = "one-step" if settings.distill.steps == 1 else "two-steps"
     with (
-        _open({**config, "planner": str(path)}, ("distill", "planner", "data"), name) as run,
+        open_stage({**config, "planner": str(path)}, ("distill", "planner", "data"), name) as run,
         make_rollouts(config, task, settings.evaluation.environments) as rollouts,
     ):
         digest, seeds = checkpoint.digest_of(checkpoint_of(path)), settings.evaluation.test_seeds
@@ -265,98 +217,7 @@ def run_distill(config: dict[str, Any]) -> None:
         if before is not None and result is not None:
             log.info("now: %s", sentence(result["evaluation"]))
             result = {"before": before.summary(), **result}
-        _conclude(run, "distill", result)
-
-
-def run_eval(config: dict[str, Any]) -> None:
-    """mode=eval: success rates with intervals on held-out seeds, and videos, for every task of `env=`.
-
-    What was measured before a stop or a kill, of that very planner, is kept: it goes on with the next wave of episodes.
-    """
-    tasks, device = _begin(config)
-    if is_served(config["planner"]):
-        _eval_served(config, tasks)
-        return
-    path = find_planner(config, ("finetune", "pretrain"))
-    # Of each task once: a run that goes on meanwhile would have another newest one.
-    measured = {task.name: checkpoint_of(planner_of(path, task)) for task in tasks}
-    parts = {task.name: as_planner_was_trained(config, measured[task.name]) for task in tasks}
-    unseen = _check_planners(parts, measured, tasks, device)
-    first = parts[tasks[0].name]
-    seeds = TrainSettings.from_config(first).evaluation.test_seeds
-    with _open({**first, "planner": str(path)}, ("planner",)) as run:
-        folder = run.directory / "evaluation"
-        if len(tasks) == 1:
-            measure(first, device, tasks[0], measured[tasks[0].name], seeds, folder / tasks[0].name)
-        found = measure_side_by_side([(parts[t.name], t, measured[t.name]) for t in tasks], seeds, folder)
-        for task in tasks:
-            log.info("%s", sentence(found[task.name].summary()))
-        told = summary_of(found)
-        if len(tasks) > 1:
-            log.info("%s", sentence(told["mean"]))
-        _finish(run, first, {"planner": str(path), **told, **_unseen(unseen)})
-        log.info("videos and numbers: %s", run.directory)
-
-
-def _check_planners(
-    parts: dict[str, dict[str, Any]], planners: dict[str, Path], tasks: list[EnvConfig], device: torch.device
-) -> list[EnvConfig]:
-    """The tasks that their planners have not seen. Raises InputError where one's planner does not fit it."""
-    unseen = []
-    for source in dict.fromkeys(planners.values()):
-        sharing = [task for task in tasks if planners[task.name] == source]
-        settings = TrainSettings.from_config(parts[sharing[0].name])
-        planner, state = load_policy_and_state(source, device, **settings.sampler)
-        load_choice(source, device, settings.evaluation.best_of)
-        for task in sharing:
-            require_fitting(state, planner, parts[task.name], task)
-        unseen += [task for task in sharing if is_unseen(state, task)]
-    return unseen
-
-
-def _eval_served(config: dict[str, Any], tasks: list[EnvConfig]) -> None:
-    """The same of a planner that is served: in this process, since one connection serves all episodes."""
-    with RemotePlanner(config["planner"]) as remote:
-        config = as_served(config, remote)
-        settings = TrainSettings.from_config(config)
-        for task in tasks:
-            require_fitting(remote.state, remote, config, task)
-        with _open(config, ("planner",)) as run:
-            found: dict[str, Evaluation] = {}
-            for task in tasks:
-                folder, digest = run.directory / "evaluation" / task.name, of_choice(remote.digest, remote.count)
-                with ExitStack() as stack:
-                    making = partial(make_rollouts, config, task, settings.evaluation.environments)
-                    rollouts = cache(lambda stack=stack, making=making: stack.enter_context(making()))
-                    seeds, stopped = settings.evaluation.test_seeds, lambda: run.stop_requested
-                    evaluation = evaluate_and_keep(remote, digest, task, seeds, folder, rollouts, stopped)
-                if evaluation is None:
-                    return
-                found[task.name] = evaluation
-                log.info("%s", sentence(evaluation.summary()))
-            _finish(run, config, {"planner": config["planner"], **summary_of(found)})
-            log.info("videos and numbers: %s", run.directory)
-
-
-def _conclude(run: Run, mode: str, result: dict[str, Any] | None) -> None:
-    """Draw the curve, and of a run that came to its end the videos; say where things are."""
-    plot_run(run.directory, mode, run.metrics())
-    if result is not None:
-        _finish(run, run.config, result)
-    log.info("%s %s", "finished:" if is_finished(run.directory) else "not finished yet:", run.directory)
-
-
-def _finish(run: Run, config: dict[str, Any], result: dict[str, Any]) -> None:
-    """Write the videos of the last evaluation, then publish the result; a stopped run does the rest when it goes on."""
-    for task in task_configs(config) if config["evaluation"]["videos"] else []:
-        if run.stop_requested:
-            return
-        folder = run.directory / "evaluation" / task.name
-        if (folder / ROLLOUTS).is_file():
-            count = config["evaluation"]["videos"]
-            write_rollout_videos(folder, task, config["render"], count, run.directory / "videos")
-    if not run.stop_requested:
-        run.finish(result)
+        conclude(run, "distill", result)
 
 
 STAGES: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -200,7 +200,8 @@ def opened(address: str) -> Iterator[IO[bytes]]:
     """
     _require_safe(address)
     try:
-        with urllib.request.build_opener(_SafeRedirects).open(address, timeout=_SECONDS) as stream:
+        opener = urllib.request.build_opener(_SafeRedirects)
+        with opener.open(address, timeout=_SECONDS) as stream:
             yield stream
     except InputError:
         raise

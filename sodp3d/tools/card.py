@@ -31,13 +31,12 @@ from sodp3d.data.recording import names_of
 from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
-from sodp3d.tools.markdown import Markdown, bar, escape, header, numbers, pairs, row, show
+from sodp3d.tools.markdown import Markdown, bar, escape, header, histogram, numbers, pairs, row, show
 from sodp3d.vision.camera import POSE
 
 log = logging.getLogger(__name__)
 MARK = "<!-- Made by sodp3d -->"  # the first line of each card
 _EARLIER_MARK = "Written by sodp3d;"  # how the text below the title began before there was a mark
-_BINS = 10
 _OF_PARTS = {"agent_step", "episode_return", *(f"success_{name}" for name in SUCCESS_METRICS)}  # of each episode
 _NOT_RECORDED = "not recorded"
 
@@ -265,22 +264,12 @@ def _returns(store: EpisodeStore) -> Iterator[str]:
     if returns is None:
         yield "Not recorded."
     else:
-        yield from _histogram(returns, "return")
+        yield from histogram(returns, "return")
 
 
 def _rates(name: str, part: TrainingPart, digits: int) -> str:
     rates = [f"{100 * rate:.{digits}f} %" for rate in part.rates.values()]
     return row(name, part.episodes, f"{part.mean_return:.3g}", *rates, bar(part.rates["any"]))
-
-
-def _histogram(values: NDArray[Any], name: str) -> Iterator[str]:
-    if not len(values):
-        yield "None yet."
-        return
-    counts, edges = np.histogram(values, bins=_BINS)
-    yield from header(name, "number", "")
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        yield row(f"{low:.4g} to {high:.4g}", int(count), bar(count / counts.max()))
 
 
 def _point_clouds(store: EpisodeStore) -> Iterator[str]:
@@ -307,7 +296,7 @@ def _point_clouds(store: EpisodeStore) -> Iterator[str]:
                 f"Points inside the crop before sampling: {kept.min()} to {kept.max()}, {kept.mean():.1f} on average; "
                 f"{100 * short:.2f} % of the frames have fewer than {escape(parameters['points'])} and repeat some.\n"
             )
-            yield from _histogram(kept, "points inside the crop")
+            yield from histogram(kept, "points inside the crop")
             yield ""
 
 

@@ -39,10 +39,11 @@ def store_frames(store: EpisodeStore, episodes: int, size: int, most_frames: int
     note = f"{len(shown)} of {len(store)} episodes, up to {frames} evenly spaced frames of each."
     if skipped:
         note += f" Left out because their files are damaged: episodes {', '.join(map(str, skipped))}."
+    camera = store.attributes.get("camera") or {}
     return {
         "env": store.attributes["env"],
         "note": note,
-        "width": store.field("depth").shape[1] if "depth" in store.keys else None,
+        "width": store.field("depth").shape[1] if "depth" in store.keys else camera.get("width"),
         "actionNames": action_names(store),
         "actionUnit": "as recorded" if is_recorded(store.attributes) else "share of its range, -1 to 1",
         "noClouds": _no_clouds(store),

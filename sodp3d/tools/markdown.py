@@ -5,7 +5,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _BAR = 30  # characters
+_PARTS = 10  # of a histogram
 
 
 class Markdown(str):
@@ -35,6 +39,17 @@ def header(*names: str) -> Iterator[str]:
 def row(*cells: Any) -> str:
     """A line of a table; what is not Markdown is escaped."""
     return "| " + " | ".join(cell if isinstance(cell, Markdown) else escape(cell) for cell in cells) + " |"
+
+
+def histogram(values: NDArray[Any], name: str) -> Iterator[str]:
+    """A table of how many values lie in each of ten parts of their range."""
+    if not len(values):
+        yield "None yet."
+        return
+    counts, edges = np.histogram(values, bins=_PARTS)
+    yield from header(name, "number", "")
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        yield row(f"{low:.4g} to {high:.4g}", int(count), bar(count / counts.max()))
 
 
 def pairs(values: Mapping[str, Any], keys: tuple[str, ...]) -> str:
