@@ -264,5 +264,6 @@ def test_a_process_that_dies_ends_the_others_at_once(place: Place) -> None:
     os.kill(doomed, signal.SIGKILL)
     said = started.communicate(timeout=60)[1]
     assert started.returncode != 0 and time.monotonic() - died < 25, said
-    assert "error: another process of this command has ended" in said, said
+    noticed = "error: another process of this command has ended"
+    assert noticed in said or "stopped by SIGTERM" in said, said  # whichever comes first: torchrun asks it to stop, too
     assert newest(place.folder / "died")[0] >= 2

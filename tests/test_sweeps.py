@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from test_processes import COLLECT, TRAIN, Place
 
+from sodp3d.core.cli import switches_first
 from sodp3d.core.files import claim_folder
 from sodp3d.core.run import open_run
 
@@ -21,6 +22,12 @@ def test_folders_of_runs_that_begin_in_the_same_moment_are_each_ones_own(tmp_pat
     assert sorted(path.name for path in claimed) == expected
     runs = [open_run(tmp_path / "sweep", {"seed": 0, "batch": size}, 0) for size in (1, 2)]
     assert runs[0].directory != runs[1].directory and all(run.directory.is_dir() for run in runs)
+
+
+def test_a_sweep_may_be_asked_for_anywhere_on_the_line() -> None:
+    assert switches_first(["mode=pretrain", "-m", "seed=1,2"]) == ["-m", "mode=pretrain", "seed=1,2"]
+    assert switches_first(["b=1", "a=2", "--multirun"]) == ["--multirun", "b=1", "a=2"]
+    assert switches_first(["b=1", "--cfg", "job"]) == ["b=1", "--cfg", "job"]
 
 
 @pytest.mark.slow

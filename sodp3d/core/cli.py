@@ -137,7 +137,7 @@ def _run(
 
     refuse_former(sys.argv[1:])
     _find_plugins(sys.argv[1:])
-    sys.argv[1:] = complete(sys.argv[1:])
+    sys.argv[1:] = switches_first(complete(sys.argv[1:]))
     if {"-h", "--help"}.intersection(sys.argv):
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
         sys.stdout.write(help_text(config_name, overrides))
@@ -147,6 +147,11 @@ def _run(
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     if failures:
         raise failures[0]
+
+
+def switches_first(arguments: list[str]) -> list[str]:
+    """A command line's arguments, with `-m` before the options, as argparse wants it, wherever it was typed."""
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
 def positional(*names: str) -> Callable[[list[str]], list[str]]:
