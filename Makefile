@@ -1,5 +1,6 @@
 # make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes; its last line is the report's path
 # make test         lint, types and tests, on a fresh machine
+# make whole-test   the tests of whole commands, installations and renderers; .ci/run runs both
 # make slow-test    the tests that take long: learning, kills, whole commands
 # make coverage     the tests once more, with how much of sodp3d/ they run
 # make results      tables and figures in results/ again, from its records, outputs/ and data/
@@ -10,7 +11,7 @@ QUICK := env=adroit_door preset=quick
 ANY_PYTHON := $(firstword $(wildcard $(PYTHON)) python3)  # 3.11 or newer; pages need no package of ours installed
 DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 
-.PHONY: quickstart test slow-test lint coverage results docs setup
+.PHONY: quickstart test whole-test slow-test lint coverage results docs setup
 
 quickstart: setup
 	.venv/bin/sodp3d doctor --frames 20
@@ -22,7 +23,10 @@ quickstart: setup
 	.venv/bin/sodp3d report adroit_door
 
 test: setup lint
-	$(PYTHON) -m pytest --numprocesses 2 -m "not slow"
+	$(PYTHON) -m pytest --numprocesses 2 -m "not slow and not whole"
+
+whole-test: setup
+	$(PYTHON) -m pytest --numprocesses 2 -m "whole and not slow"
 
 slow-test: setup
 	$(PYTHON) -m pytest --numprocesses 2 -m slow

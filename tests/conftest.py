@@ -50,5 +50,13 @@ class SomeFilesTogether(LoadScopeScheduling):
         return file if file.endswith(TOGETHER) else nodeid
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The same files run whole commands, installations and renderers: `make whole-test`."""
+    for item in items:
+        if item.path.name in TOGETHER:
+            item.add_marker("whole")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> SomeFilesTogether:
     return SomeFilesTogether(config, log)
