@@ -17,7 +17,7 @@ from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import flat
 from sodp3d.envs.config import task_configs
-from sodp3d.learning import stages
+from sodp3d.learning import evaluating, stages
 
 EXAMPLES = int(os.environ.get("SODP3D_FUZZ", 30))
 VALUES = (
@@ -59,10 +59,11 @@ def _no_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sodp3d.collection.agents.vrl3.VRL3.__init__", begin)  # sizes of 1e11 are nobody's mistake here
     monkeypatch.setattr(collect, "open_store", begin)
     monkeypatch.setattr(convert, "convert", begin)
-    monkeypatch.setattr(stages, "_open", begin)
     monkeypatch.setattr(stages, "as_data_was_seen", lambda config, tasks: config)
-    monkeypatch.setattr(stages, "find_planner", begin)
-    monkeypatch.setattr(stages, "make_rollouts", lambda *_: nullcontext())
+    for module in (stages, evaluating):
+        monkeypatch.setattr(module, "open_stage", begin)
+        monkeypatch.setattr(module, "find_planner", begin)
+        monkeypatch.setattr(module, "make_rollouts", lambda *_: nullcontext())
 
 
 def run(command: str, override: str) -> None:
