@@ -23,7 +23,7 @@ quickstart: setup
 	.venv/bin/sodp3d report adroit_door
 
 test: setup lint
-	$(PYTHON) -m pytest --numprocesses 2 -m "not slow and not whole"
+	$(PYTHON) -m pytest --numprocesses 3 -m "not slow and not whole"
 
 whole-test: setup
 	$(PYTHON) -m pytest --numprocesses 2 -m "whole and not slow"

@@ -22,6 +22,7 @@ _COSTLY = (
     "sets_pipeline view wheel"
 )
 TOGETHER = tuple(f"test_{name}.py" for name in _COSTLY.split())
+WHOLE = (*TOGETHER, "test_card.py")  # files of `make whole-test`: whole commands, installations, renderers, pictures
 
 _connect = socket.socket.connect
 
@@ -52,9 +53,9 @@ class SomeFilesTogether(LoadScopeScheduling):
 
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The same files run whole commands, installations and renderers: `make whole-test`."""
+    """Mark the tests of `make whole-test`."""
     for item in items:
-        if item.path.name in TOGETHER:
+        if item.path.name in WHOLE:
             item.add_marker("whole")
 
 
