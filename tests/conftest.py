@@ -22,7 +22,8 @@ _COSTLY = (
     "sets_pipeline view wheel"
 )
 TOGETHER = tuple(f"test_{name}.py" for name in _COSTLY.split())
-WHOLE = (*TOGETHER, "test_card.py")  # files of `make whole-test`: whole commands, installations, renderers, pictures
+# Of `make whole-test`: whole commands and collections, installations, renderers, pictures, kills.
+WHOLE = (*TOGETHER, *(f"test_{name}.py" for name in ("card", "collection", "mapped", "store_crash")))
 
 _connect = socket.socket.connect
 
