@@ -37,3 +37,12 @@ def number(value: Any, kind: type[T], where: str) -> T:
         pass
     expected = "a whole number" if kind is int else "a number (without a limit: -inf, inf)"
     raise InputError(f"{where}: expected {expected}, got {value!r}.")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number as Python writes and reads it."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json, write_json
+from sodp3d.core.values import is_number
 from sodp3d.data.schema import Field, Specification
 from sodp3d.exchange.camera_file import NAME as CAMERA
 from sodp3d.exchange.camera_file import read_camera
@@ -142,7 +143,7 @@ class _Table:
         for number, row in enumerate(self.rows):
             if len(row) != len(self.names):
                 raise InputError(f"{path}: step {number} has {len(row)} values of {len(self.names)}; was it cut?")
-        self.words = [name for place, name in enumerate(self.names) if not _is_number(self.rows[0][place])]
+        self.words = [name for place, name in enumerate(self.names) if not is_number(self.rows[0][place])]
 
     @property
     def length(self) -> int:
@@ -174,19 +175,11 @@ class _Table:
                 (step, name)
                 for step, row in enumerate(self.rows)
                 for place, name in zip(places, columns, strict=True)
-                if not _is_number(row[place])
+                if not is_number(row[place])
             )
             text = self.rows[step][self.names.index(name)]
             raise InputError(f"{self.path}: step {step}: {name}: expected a number, got {text!r}.") from None
         return found.reshape(len(found), *offer.shape)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _offers(table: _Table) -> dict[str, Offer]:

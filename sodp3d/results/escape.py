@@ -3,6 +3,8 @@
 import re
 from urllib.parse import quote
 
+from sodp3d.core.values import is_number
+
 _SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{character: f"\\{character}" for character in "\\`*[]|"}}
 _FORMULA = ("=", "+", "-", "@")
 
@@ -27,7 +29,7 @@ def link(path: str) -> str:
 
 def csv_cell(text: str) -> str:
     """Text that no spreadsheet takes for a formula: an apostrophe before a first `=`, `+`, `-` or `@`."""
-    if text.lstrip().startswith(_FORMULA) and not _is_number(text):
+    if text.lstrip().startswith(_FORMULA) and not is_number(text):
         return f"'{text}"
     return text
 
@@ -39,11 +41,3 @@ def file_name(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

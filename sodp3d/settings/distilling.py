@@ -4,11 +4,10 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from sodp3d.core.sections import Count, Expected, Natural, NotNegative, resource, section
+from sodp3d.core.sections import Count, Expected, Natural, NotNegative, Several, resource, section
 from sodp3d.settings.pretraining import PretrainSettings
 
 _Steps = Annotated[Annotated[Count, Field(le=2)], Expected("1 or 2")]
-_Several = Annotated[Annotated[Count, Field(ge=2)], Expected("a whole number of at least 2")]
 
 
 @section("distill")
@@ -18,7 +17,7 @@ class DistillSettings:
     steps: _Steps = 1  # in which the student plans
     updates: Count = 2000  # gradient steps
     batch_size: Count = 64  # observations
-    plans: _Several = 4  # of the student, for each observation
+    plans: Several = 4  # of the student, for each observation
     learning_rate: NotNegative = 1e-3
     warmup_steps: Natural = 50  # gradient steps; then half a cosine down to 0
     log_every: Count = resource(20)  # gradient steps
