@@ -9,7 +9,8 @@ python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--age
     [--algorithms sodp clone ...] [--test 1000] [--name weak] [options of train.py for every fine-tuning]
 -> outputs/weak/..., and results/benchmarks/<name>_<observation>.json: a row for each fine-tuning, written as each
 ends. Rows that are there already are kept, and not measured again. Each row holds every test episode's outcome, so
-that algorithms are compared by pairs of episodes: `python benchmarks/weak.py --compare`.
+that algorithms are compared by pairs of episodes: `python benchmarks/weak.py --compare`. Every command has one thread:
+two of these scripts, of different tasks or algorithms, may run side by side.
 """
 
 import argparse
@@ -37,6 +38,7 @@ AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
 
 def run(script: str, *options: str) -> None:
     """One command from the checkout. Raises CalledProcessError where it fails."""
+    options += ("threads=1", "workers=1")
     print("python", script, *options, flush=True)
     subprocess.run([sys.executable, str(CHECKOUT / script), *options], check=True, cwd=CHECKOUT)
 
@@ -52,11 +54,14 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
     env, data = f"env=adroit_{task}", CHECKOUT / "data" / f"weak-{task}-{agent}"
     directory = CHECKOUT / "outputs" / "weak" / f"{task}-{agent}-{given.observation}"
     if result(directory) is None:
+        clouds = given.observation == "pointcloud"
+        if clouds:
+            data = data.with_name(f"{data.name}-clouds")
         run(
-            "data_collection/collect.py", env, f"seed={agent}", f"data={data}",
+            "data_collection/collect.py", env, f"seed={agent}", f"data={data}", f"collect.depth={clouds}",
             f"collect.agent_steps={AGENT_STEPS[task]}", "collect.evaluate_every=0",
         )  # fmt: skip
-        if given.observation == "pointcloud":
+        if clouds:
             run("data_collection/convert.py", env, f"data={data}")
         run(
             "train.py", "mode=pretrain", env, f"obs={given.observation}", f"data={data}",
@@ -90,6 +95,12 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
         "options": given.options,
         "commit": git_commit(),
     }
+
+
+def rows_of(table: str) -> list[dict[str, Any]]:
+    """What has been measured of a table so far."""
+    path = RESULTS / f"{table}.json"
+    return json.loads(path.read_text())["rows"] if path.is_file() else []
 
 
 def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
@@ -126,14 +137,14 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true", help="only print the table that is there")
     given, given.options = parser.parse_known_args()
     table = f"{given.name}_{given.observation}"
-    path = RESULTS / f"{table}.json"
-    rows = json.loads(path.read_text())["rows"] if path.is_file() else []
+    rows = rows_of(table)
     wanted = itertools.product(range(given.seeds), range(given.agents), given.tasks, given.algorithms)
     for seed, agent, task, algorithm in [] if given.compare else wanted:
         place = {"task": task, "algorithm": algorithm, "agent": agent, "seed": seed}
         if any(place.items() <= row.items() for row in rows):
             continue
-        rows.append(place | finetuned(task, planner_of(task, agent, given), algorithm, seed, given))
+        row = place | finetuned(task, planner_of(task, agent, given), algorithm, seed, given)
+        rows = [*rows_of(table), row]  # another of these scripts may have written its own meanwhile
         rows.sort(key=lambda row: [str(row[key]) for key in place])
         write(table, {"test": given.test, "episodes": INITIAL + TRAINING, "rows": rows}, show=False)
     print(*compare(rows), sep="\n")
