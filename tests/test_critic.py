@@ -1,5 +1,6 @@
 """The critic of chunks: its ensemble, its target, its choice and its advantages, each against a slow reference."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ from sodp3d.models.loading import load_choice, planner_state
 SMALL = {"members": 3, "width": 8, "layers": 2, "first_updates": 5, "updates_per_episode": 2, "states": 12, "group": 4}
 
 
-def make_critic(timed: bool = False) -> Critic:
+def make_critic(timed: bool = False, activation: str = "relu") -> Critic:
     torch.manual_seed(0)
-    critic = Critic(CriticConfig(256, 6, members=3, width=8, layers=3, timed=timed))
+    critic = Critic(CriticConfig(256, 6, members=3, width=8, layers=3, timed=timed, activation=activation))
     with torch.no_grad():
         for parameter in critic.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -51,13 +52,13 @@ def member(critic: Critic, index: int, features: Tensor, elapsed: Tensor, chunk:
         if place:
             layer: Any = critic.hidden[place - 1]
             x = x @ layer.weight[index] + layer.bias[index, 0]
-        x = mish(layer_norm(x, (8,)) * critic.gains[place][index, 0] + critic.shifts[place][index, 0])
+        x = critic.activation(layer_norm(x, (8,)) * critic.gains[place][index, 0] + critic.shifts[place][index, 0])
     return (x @ critic.head.weight[index] + critic.head.bias[index, 0])[0]
 
 
-@pytest.mark.parametrize("timed", [False, True])
-def test_the_batched_product_is_every_member_by_itself(timed: bool) -> None:
-    critic = make_critic(timed)
+@pytest.mark.parametrize(("timed", "activation"), [(False, "relu"), (True, "relu"), (True, "mish")])
+def test_the_batched_product_is_every_member_by_itself(timed: bool, activation: str) -> None:
+    critic = make_critic(timed, activation)
     features, elapsed, chunks = torch.randn(4, 256), torch.rand(4), torch.randn(4, 5, 3, 2)
     found = critic(features, elapsed, chunks)
     for index in range(3):
@@ -91,6 +92,26 @@ def test_the_target_is_reward_and_discounted_mean_of_the_average_at_the_next_chu
     assert learner.rows["continues"].tolist() == [1.0] * 24 + [0.0]
     last = learner.target({key: value[-1:] for key, value in learner.rows.items()}, scale=2.0)
     assert float(last) == pytest.approx(float(learner.rows["reward"][-1]) / 2)
+
+
+def test_a_critic_saved_without_its_activation_has_the_one_of_earlier_releases() -> None:
+    told = {key: value for key, value in make_critic().config.to_dict().items() if key != "activation"}
+    assert Critic(CriticConfig(**told)).activation is mish
+
+
+def test_an_update_is_that_of_autograd() -> None:
+    learner = prepare(critic={**SMALL, "first_updates": 0}).critic
+    assert learner is not None
+    learner.critic.standardize(learner.rows["features"])
+    learner.average.load_state_dict(learner.critic.state_dict())
+    learner.updates = 1
+    slow = copy.deepcopy(learner)
+    learner.learn(1, scale=2.0)
+    batch = slow._batch()
+    found = slow.critic(batch["features"], batch["elapsed"], batch["chunk"][:, None])[..., 0]
+    (found - slow.target(batch, 2.0)).square().mean().backward()
+    for ours, expected in zip(learner.critic.parameters(), slow.critic.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_the_critic_is_watched_on_roll_outs_that_it_has_not_learned_from() -> None:

@@ -17,6 +17,7 @@ from sodp3d.learning.checks import require_finite
 from sodp3d.learning.ppo import return_to_go
 from sodp3d.models.critic import Choice, Critic, CriticConfig, executed_chunks
 from sodp3d.models.diffusion import ChainOptions
+from sodp3d.models.ensemble_gradients import ForwardPass
 from sodp3d.models.planner import Planner
 from sodp3d.settings import CriticSettings
 
@@ -68,6 +69,7 @@ class CriticLearner:
             settings.width,
             settings.layers,
             timed=settings.discount == 1,  # below 1 the time limit is none of the task's
+            activation="relu",
         )
         self.critic = Critic(config).to(planner.device)
         self.average = copy.deepcopy(self.critic).requires_grad_(False)
@@ -159,19 +161,19 @@ class CriticLearner:
         values: list[Tensor] = []
         for _ in range(updates):
             batch = self._batch()
-            target = self.target(batch, scale)
-            value = self.critic(batch["features"], batch["elapsed"], batch["chunk"][:, None])[..., 0]
-            loss = (value - target).square().mean()
-            require_finite({"loss": loss}, f"finetune: the critic's update {self.updates + len(losses)}")
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            states = self.critic.states(batch["features"], batch["elapsed"])
+            found = ForwardPass(self.critic, states, batch["chunk"].flatten(1))
+            errors = found.values - self.target(batch, scale)
+            losses.append(errors.square().mean())
+            values.append(found.values.mean())
+            require_finite({"loss": losses[-1]}, f"finetune: the critic's update {self.updates + len(losses) - 1}")
+            ours: list[Tensor] = list(self.critic.parameters())
+            slow: list[Tensor] = list(self.average.parameters())
+            for parameter, gradient in zip(ours, found.of_parameters(2 / errors.numel() * errors), strict=True):
+                parameter.grad = gradient
             self.optimizer.step()
             with torch.no_grad():
-                ours: list[Tensor] = list(self.critic.parameters())
-                slow: list[Tensor] = list(self.average.parameters())
                 torch._foreach_lerp_(slow, ours, self.settings.averaging)
-            losses.append(loss.detach())
-            values.append(value.detach().mean())
         self.updates += updates
         if not losses:
             return {}

@@ -168,10 +168,11 @@ class Finetuning:
         return True
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
-        if "replay.rows.log_prob" in tensors:
+        own = self._described_choice().get("critic")
+        if "replay.rows.log_prob" in tensors or (own and own["activation"] != state["critic"].get("activation")):
             raise InputError(
-                "finetune: this run was begun with an earlier release, whose roll-outs lack what the importance term "
-                "needs now; finish it there, or begin a new one (run_dir= names another folder)."
+                "finetune: this run was begun with an earlier release, whose roll-outs or critic are of another kind; "
+                "finish it there, or begin a new one (run_dir= names another folder)."
             )
         for name, generator in self._generators().items():
             generator.set_state(tensors[name])

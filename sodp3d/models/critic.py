@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mish, relu
 
 from sodp3d.models.diffusion import Chain, ChainOptions
-from sodp3d.models.ensemble import Ensemble
+from sodp3d.models.ensemble import Activation, Ensemble
 from sodp3d.models.planner import Planner
+
+ACTIVATIONS: dict[str, Activation] = {"mish": mish, "relu": relu}
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class CriticConfig:
     width: int = 256
     layers: int = 3  # hidden ones
     timed: bool = False  # whether it is told how much of the time limit is gone
+    activation: str = "mish"  # | relu: what critics saved without a word about it have
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able mapping, of which `CriticConfig(**mapping)` is equal."""
@@ -37,7 +41,8 @@ class Critic(Ensemble):
     """
 
     def __init__(self, config: CriticConfig) -> None:
-        super().__init__(config.members, config.feature_size + 1, config.chunk_size, config.width, config.layers)
+        sizes = config.members, config.feature_size + 1, config.chunk_size, config.width, config.layers
+        super().__init__(*sizes, ACTIVATIONS[config.activation])
         self.config = config
         self.mean: Tensor
         self.deviation: Tensor
@@ -51,9 +56,12 @@ class Critic(Ensemble):
 
     def forward(self, features: Tensor, elapsed: Tensor, chunks: Tensor) -> Tensor:
         """features (B, F), elapsed (B,) share of the time limit, chunks (B, N, Ta, Da) -> values (M, B, N)."""
+        return self.values(self.states(features, elapsed), chunks.flatten(2))
+
+    def states(self, features: Tensor, elapsed: Tensor) -> Tensor:
+        """What it is told beside a chunk, (B, F + 1)."""
         time = elapsed if self.config.timed else torch.zeros_like(elapsed)
-        state = torch.cat([(features - self.mean) / self.deviation, time[:, None]], dim=-1)
-        return self.values(state, chunks.flatten(2))
+        return torch.cat([(features - self.mean) / self.deviation, time[:, None]], dim=-1)
 
 
 def executed_chunks(planner: Planner, latents: Tensor) -> Tensor:
