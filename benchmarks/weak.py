@@ -7,9 +7,10 @@ same command continues the benchmark.
 
 python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--agents 3] [--seeds 3]
     [--algorithms sodp clone ...] [--test 1000] [--name weak] [options of train.py for every fine-tuning]
--> outputs/weak/..., and results/benchmarks/<name>_<observation>.json: a row for each fine-tuning, written as each
-ends. Rows that are there already are kept, and not measured again. Each row holds every test episode's outcome, so
-that algorithms are compared by pairs of episodes: `python benchmarks/weak.py --compare`. Every command has one thread:
+-> outputs/weak/..., results/benchmarks/<name>_<observation>.json, a row for each fine-tuning, written as each ends,
+and results/figures/<name>_<observation>.png. Rows that are there already are kept, and not measured again. Each row
+holds every test episode's outcome, so that algorithms are compared by pairs of episodes:
+`python benchmarks/weak.py --compare`. Every command has one thread:
 two of these scripts, of different tasks or algorithms, may run side by side.
 """
 
@@ -21,18 +22,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 from timing import RESULTS, write
 
 from sodp3d.core.paths import CHECKOUT
-from sodp3d.core.versions import git_commit
 from sodp3d.envs.config import SUCCESS_METRICS
+from sodp3d.results import drawing
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 ALGORITHMS = ("clone", "sodp_paper", "sodp_none", "sodp_kl", "dppo", "sodp_chunk", "sodp")
 INITIAL, TRAINING = 32, 268
 # Gradient steps of 64 that leave a planner on states below the paper's success, and the steps that its agent takes
 STEPS = {"hammer": 650, "door": 1000, "pen": 600}
+COLOURS = (drawing.GREEN, drawing.BLUE, drawing.VERMILION, drawing.PURPLE, drawing.ORANGE, drawing.SKY, drawing.GREY)
 AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
 
 
@@ -93,8 +96,17 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
         },
         "episodes": "".join(str(int(outcome)) for outcome in outcomes),
         "options": given.options,
-        "commit": git_commit(),
+        "commit": json.loads((directory / "versions.json").read_text())["git_commit"],
+        "rollouts": watched(directory, metric),
     }
+
+
+def watched(directory: Path, metric: str) -> dict[str, list[float]]:
+    """Of each iteration's roll-outs: success, and of a critic its bias and its correlation with their returns."""
+    logged = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    keys = {"success": f"rollout/success_{metric}", "bias": "critic/bias", "correlation": "critic/correlation"}
+    found = {name: [round(line[key], 3) for line in logged if key in line] for name, key in keys.items()}
+    return {name: values for name, values in found.items() if values}
 
 
 def rows_of(table: str) -> list[dict[str, Any]]:
@@ -124,6 +136,30 @@ def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
     return lines
 
 
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Success of training roll-outs by interactions, a panel for each task; circles: the test, before and after."""
+    tasks, algorithms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "algorithm"))
+    figure = Figure(figsize=(4 * len(tasks), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for task, panel in zip(tasks, panels, strict=True):
+        for algorithm, colour in zip(algorithms, COLOURS, strict=False):
+            mine = [row for row in rows if (row["task"], row["algorithm"]) == (task, algorithm)]
+            if mine:
+                curves = [drawing.moving_mean(by_episodes(row["rollouts"]["success"])) for row in mine]
+                drawing.mean_and_band(panel, curves, color=colour, label=algorithm)
+            for row in mine:
+                ends = [100 * row["before"], 100 * row["after"]]
+                panel.scatter([0, (INITIAL + TRAINING) / 1000], ends, s=40, facecolors="none", edgecolors=colour)
+        drawing.percent_axes(panel, task, "episodes", "success (%)" if panel is panels[0] else None)
+    panels[0].legend(frameon=False)
+    path.write_bytes(drawing.png(figure))
+
+
+def by_episodes(success: list[float]) -> list[tuple[float, float]]:
+    """Each iteration's value at the interactions after it."""
+    return [(INITIAL + TRAINING * place / len(success), value) for place, value in enumerate(success, start=1)]
+
+
 def main() -> None:
     """Run what is left of it; the table is written as each fine-tuning ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -148,6 +184,7 @@ def main() -> None:
         rows.sort(key=lambda row: [str(row[key]) for key in place])
         write(table, {"test": given.test, "episodes": INITIAL + TRAINING, "rows": rows}, show=False)
     print(*compare(rows), sep="\n")
+    draw(rows, RESULTS.with_name("figures") / f"{table}.png")
 
 
 if __name__ == "__main__":
