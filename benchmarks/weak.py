@@ -171,7 +171,9 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--name", default="weak", help="of the table, where other options are tried")
     parser.add_argument("--compare", action="store_true", help="only print the table that is there")
-    given, given.options = parser.parse_known_args()
+    options = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    given = parser.parse_args([word for word in sys.argv[1:] if word not in options])
+    given.options = options
     table = f"{given.name}_{given.observation}"
     rows = rows_of(table)
     wanted = itertools.product(range(given.seeds), range(given.agents), given.tasks, given.algorithms)
