@@ -128,6 +128,16 @@ def test_shows_data_curves_success_and_one_seed_before_and_after(
         assert not any(source.startswith(("http", "//")) for source in sources), f"{tag} asks the network"
 
 
+def test_a_planner_of_a_set_is_shown_on_the_task_that_it_was_fine_tuned_on(root: Path) -> None:
+    config = next((root / "outputs/pretrain").glob("*/*/config.yaml"))
+    told_of_set = yaml.safe_load(config.read_text())
+    told_of_set["env"] = {**told_of_set["env"], "name": "two", "task": "", "tasks": ["door", "pen"]}
+    config.write_text(yaml.safe_dump(told_of_set))
+    assert report.main([ENV]) == 0
+    text = own_text((root / "outputs/report" / f"{ENV}.html").read_text())
+    assert "Seed 100002" in text and text.count("data:video/mp4;base64,") == 2
+
+
 def test_the_same_runs_give_the_same_report(root: Path) -> None:
     report.main([ENV])
     first = (root / "outputs/report" / f"{ENV}.html").read_bytes()

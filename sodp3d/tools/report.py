@@ -128,7 +128,7 @@ def _pair(runs: dict[str, Path], renderer: str) -> dict[str, Any] | None:
     sides = [("Before fine-tuning", "pretrain", pair.before), ("After fine-tuning", "finetune", pair.after)]
     shown = []
     for title, mode, success in sides:
-        encoded = base64.b64encode(video(runs[mode], pair.seed, renderer).read_bytes()).decode()
+        encoded = base64.b64encode(video(runs[mode], pair, renderer).read_bytes()).decode()
         outcome = "success" if success else "failure"
         shown.append({"title": title, "outcome": outcome, "source": f"data:video/mp4;base64,{encoded}"})
     return {"seed": pair.seed, "words": pair.words, "sides": shown}

@@ -13,6 +13,7 @@ from sodp3d.tools.video import write_rollout_videos
 class Pair:
     """An episode that both planners were evaluated on. words: how it was chosen, and how the other episodes went."""
 
+    task: EnvConfig
     seed: int
     before: bool
     after: bool
@@ -21,8 +22,12 @@ class Pair:
 
 def choose_pair(before: Path, after: Path) -> Pair | None:
     """The first seed that failed in run `before` and succeeded in run `after`; without one, the first that succeeded
-    after, or else the first of all. None where the two runs have no evaluated seed in common."""
-    earlier, later = outcomes(before), outcomes(after)
+    after, or else the first of all. None where the two runs have no evaluated seed in common.
+
+    The task is that of `after`; `before` may be of a set with this task.
+    """
+    task = EnvConfig.from_config(read_config(after)["env"])
+    earlier, later = outcomes(before, task), outcomes(after, task)
     shared = sorted(earlier.keys() & later.keys())
     if not shared:
         return None
@@ -34,12 +39,11 @@ def choose_pair(before: Path, after: Path) -> Pair | None:
         f"Of {len(shared)} episodes, {len(gained)} went from failure to success and {len(lost)} from success to "
         f"failure. This is the first{kind}."
     )
-    return Pair(seed, earlier[seed], later[seed], words)
+    return Pair(task, seed, earlier[seed], later[seed], words)
 
 
-def outcomes(run: Path) -> dict[int, bool]:
+def outcomes(run: Path, task: EnvConfig) -> dict[int, bool]:
     """Seed to success, by the task's own metric, of the roll-outs that ended `run`; {} where there are none."""
-    task = _task(run)
     path = _rollouts(run, task) / ROLLOUTS
     if not path.is_file():
         return {}
@@ -48,15 +52,11 @@ def outcomes(run: Path) -> dict[int, bool]:
     return dict(zip(kept.seeds.tolist(), success.tolist(), strict=True))
 
 
-def video(run: Path, seed: int, renderer: str) -> Path:
+def video(run: Path, pair: Pair, renderer: str) -> Path:
     """The video of that evaluated episode under `run`/videos, made if it is not there yet."""
-    task = _task(run)
+    task, seed = pair.task, pair.seed
     found = sorted((run / "videos").glob(f"{task.name}-seed{seed}-*.mp4"))
     return (found or write_rollout_videos(_rollouts(run, task), task, renderer, 1, run / "videos", [seed]))[0]
-
-
-def _task(run: Path) -> EnvConfig:
-    return EnvConfig.from_config(read_config(run)["env"])
 
 
 def _rollouts(run: Path, task: EnvConfig) -> Path:
