@@ -1,6 +1,7 @@
 """The critic of chunks: its ensemble, its target, its choice and its advantages, each against a slow reference."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,20 @@ def test_with_a_critic_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert load_choice(tmp_path, "cpu", best_of=1) is None
     for name, value in choice.critic.state_dict().items():
         assert torch.equal(value, stopped.critic.critic.state_dict()[name]) if stopped.critic else False, name
+
+
+def test_a_run_with_a_critic_of_another_kind_does_not_go_on(tmp_path: Path) -> None:
+    tuning = prepare(critic=SMALL)
+    tuning.learn(1)
+    with Run(tmp_path, {}) as run:
+        tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
+        state = next(run.checkpoints.glob("*/state.json"))
+        told = json.loads(state.read_text())
+        del told["critic"]["activation"]
+        state.write_text(json.dumps(told))
+        resumed = Finetuning(make_planner(STATE), finetune_settings(critic=SMALL), regularized(), 9)
+        with pytest.raises(InputError, match="begun with an earlier release, whose roll-outs or critic are of another"):
+            resumed.load(run)
 
 
 def test_a_planner_without_a_critic_cannot_choose(tmp_path: Path) -> None:
