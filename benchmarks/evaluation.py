@@ -37,10 +37,10 @@ def fresh_planner(config: dict[str, Any], task: EnvConfig) -> Planner:
     """What pre-training would begin with. Adroit's episodes never end early, so weights do not change the time."""
     environment = ChunkedEnv(make_env(task), config["obs"]["name"], config["obs"]["backend"])
     spaces = {**environment.observation_space.spaces, "action": environment.action_space}
+    shapes = {key: space.shape[1:] for key, space in spaces.items()}
     # Fitted to zeros, the normalizer changes nothing: actions are in [-1, 1] anyway.
-    return new_policy(
-        config, [task], SimpleNamespace(arrays={key: np.zeros(space.shape) for key, space in spaces.items()})
-    )
+    ranges = {key: (np.zeros(shape[-1]), np.zeros(shape[-1])) for key, shape in shapes.items()}
+    return new_policy(config, [task], SimpleNamespace(shapes=shapes, ranges=ranges))
 
 
 def timed_planning(planner: Planner, rollouts: Rollouts, task: EnvConfig, seeds: range) -> tuple[Evaluation, float]:
