@@ -10,8 +10,8 @@ python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--age
 -> outputs/weak/..., results/benchmarks/<name>_<observation>.json, a row for each fine-tuning, written as each ends,
 and results/figures/<name>_<observation>.png. Rows that are there already are kept, and not measured again. Each row
 holds every test episode's outcome, so that algorithms are compared by pairs of episodes:
-`python benchmarks/weak.py --compare`. Every command has one thread:
-two of these scripts, of different tasks or algorithms, may run side by side.
+`python benchmarks/weak.py --compare`. Every command has one thread: two of these scripts, of different tasks or
+algorithms, may run side by side.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from scipy.stats import binomtest
 from timing import RESULTS, write
 
 from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.run import read_metrics, read_result, read_versions
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.results import drawing
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
@@ -35,8 +36,8 @@ ALGORITHMS = ("clone", "sodp_paper", "sodp_none", "sodp_kl", "dppo", "sodp_chunk
 INITIAL, TRAINING = 32, 268
 # Gradient steps of 64 that leave a planner on states below the paper's success, and the steps that its agent takes
 STEPS = {"hammer": 650, "door": 1000, "pen": 600}
-COLOURS = (drawing.GREEN, drawing.BLUE, drawing.VERMILION, drawing.PURPLE, drawing.ORANGE, drawing.SKY, drawing.GREY)
 AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
+COLOURS = (drawing.GREEN, drawing.BLUE, drawing.VERMILION, drawing.PURPLE, drawing.ORANGE, drawing.SKY, drawing.GREY)
 
 
 def run(script: str, *options: str) -> None:
@@ -48,8 +49,7 @@ def run(script: str, *options: str) -> None:
 
 def result(directory: Path) -> dict[str, Any] | None:
     """What a finished run found."""
-    path = directory / "result.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_result(directory) if (directory / "result.json").is_file() else None
 
 
 def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
@@ -96,14 +96,14 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
         },
         "episodes": "".join(str(int(outcome)) for outcome in outcomes),
         "options": given.options,
-        "commit": json.loads((directory / "versions.json").read_text())["git_commit"],
+        "commit": read_versions(directory)["git_commit"],
         "rollouts": watched(directory, metric),
     }
 
 
 def watched(directory: Path, metric: str) -> dict[str, list[float]]:
     """Of each iteration's roll-outs: success, and of a critic its bias and its correlation with their returns."""
-    logged = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    logged = read_metrics(directory)
     keys = {"success": f"rollout/success_{metric}", "bias": "critic/bias", "correlation": "critic/correlation"}
     found = {name: [round(line[key], 3) for line in logged if key in line] for name, key in keys.items()}
     return {name: values for name, values in found.items() if values}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_finetune import TASK, episode, regularized
 from test_finetune import settings as finetune_settings
 from torch import Tensor
-from torch.nn.functional import layer_norm, mish
+from torch.nn.functional import layer_norm, mish, relu
 from toy_planner import STATE, make_observation, make_planner
 
 from sodp3d.core.errors import InputError
@@ -53,7 +53,8 @@ def member(critic: Critic, index: int, features: Tensor, elapsed: Tensor, chunk:
         if place:
             layer: Any = critic.hidden[place - 1]
             x = x @ layer.weight[index] + layer.bias[index, 0]
-        x = critic.activation(layer_norm(x, (8,)) * critic.gains[place][index, 0] + critic.shifts[place][index, 0])
+        active = {"mish": mish, "relu": relu}[critic.config.activation]
+        x = active(layer_norm(x, (8,)) * critic.gains[place][index, 0] + critic.shifts[place][index, 0])
     return (x @ critic.head.weight[index] + critic.head.bias[index, 0])[0]
 
 

@@ -159,16 +159,16 @@ class CriticLearner:
             updates += self.settings.first_updates
         losses: list[Tensor] = []
         values: list[Tensor] = []
-        for _ in range(updates):
+        ours: list[Tensor] = list(self.critic.parameters())
+        slow: list[Tensor] = list(self.average.parameters())
+        for update in range(self.updates, self.updates + updates):
             batch = self._batch()
             states = self.critic.states(batch["features"], batch["elapsed"])
             found = ForwardPass(self.critic, states, batch["chunk"].flatten(1))
             errors = found.values - self.target(batch, scale)
             losses.append(errors.square().mean())
             values.append(found.values.mean())
-            require_finite({"loss": losses[-1]}, f"finetune: the critic's update {self.updates + len(losses) - 1}")
-            ours: list[Tensor] = list(self.critic.parameters())
-            slow: list[Tensor] = list(self.average.parameters())
+            require_finite({"loss": losses[-1]}, f"finetune: the critic's update {update}")
             for parameter, gradient in zip(ours, found.of_parameters(2 / errors.numel() * errors), strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
