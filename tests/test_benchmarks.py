@@ -1,0 +1,62 @@
+"""Parts of the benchmarks that would otherwise break unseen: what they build, and how they compare."""
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sodp3d.core.cli import compose
+from sodp3d.core.paths import CHECKOUT
+from sodp3d.envs.config import task_configs
+from sodp3d.learning.lookup import with_sampler
+
+pytestmark = pytest.mark.skipif(CHECKOUT is None, reason="benchmarks belong to a checkout")
+
+
+@pytest.fixture
+def benchmark_named(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Imports one of them, as the script that it is."""
+    assert CHECKOUT is not None
+    monkeypatch.syspath_prepend(str(CHECKOUT / "benchmarks"))
+    return importlib.import_module
+
+
+def test_a_fresh_planner_plans_for_its_task(benchmark_named: Any) -> None:
+    config = with_sampler(compose("train", ["mode=eval", "obs=state", "env=adroit_door", "model.unet=small"]))
+    (task,) = task_configs(config)
+    planner = benchmark_named("evaluation").fresh_planner(config, task)
+    shapes = planner.config.observation_shapes()
+    plan = planner.plan({key: np.zeros((2, *shape), np.float32) for key, shape in shapes.items()})
+    assert plan.shape == (2, task.horizon, 28)
+    assert np.isfinite(plan).all()
+
+
+def rows(algorithm: str, *runs: str) -> list[dict[str, Any]]:
+    """Of one task, a run for each seed."""
+    return [
+        {
+            "task": "door",
+            "algorithm": algorithm,
+            "agent": 0,
+            "seed": seed,
+            "before": 0.25,
+            "after": 0.5,
+            "episodes": outcomes,
+        }
+        for seed, outcomes in enumerate(runs)
+    ]
+
+
+def test_algorithms_are_compared_by_pairs_of_episodes_of_the_same_agent_and_seed(benchmark_named: Any) -> None:
+    weak: ModuleType = benchmark_named("weak")
+    mine, other = rows("sodp", "1111110", "1100"), rows("clone", "0000001")
+    line = weak.compare(mine + other)[0]
+    assert "2 runs   25.0 ->  50.0 %" in line
+    assert "6 won, 1 lost of 7 episodes, p = 0.12" in line
+
+
+def test_curves_begin_after_the_first_roll_outs_and_end_with_all(benchmark_named: Any) -> None:
+    weak: ModuleType = benchmark_named("weak")
+    assert weak.by_episodes([0.0, 1.0]) == [(32 + 134, 0.0), (300, 1.0)]
