@@ -25,7 +25,7 @@ def main() -> None:
         encoder.dense = dense
         encoder.zero_grad()
         encoder(clouds).square().sum().backward()
-        return [parameter.grad.clone() for parameter in encoder.parameters()]
+        return [parameter.grad.clone() for parameter in encoder.parameters() if parameter.grad is not None]
 
     pairs = zip(step(True), step(False), strict=True)
     difference = max(float((sparse - dense).norm() / dense.norm()) for dense, sparse in pairs)

@@ -12,14 +12,16 @@ import statistics
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import numpy as np
+from gymnasium.spaces import Dict
 from timing import Stopwatch, compare, write
 
 from sodp3d.core.cli import compose
 from sodp3d.core.device import prepare_torch
+from sodp3d.data.dataset import WindowDataset
 from sodp3d.envs import EnvConfig, make_env
 from sodp3d.envs.config import task_configs
 from sodp3d.envs.wrappers import ChunkedEnv
@@ -36,11 +38,14 @@ from sodp3d.vision.gl import settle
 def fresh_planner(config: dict[str, Any], task: EnvConfig) -> Planner:
     """What pre-training would begin with. Adroit's episodes never end early, so weights do not change the time."""
     environment = ChunkedEnv(make_env(task), config["obs"]["name"], config["obs"]["backend"])
+    assert isinstance(environment.observation_space, Dict)
     spaces = {**environment.observation_space.spaces, "action": environment.action_space}
-    shapes = {key: space.shape[1:] for key, space in spaces.items()}
+    shapes = {key: tuple(space.shape or ())[1:] for key, space in spaces.items()}
     # Fitted to zeros, the normalizer changes nothing: actions are in [-1, 1] anyway.
     ranges = {key: (np.zeros(shape[-1]), np.zeros(shape[-1])) for key, shape in shapes.items()}
-    return new_policy(config, [task], SimpleNamespace(shapes=shapes, ranges=ranges))
+    seen = cast(WindowDataset, SimpleNamespace(shapes=shapes, ranges=ranges))  # all of it that a new planner looks at
+    planner: Planner = new_policy(config, [task], seen)
+    return planner
 
 
 def timed_planning(planner: Planner, rollouts: Rollouts, task: EnvConfig, seeds: range) -> tuple[Evaluation, float]:

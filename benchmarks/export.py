@@ -8,6 +8,7 @@ The planner is of Adroit door's sizes, with random weights: time does not depend
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -54,8 +55,8 @@ def main() -> None:
             noise = torch.from_numpy(inputs["noise"])
             seconds[f"plans_{size}"] = compare(
                 {
-                    "sodp3d": lambda observation=observation, noise=noise: planner.plan(observation, noise),
-                    "onnxruntime": lambda inputs=inputs: run(inputs),
+                    "sodp3d": partial(planner.plan, observation, noise),
+                    "onnxruntime": partial(run, inputs),
                 },
                 arguments.rounds,
             )

@@ -28,7 +28,7 @@ from sodp3d.data.mapped import MappedRows
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.learning.lookup import with_sampler
-from sodp3d.learning.pretrain import Pretraining, new_planner, to_device
+from sodp3d.learning.pretrain import Pretraining, new_policy, to_device
 from sodp3d.settings import TrainSettings
 
 SIZES = ["env=metaworld", "env.task=reach", "pretrain.batch_size=64", "model.unet=simple_dp3"]
@@ -63,7 +63,7 @@ def seconds(data: WindowDataset, batch: int, batches: int, before: Callable[[], 
 def step_seconds(config: dict[str, Any], data: WindowDataset, task: EnvConfig, steps: int) -> float:
     """Median of an update, without reading, after two to warm up."""
     device, settings = prepare_torch(config), TrainSettings.from_config(config)
-    training = Pretraining(new_planner(config, task, data).to(device), settings.pretrain, 0)
+    training = Pretraining(new_policy(config, [task], data).to(device), settings.pretrain, 0)
     taken = []
     for _ in range(steps + 2):
         batch = to_device(data.sample(settings.pretrain.batch_size, training.batches), device)
@@ -92,11 +92,12 @@ def main() -> None:
         start = time.perf_counter()
         mapped = windows(stores, task, "mapped")
         made = time.perf_counter() - start
-        size = sum(file.path.stat().st_size for file in mapped._parts)
-        forget(mapped._parts)
+        files = [part for part in mapped._parts if isinstance(part, MappedRows)]
+        size = sum(file.path.stat().st_size for file in files)
+        forget(files)
         read = {"first": seconds(mapped, batch, arguments.batches)}
         warm = seconds(mapped, batch, 20 * arguments.batches)[-arguments.batches :]
-        read |= {"from_disk": seconds(mapped, batch, arguments.batches, lambda: forget(mapped._parts)), "held": warm}
+        read |= {"from_disk": seconds(mapped, batch, arguments.batches, lambda: forget(files)), "held": warm}
         read["ram"] = seconds(windows(stores, task, "ram"), batch, arguments.batches)
         step = step_seconds(config, mapped, task, arguments.steps)
     write(

@@ -62,8 +62,9 @@ def main() -> None:
     tasks, device, reading = task_configs(config), prepare_torch(config), Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         if config["data"] is None:
-            config["data"] = f"{folder}/episodes.zarr"
-            make_store(Path(config["data"]), tasks[0], arguments.transitions)
+            path = Path(folder) / "episodes.zarr"
+            make_store(path, tasks[0], arguments.transitions)
+            config["data"] = str(path)
         transitions = sum(store.steps for store in open_stores(config, tasks))
         timed = patch.object(WindowDataset, "sample", reading(WindowDataset.sample))
         with timed, Run(Path(folder) / "run", config) as run:

@@ -9,6 +9,7 @@ Shape letters: B batch, Tp planned steps, Da action size, F features, C channels
 
 import copy
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from sodp3d.models.unet import ResidualBlock, UNet1d, sinusoidal
 
 def torchs_own(layer: nn.Module) -> nn.Module:
     """torch's layer that does on (B, C, L) what `layer` does on (B, L, C), with a contiguous copy of its weights."""
+    twin: nn.Module
     match layer:
         case Convolution():
             outer, width, inner = layer.weight.shape
@@ -40,6 +42,11 @@ def torchs_own(layer: nn.Module) -> nn.Module:
 def sequence(layers: Iterable[nn.Module]) -> nn.Sequential:
     """One after the other, each torch's own."""
     return nn.Sequential(*map(torchs_own, layers))
+
+
+def residual_blocks(level: nn.Module) -> list[ResidualBlock]:
+    """Of one level, in order."""
+    return [block for block in level.children() if isinstance(block, ResidualBlock)]
 
 
 class Block(nn.Module):
@@ -64,13 +71,13 @@ class ChannelsFirstUNet(nn.Module):
         self.time_size = network.time_size
         self.time, self.project = copy.deepcopy(network.time), copy.deepcopy(network.project)
         self.down, self.middle, self.up = (
-            nn.ModuleList(nn.ModuleList(map(Block, level)) for level in levels)
+            nn.ModuleList(nn.ModuleList(map(Block, residual_blocks(level))) for level in levels)
             for levels in (network.down, [network.middle], network.up)
         )
         self.shorten = nn.ModuleList([*map(torchs_own, network.shorten), nn.Identity()])
         self.lengthen = nn.ModuleList(map(torchs_own, network.lengthen))
-        block, last = network.head
-        self.head = sequence([*block, last])
+        block, last = network.head.children()
+        self.head = sequence([*block.children(), last])
 
     def observe(self, condition: Tensor) -> Tensor:
         """Nothing is shared by the steps of a plan."""
@@ -82,15 +89,15 @@ class ChannelsFirstUNet(nn.Module):
         condition = torch.cat([time, self.project(condition)], dim=1)
         x, skips = x.mT, []
         for level, shorten in zip(self.down, self.shorten, strict=True):
-            for block in level:
+            for block in level.children():
                 x = block(x, condition)
             skips.append(x)
             x = shorten(x)
-        for block in self.middle[0]:
+        for block in self.middle[0].children():
             x = block(x, condition)
         for level, lengthen in zip(self.up, self.lengthen, strict=True):
             x = torch.cat([x, skips.pop()], dim=1)
-            for block in level:
+            for block in level.children():
                 x = block(x, condition)
             x = lengthen(x)
         return self.head(x).mT
@@ -125,7 +132,7 @@ def reference_planners(planner: Planner) -> dict[str, Planner]:
     found = {}
     for name, unet in reference_unets(planner.unet).items():
         found[name] = copy.deepcopy(planner)
-        found[name].unet = unet
+        found[name].unet = cast(UNet1d, unet)  # it takes the place of one
         for module in found[name].modules():
             if isinstance(module, PointCloudEncoder):
                 module.dense = True

@@ -12,7 +12,8 @@ import torch
 
 from sodp3d.core.versions import git_commit
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "benchmarks"
+CHECKOUT = Path(__file__).resolve().parents[1]
+RESULTS = CHECKOUT / "results" / "benchmarks"
 
 
 def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ python benchmarks/training.py [--batch 256] [--rounds 5] -> results/benchmarks/t
 import argparse
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from clouds import surface_clouds
@@ -76,7 +77,11 @@ def main() -> None:
         seen = {key: value[:count] for key, value in observation.items()}
         return lambda: planner.plan(seen)
 
-    work = {"training_step": train, "plan_for_fifty": partial(plan, 50), "plan_for_one": partial(plan, 1)}
+    work: dict[str, Callable[[Planner], Callable[[], Any]]] = {
+        "training_step": train,
+        "plan_for_fifty": partial(plan, 50),
+        "plan_for_one": partial(plan, 1),
+    }
     found = {}
     for name, prepare in work.items():
         seconds = compare({way: prepare(planner) for way, planner in planners.items()}, arguments.rounds)

@@ -11,6 +11,9 @@ with --device cuda -> results/benchmarks/update_cuda.json
 """
 
 import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -27,17 +30,17 @@ from sodp3d.collection.agents.vrl3_config import VRL3Config
 STATE, ACTION, BATCH, UPDATES = 39, 28, 256, 20
 
 
-class Nothing(gymnasium.Env):  # type: ignore[type-arg]
+class Nothing(gymnasium.Env):
     """The sizes of adroit_door, so that SAC can be built and its memory filled."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (STATE,))
     action_space = gymnasium.spaces.Box(-1, 1, (ACTION,))
 
-    def reset(self, **_: object) -> tuple[np.ndarray, dict[str, object]]:  # type: ignore[override]
+    def reset(self, **_: object) -> tuple[np.ndarray, dict[str, object]]:
         """A random state."""
         return self.observation_space.sample(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:  # type: ignore[override]
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
         """Another one."""
         return self.observation_space.sample(), 0.0, False, False, {}
 
@@ -50,7 +53,7 @@ def sac(hidden: int, device: str) -> SAC:
     return model
 
 
-def vrl3(hidden: int, precision: str, layer_norm: bool, device: str) -> VRL3:
+def vrl3(hidden: int, precision: Literal["float32", "bfloat16"], layer_norm: bool, device: str) -> VRL3:
     """The agent with VRL3's own losses, with some memory."""
     config = VRL3Config(hidden=hidden, precision=precision, layer_norm=layer_norm)
     agent = VRL3(config, STATE, ACTION, seed=0, device=device)
@@ -110,9 +113,9 @@ def main() -> None:
             "vrl3_bfloat16": vrl3(hidden, "bfloat16", False, device),
             "vrl3_layer_norm_bfloat16": vrl3(hidden, "bfloat16", True, device),
         }
-        alternatives = {"stable_baselines3": lambda stable=stable: stable.train(UPDATES, BATCH)}
-        alternatives |= {name: lambda agent=agent: agent.update(UPDATES) for name, agent in ours.items()}
-        alternatives["large_product"] = lambda: torch.mm(square[0], square[1], out=product)
+        alternatives: dict[str, Callable[[], Any]] = {"stable_baselines3": partial(stable.train, UPDATES, BATCH)}
+        alternatives |= {name: partial(agent.update, UPDATES) for name, agent in ours.items()}
+        alternatives["large_product"] = partial(torch.mm, square[0], square[1], out=product)
         best = compare(alternatives, arguments.rounds)
         rate = 2 * size**3 / best.pop("large_product")
         seconds = {name: value / UPDATES for name, value in best.items()}

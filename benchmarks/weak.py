@@ -24,9 +24,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
-from timing import RESULTS, write
+from timing import CHECKOUT, RESULTS, write
 
-from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_metrics, read_result, read_versions
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.results import drawing

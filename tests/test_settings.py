@@ -357,7 +357,7 @@ def test_a_section_of_one_s_own() -> None:
     @section("mine", open_ended=True)
     class Mine:
         size: Count = 3
-        often: Natural = resource(2)
+        often: Natural = resource(default=2)
 
     made = Mine(size=4, option_of_a_plug_in="x")  # type: ignore[call-arg]
     assert made == Mine(size=4) and dataclasses.asdict(made) == {"size": 4, "often": 2}

@@ -3,7 +3,7 @@
 @section("pretrain")
 class PretrainSettings:
     steps: Count = 3000               # identity: another value makes another run
-    log_every: Count = resource(20)   # resource: a run continues with another value
+    log_every: Count = resource(default=20)   # resource: a run continues with another value
 
 PretrainSettings(steps="many")   # pretrain.steps: expected a whole number of at least 1, got 'many'.
 """
@@ -51,7 +51,7 @@ Text = Annotated[str, Strict(), Expected("a text")]
 Name = Annotated[str, Strict(), Field(min_length=1), Expected("a text that is not empty")]
 
 
-def resource(default: Any) -> Any:
+def resource(*, default: Any) -> Any:
     """A field that does not decide which run it is: threads, how often to log, where to look."""
     return field(default=default, metadata={_RESOURCE: True})
 

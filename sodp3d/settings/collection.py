@@ -17,15 +17,15 @@ class CollectSettings:
     agent, the seed and the demonstrations.
     """
 
-    agent_steps: Count = resource(300_000)  # an agent's whole training
-    fraction: Share = resource(0.3)  # its part that quality=suboptimal runs and keeps
-    quality: Quality = resource("suboptimal")
-    environments: Count = resource(4)  # stepped at once
-    depth: Flag = resource(True)  # draw a depth image at every step; false: later, from simulator states
-    checkpoint_every: Count = resource(5000)  # agent steps
-    evaluate_every: Natural = resource(10_000)  # agent steps; 0: never
-    evaluation_episodes: Natural = resource(20)
-    evaluation_seed: Natural = resource(VALIDATION_SEEDS.start)  # of `evaluation_episodes` consecutive ones
+    agent_steps: Count = resource(default=300_000)  # an agent's whole training
+    fraction: Share = resource(default=0.3)  # its part that quality=suboptimal runs and keeps
+    quality: Quality = resource(default="suboptimal")
+    environments: Count = resource(default=4)  # stepped at once
+    depth: Flag = resource(default=True)  # draw a depth image at every step; false: later, from simulator states
+    checkpoint_every: Count = resource(default=5000)  # agent steps
+    evaluate_every: Natural = resource(default=10_000)  # agent steps; 0: never
+    evaluation_episodes: Natural = resource(default=20)
+    evaluation_seed: Natural = resource(default=VALIDATION_SEEDS.start)  # of `evaluation_episodes` consecutive ones
 
     def __post_init__(self) -> None:
         first = self.evaluation_seed
@@ -50,7 +50,7 @@ class CollectSettings:
 class DemonstrationSettings:
     """What an agent is shown before it collects, and where that goes; at the top of configs/collect.yaml."""
 
-    data: Text | None = resource(None)  # folder of the store and its agent; null: data/<env name>
+    data: Text | None = resource(default=None)  # folder of the store and its agent; null: data/<env name>
     demos: Text | None = None  # Minari dataset id or folder; null: the ones shipped for the env
     demo_episodes: Count | None = 25  # null: all
 
@@ -105,5 +105,5 @@ class Stage1Settings:
     decay_every: Count = 30  # epochs
     momentum: Fraction = 0.9
     weight_decay: NotNegative = 1e-4
-    log_every: Count = resource(100)  # batches
-    checkpoint_every: Count = resource(2000)  # batches
+    log_every: Count = resource(default=100)  # batches
+    checkpoint_every: Count = resource(default=2000)  # batches

@@ -21,15 +21,15 @@ class CommonSettings:
     """The seed, and on what and where a command works."""
 
     seed: Seed = 0
-    device: Text = resource("auto")  # auto | cpu | cuda, as PyTorch names it
-    threads: Threads | None = resource(None)  # CPU threads of the learner; null: one for each idle core
-    workers: Workers = resource(None)  # worker processes; null: one per core
-    tasks_at_once: Count | None = resource(None)  # of a set, each in its own process; null: one for each core
-    render: Literal["auto", "egl", "osmesa", "raycast"] = resource("auto")
-    tracker: Text = resource(TENSORBOARD)  # who is told a run's numbers beside metrics.jsonl
-    root: Text | None = resource(None)  # holds data/ and outputs/
-    run_dir: Text | None = resource(None)  # this run's directory
-    plugins: list[Text] | None = resource(None)  # modules that add choices; what is chosen of them decides
+    device: Text = resource(default="auto")  # auto | cpu | cuda, as PyTorch names it
+    threads: Threads | None = resource(default=None)  # CPU threads of the learner; null: one for each idle core
+    workers: Workers = resource(default=None)  # worker processes; null: one per core
+    tasks_at_once: Count | None = resource(default=None)  # of a set, each in its own process; null: one for each core
+    render: Literal["auto", "egl", "osmesa", "raycast"] = resource(default="auto")
+    tracker: Text = resource(default=TENSORBOARD)  # who is told a run's numbers beside metrics.jsonl
+    root: Text | None = resource(default=None)  # holds data/ and outputs/
+    run_dir: Text | None = resource(default=None)  # this run's directory
+    plugins: list[Text] | None = resource(default=None)  # modules that add choices; what is chosen of them decides
 
     def __post_init__(self) -> None:
         require_tracker(self.tracker)

@@ -20,9 +20,9 @@ class DistillSettings:
     plans: Several = 4  # of the student, for each observation
     learning_rate: NotNegative = 1e-3
     warmup_steps: Natural = 50  # gradient steps; then half a cosine down to 0
-    log_every: Count = resource(20)  # gradient steps
-    checkpoint_every: Count = resource(500)  # gradient steps
-    evaluate_every: Natural = resource(0)  # gradient steps between two looks at validation seeds; 0: none
+    log_every: Count = resource(default=20)  # gradient steps
+    checkpoint_every: Count = resource(default=500)  # gradient steps
+    evaluate_every: Natural = resource(default=0)  # gradient steps between two looks at validation seeds; 0: none
 
     @property
     def training(self) -> PretrainSettings:

@@ -38,12 +38,12 @@ class EvaluationSettings:
     first_seed: Natural = 100_000  # of `episodes` consecutive ones
     validation_seed: Natural = 200_000  # of `validation_episodes` consecutive ones
     validation_episodes: Count = 40
-    environments: Count = resource(50)  # stepped at once
+    environments: Count = resource(default=50)  # stepped at once
     eta: NotNegative | None = None  # of the sampler; null: the planner's own
     sigma_floor: NotNegative | None = None  # normalized action units; null: the planner's own
     best_of: Count | None = None  # plans of which the planner's critic chooses; null: as it was tested
-    videos: Natural = resource(2)
-    compile: Flag = resource(False)  # the denoiser into CUDA graphs
+    videos: Natural = resource(default=2)
+    compile: Flag = resource(default=False)  # the denoiser into CUDA graphs
 
     def __post_init__(self) -> None:
         require_test("evaluation.first_seed", self.test_seeds)

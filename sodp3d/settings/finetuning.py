@@ -127,8 +127,8 @@ class FinetuneSettings:
     offline: Text | None = None  # run directory
     collapse: Fraction = 0.5  # of the best validation; 0: never goes back
     evaluate_every: Natural = 24  # episodes; 0: never
-    checkpoint_every: Count = resource(8)  # episodes
-    compile: Flag = resource(False)  # the denoiser into CUDA graphs, of updates and roll-outs
+    checkpoint_every: Count = resource(default=8)  # episodes
+    compile: Flag = resource(default=False)  # the denoiser into CUDA graphs, of updates and roll-outs
 
     def __post_init__(self) -> None:
         if self.credit == "gae" and self.baseline == "value":

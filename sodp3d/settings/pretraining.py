@@ -61,13 +61,13 @@ class PretrainSettings:
     learning_rate: NotNegative = 1e-3
     schedule: Literal["constant", "cosine"] = "cosine"
     warmup_steps: Natural = 50  # gradient steps
-    log_every: Count = resource(20)  # gradient steps
-    checkpoint_every: Count = resource(500)  # gradient steps
-    evaluate_every: Natural = resource(1000)  # gradient steps between two looks at validation seeds; 0: none
+    log_every: Count = resource(default=20)  # gradient steps
+    checkpoint_every: Count = resource(default=500)  # gradient steps
+    evaluate_every: Natural = resource(default=1000)  # gradient steps between two looks at validation seeds; 0: none
     held_out: Share = 0.1  # of recorded episodes, which are not learned from but measured on
-    evaluate_episodes: Count = resource(10)  # then, of each task of a set
+    evaluate_episodes: Count = resource(default=10)  # then, of each task of a set
     balance: Literal["steps", "tasks"] = "steps"  # of windows of several tasks
-    memory: Literal["auto", "ram", "mapped"] = resource("auto")  # where windows are read from
+    memory: Literal["auto", "ram", "mapped"] = resource(default="auto")  # where windows are read from
     precision: Literal["float32", "bfloat16"] = "float32"
     compile: Flag = False
     quality: Quality = "suboptimal"

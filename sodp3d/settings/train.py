@@ -18,8 +18,8 @@ class ObservationSettings:
     """What is seen, and who makes it; options beyond these are the sensor's own."""
 
     name: Text = "pointcloud"
-    backend: Text = resource("open3d")  # open3d | torch: who samples points in roll-outs
-    device: Text = resource("cpu")  # where torch does
+    backend: Text = resource(default="open3d")  # open3d | torch: who samples points in roll-outs
+    device: Text = resource(default="cpu")  # where torch does
 
 
 @section("")
