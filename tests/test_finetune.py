@@ -118,10 +118,28 @@ def test_only_successes_are_cloned_and_old_episodes_are_forgotten() -> None:
     assert bool(tuning.memory.target.facts["success"].all())
 
 
-def test_the_kl_bound_ends_a_runaway_iteration_and_no_other() -> None:
-    assert prepare(learning_rate=1e-6).learn(10)["train/updates"] == 10
-    assert prepare(learning_rate=0.1, clip=10.0).learn(10)["train/updates"] < 10
-    assert prepare(learning_rate=0.1, clip=10.0, target_kl=None).learn(10)["train/updates"] == 10
+@pytest.mark.parametrize(
+    ("reg", "learning_rate", "target_kl", "weighed", "updates"),
+    [
+        ("bc", 1e-6, 0.02, 10, 10),
+        ("bc", 0.1, None, 10, 10),
+        ("bc", 0.1, 0.02, 2, 10),  # old plans are weighed no more, and successes are cloned on
+        ("none", 0.1, 0.02, 2, 2),
+        ("kl", 0.1, 0.02, 2, 2),  # alone it would only lead back
+    ],
+)
+def test_the_kl_bound_ends_the_importance_term_of_a_runaway_iteration(
+    reg: str, learning_rate: float, target_kl: float | None, weighed: int, updates: int
+) -> None:
+    tuning = prepare(reg, learning_rate=learning_rate, clip=10.0, target_kl=target_kl)
+    metrics = tuning.learn(10)
+    assert (metrics["train/importance_updates"], metrics["train/updates"]) == (weighed, updates)
+    assert (metrics["train/kl"] > 0.02) == (learning_rate == 0.1)
+
+
+def test_without_an_importance_term_no_bound_ends_the_cloning() -> None:
+    metrics = prepare(importance_weight=0.0, learning_rate=0.1).learn(10)
+    assert metrics["train/updates"] == 10 and "train/importance_updates" not in metrics
 
 
 def test_each_plan_is_weighed_with_its_own_credit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,8 +65,9 @@ class Plans(Protocol):
 
 
 def averages(records: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Of each metric over gradient steps, by the name under which it is logged."""
-    return {f"train/{key}": float(np.mean([float(record[key]) for record in records])) for key in records[0]}
+    """Of each metric over the gradient steps that have it, by the name under which it is logged."""
+    found = {key: [float(record[key]) for record in records if key in record] for key in records[0]}
+    return {f"train/{key}": float(np.mean(values)) for key, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -126,21 +127,28 @@ class Learner:
         self.large.state.clear()
 
     def learn(self, lesson: "Lesson", updates: int, rate: float, where: str) -> dict[str, float]:
-        """Up to `updates` gradient steps, fewer where the KL bound is reached; returns mean metrics.
+        """Up to `updates` gradient steps; returns mean metrics.
 
-        rate: of learning. where: what an error says of when it was.
+        Where the KL bound is reached, plans of memory are too old to be weighed, and a regularizer that teaches by
+        itself goes on alone; without such a one the iteration ends. rate: of learning. where: what an error says of
+        when it was.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * self.rate_factor
         records: list[dict[str, Tensor]] = []
+        weighs = self.settings.importance_weight > 0 and not self.settings.large_steps.updates
         for _ in range(updates):
             self.pace.begin()
-            metrics = self._update(lesson, where)
+            metrics = self._update(lesson, where, weighs)
             self.pace.end()
             records.append(metrics)
-            if "kl" in metrics and kl_exceeded(metrics, self.settings.target_kl):
-                break
+            if weighs and kl_exceeded(metrics, self.settings.target_kl):
+                weighs = False
+                if not self.teaches:
+                    break
         means = averages(records) if records else {}
+        if records and "kl" in records[0]:
+            means["train/importance_updates"] = sum("kl" in record for record in records)
         if self.settings.large_steps.updates:
             means |= averages(self._large_steps(lesson, where))
         if self.settings.adaptive_learning_rate:
@@ -178,14 +186,22 @@ class Learner:
         elif kl < self.settings.target_kl / 4:
             self.rate_factor = min(self.rate_factor * RATE_STEP, RATE_RANGE)
 
-    def _update(self, lesson: "Lesson", where: str) -> dict[str, Tensor]:
-        """One gradient step. Raises FloatingPointError before it changes anything where it is not finite."""
+    @property
+    def teaches(self) -> bool:
+        """Whether the regularizer is worth a gradient step without the importance term."""
+        return self.regularizer_weight > 0 and getattr(self.regularizer, "teaches", False)
+
+    def _update(self, lesson: "Lesson", where: str, weighs: bool) -> dict[str, Tensor]:
+        """One gradient step. weighs: with the importance term.
+
+        Raises FloatingPointError before it changes anything where it is not finite.
+        """
         settings, device = self.settings, self.planner.device
         batch = on_device(lesson.plans.sample(settings.importance_batch_size, self.batches), self.planner)
         target = on_device(lesson.target(settings.batch_size, self.batches), self.planner)
         loss = torch.zeros((), device=device)
         metrics: dict[str, Tensor] = {}
-        if self.settings.importance_weight > 0 and not self.settings.large_steps.updates:
+        if weighs:
             imp, metrics = self.importance(batch, lesson.credits[batch["index"].cpu()].to(device))
             loss = loss + self.settings.importance_weight * imp
             metrics["imp_loss"] = imp

@@ -43,7 +43,7 @@ def importance_loss(
 
 
 def kl_exceeded(metrics: dict[str, Tensor], target_kl: float | None) -> bool:
-    """Whether this batch of updates should stop: the policy has left the one that acted by more than target_kl."""
+    """Whether the policy has left the one that acted by more than target_kl, so that what it did says little now."""
     return target_kl is not None and float(metrics["kl"]) > target_kl
 
 

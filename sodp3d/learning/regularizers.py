@@ -22,7 +22,8 @@ Batch = Mapping[str, Tensor]
 class Regularizer(Protocol):
     """A scalar that is added, times lambda, to the importance loss.
 
-    One that compares noisy steps of the chain says so by `needs_likelihood = True`, as a class attribute.
+    One that compares noisy steps of the chain says so by `needs_likelihood = True`, as a class attribute; and one that
+    improves the planner by itself by `teaches = True`: beyond `finetune.target_kl` it goes on alone.
     """
 
     def __init__(self, pretrained: Planner, options: ChainOptions) -> None: ...
@@ -58,6 +59,8 @@ class NoRegularizer(_Alone):
 
 class BehaviorCloning(_Alone):
     """SODP's own (eq. 14): the denoising loss on plans of the policy's proficient episodes."""
+
+    teaches = True
 
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None

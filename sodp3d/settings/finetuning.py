@@ -99,7 +99,7 @@ class FinetuneSettings:
     first_clip: NotNegative | None = None  # at the chain's first step, from which it grows to `clip`; null: the same
     denoising_discount: Fraction = 1.0  # of a step's weight, per step before the last
     tuned_steps: Count | None = None  # last denoising steps that the importance term is of; null: all
-    target_kl: KlBound = 0.02  # ends an iteration's updates; nats per element and denoising step
+    target_kl: KlBound = 0.02  # ends the importance term of an iteration; nats per element and denoising step
     adaptive_learning_rate: Flag = False  # by the KL
     credit: Literal["chunk", "return_to_go", "gae", "critic", "branch"] = "chunk"
     baseline: Literal["none", "mean", "time", "value"] = "time"
