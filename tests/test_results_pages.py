@@ -95,7 +95,7 @@ def pages_of(sources: Sequence[Path]) -> dict[str, bytes]:
     """Pages and CSV files, without figures being drawn."""
     with unpacked(sources) as folders:
         tables, groups, stores = make_tables(scan(folders))
-        figures = plan_figures(tables["table9"], groups, stores)
+        figures = plan_figures(tables, groups, stores)
         return make_pages(tables, groups, [(figure.title, figure.file) for figure in figures])
 
 

@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from matplotlib.figure import Figure
 from toy_results import make_run, summary
 
 from sodp3d.core.cli import compose
@@ -14,6 +16,7 @@ from sodp3d.core.run import Run, read_config, read_result
 from sodp3d.results.__main__ import make_results
 from sodp3d.results.groups import group_runs
 from sodp3d.results.scan import scan
+from sodp3d.results.sets import set_bars
 from sodp3d.results.tables import evaluation_table, set_table
 from sodp3d.rollouts.evaluate import mean_summary
 from sodp3d.tools.runs import newest_runs
@@ -90,9 +93,27 @@ def test_a_set_has_its_mean_and_a_row_for_each_task(tmp_path: Path) -> None:
     for output in (tmp_path / "made", tmp_path / "again"):
         page = (output / "tables.md").read_text()
         assert "## Sets of tasks" in page and "| both |" in page
+        assert "(figures/set_both_pointcloud.png)" in page and (output / "figures/set_both_pointcloud.png").is_file()
         with (output / "sets.csv").open() as file:
             found = [row["success"] for row in csv.DictReader(file) if row["method"] == "SODP"]
         assert found == ["0.6", "0.5", "0.7"]
+
+
+def test_bars_of_a_set_stand_by_task_and_method(tmp_path: Path) -> None:
+    rows = set_table(group_runs(scan([make_all(tmp_path)]).runs))
+    figure = set_bars(rows)
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["mean of 2", "door", "pen"]
+    bars = {(round(bar.get_x() + bar.get_width() / 2), bar.get_facecolor()): bar.get_height() for bar in axes.patches}
+    told = {text.get_text(): patch.get_facecolor() for text, patch in _legend(figure)}
+    assert set(told) == {"SODP", "pre-trained"}
+    assert [bars[place, told["SODP"]] for place in range(3)] == pytest.approx([60, 50, 70])
+    assert [bars[place, told["pre-trained"]] for place in range(3)] == pytest.approx([15, 10, 20])
+
+
+def _legend(figure: Figure) -> list[tuple[Any, Any]]:
+    (legend,) = figure.legends
+    return list(zip(legend.get_texts(), legend.get_patches(), strict=True))
 
 
 def test_without_sets_nothing_is_said_of_them(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def make_results(sources: Sequence[Path], output: Path, keep: Path | None = None
         with unpacked(sources) as folders:
             found = scan(folders)
             tables, groups, stores = make_tables(found)
-            figures = plan_figures(tables["table9"], groups, stores)
+            figures = plan_figures(tables, groups, stores)
             pages = make_pages(tables, groups, [(figure.title, figure.file) for figure in figures])
             paths = write_all(output, pages | {figure.file: figure.draw() for figure in figures})
             return paths + ([keep_records(keep, _sound_runs(found.runs)[0], stores)] if keep else [])
@@ -88,7 +88,7 @@ def _sound_runs(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[tuple[
     for run in runs:
         try:
             groups = group_runs([run])
-            plan_figures(_run_tables([run], groups, {})["table9"], groups, [])
+            plan_figures(_run_tables([run], groups, {}), groups, [])
         except BROKEN as error:
             broken.append((run.name, reason(error, run.path)))
         else:

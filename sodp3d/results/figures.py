@@ -1,6 +1,6 @@
-"""All figures: the headline, learning curves of fine-tuning, and collections; drawn without a display."""
+"""All figures: the headline, sets of tasks, learning curves of fine-tuning, collections; drawn without a display."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from sodp3d.results.curves import draw_finetuning
 from sodp3d.results.experience import draw_collection
 from sodp3d.results.groups import Group
 from sodp3d.results.headline import draw_headline
+from sodp3d.results.sets import draw_set
 from sodp3d.results.stores import StoreRecord
 from sodp3d.results.tables import Record, place
 
@@ -23,13 +24,20 @@ class Planned(NamedTuple):
     draw: Callable[[], bytes]
 
 
-def plan_figures(headline: Sequence[Record], groups: Sequence[Group], stores: Sequence[StoreRecord]) -> list[Planned]:
-    """The headline table as bars, one figure of curves for each task and observation and one for each store.
+def plan_figures(
+    tables: Mapping[str, Sequence[Record]], groups: Sequence[Group], stores: Sequence[StoreRecord]
+) -> list[Planned]:
+    """The headline table and each set of tasks as bars, one figure of curves for each task and observation, and stores.
 
     Curves are those of one pre-trained planner, as in Table 9.
     """
     title = "success before and after fine-tuning, ours and the paper's"
-    planned = [Planned(title, "figures/headline.png", partial(draw_headline, headline))]
+    planned = [Planned(title, "figures/headline.png", partial(draw_headline, tables["table9"]))]
+    for name, observation in dict.fromkeys((row["set"], row["obs"]) for row in tables["sets"]):
+        rows = [row for row in tables["sets"] if (row["set"], row["obs"]) == (name, observation)]
+        file = escape.file_name(f"set_{name}_{observation}.png")
+        title = f"planners of {name} from {drawing.SEEN_AS.get(observation, observation)}, task by task"
+        planned.append(Planned(title, f"figures/{file}", partial(draw_set, rows)))
     for task, observation in sorted({(group.task, group.observation) for group in groups if group.stage == "finetune"}):
         among = sharing_a_planner(groups, task, observation)
         chosen = [group for group in groups if group in among and group.stage == "finetune"]

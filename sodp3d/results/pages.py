@@ -117,7 +117,7 @@ def tables_page(tables: Mapping[str, Sequence[Record]], figures: Figures) -> str
     if tables["sets"]:
         page += ["## Sets of tasks", "", *_words(_SETS)]
         shown = ["set", "obs", "method", "differs by", "task", "unseen", "before", "success", "measured on"]
-        page += _table(tables["sets"], shown)
+        page += [*_table(tables["sets"], shown), *_images(figures, "set_")]
     page += ["## Collection", "", *_words(_COLLECTION), *_collection(tables["collection"])]
     page += _images(figures, "collection")
     columns = ["store", "made by", "metric", "scripted", *(f"to {100 * n // PARTS} %" for n in range(1, PARTS + 1))]
