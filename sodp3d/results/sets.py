@@ -1,5 +1,6 @@
 """Planners of a set of tasks as a picture: the success of each, and of its fine-tunings, on every task."""
 
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -42,6 +43,7 @@ def set_bars(rows: Sequence[Record]) -> Figure:
     axes.set_ylabel("success (%)")
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)
-    handles = [Patch(color=colour, label=method) for method, colour in zip(methods, _COLOURS, strict=False)]
+    told = [textwrap.shorten(method, 90, placeholder=" ...") for method in methods]  # what fits below the bars
+    handles = [Patch(color=colour, label=text) for text, colour in zip(told, _COLOURS, strict=False)]
     figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=9, frameon=False)
     return figure
