@@ -174,7 +174,7 @@ def test_a_client_that_floods_is_slowed_and_memory_stays(monkeypatch: pytest.Mon
         go.set()
         start = time.monotonic()
         assert client.infer(shown)["actions"].shape == (3, 2)
-        assert time.monotonic() - start < 10  # a busy machine needs more than two
+        assert time.monotonic() - start < 2
         flood.socket.shutdown(socket.SHUT_RDWR)
         wait_until(lambda: server.metrics.clients == 1)
 
