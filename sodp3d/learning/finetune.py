@@ -50,7 +50,7 @@ def finetune(
     described = planner_state(pretrained, [task], data_hash)
 
     def validate() -> dict[str, float]:
-        choice = tuning.choice(options.tested_best_of)
+        choice = tuning.choice(tuning.tested_best_of)
         found = evaluate(tuning.planner, rollouts, task, settings.evaluation.validation_seeds, choice)
         tuning.compare(found, run, described)
         return found.metrics("validation")
@@ -69,9 +69,8 @@ def finetune(
         if recorded:
             tuning.replay_recorded(list(recorded[tuning.episodes : tuning.episodes + count]), task)
         else:
-            episodes = _roll_out(settings, tuning, rollouts, task, count)
+            episodes, metrics = _roll_out(settings, tuning, rollouts, task, count)
             tuning.remember(episodes, task)
-            metrics = rollout_metrics([episode for episode in episodes if not episode.begun], task)
             count = interactions(episodes, task)
         tuning.episodes += count
         metrics |= tuning.learn(options.updates_per_episode * count)
@@ -108,19 +107,33 @@ def _begin(
 
 def _roll_out(
     settings: TrainSettings, tuning: Finetuning, rollouts: Rollouts, task: EnvConfig, count: int
-) -> list[Episode]:
+) -> tuple[list[Episode], dict[str, float]]:
     """About `count` episodes of the planner that learns: whole ones, and the branches that they are compared with."""
     options, seed, index = settings.finetune, settings.common.seed, tuning.rolled_out
     branched = options.credit == "branch"
     whole = trunks_within(count, options.branches) if branched else count
     seeds = [episode_seed(seed, FINETUNING, index + place) for place in range(whole)]
-    choice = tuning.choice(options.best_of)
-    episodes = rollouts.run(tuning.planner, seeds, tuning.learner.options, keep_chains=True, choice=choice)
+    chosen = tuning.choosing(seed, whole)
+    episodes = _act(tuning, rollouts, seeds, chosen)
+    metrics = rollout_metrics(episodes, task)
+    metrics |= tuning.judge_choice(chosen, [episode.success[task.success_metric] for episode in episodes])
     if not branched:
-        return episodes
+        return episodes, metrics
     groups = branch(tuning.planner, episodes, rollouts, tuning.learner.options, options.branches, seed, index)
     tuning.compare_plans(groups, task)
-    return [*episodes, *(other for group in groups for other in group.others)]
+    return [*episodes, *(other for group in groups for other in group.others)], metrics
+
+
+def _act(tuning: Finetuning, rollouts: Rollouts, seeds: list[int], chosen: list[bool]) -> list[Episode]:
+    """One episode of the planner per seed, in that order; chosen: whether the critic chooses its plans."""
+    found: dict[int, Episode] = {}
+    for arm in (False, True):
+        places = [place for place, mine in enumerate(chosen) if mine is arm]
+        choice = tuning.choice(tuning.settings.best_of) if arm else None
+        some = [seeds[place] for place in places]
+        episodes = rollouts.run(tuning.planner, some, tuning.learner.options, keep_chains=True, choice=choice)
+        found |= zip(places, episodes, strict=True)
+    return [found[place] for place in range(len(seeds))]
 
 
 def find_proficient(
@@ -163,7 +176,7 @@ def _measure(
 ) -> dict[str, Any] | None:
     """Evaluate the final planner and the best one on the test seeds; None where it was stopped meanwhile."""
     seeds, scores, best = settings.evaluation.test_seeds, tuning.keeper.scores, run.directory / "best"
-    choice = tuning.choice(settings.finetune.tested_best_of)
+    choice = tuning.choice(tuning.tested_best_of)
     final = evaluate_newest(tuning.planner, run.checkpoints, run, task, seeds, rollouts, choice=choice)
     if final is None:
         return None

@@ -8,7 +8,9 @@ import torch
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
+from sodp3d.core.seeds import CHOOSING
 from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.arms import Arms
 from sodp3d.learning.branching import Branches, Group, interactions
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.credit import Credit, normalized
@@ -26,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 class Finetuning:
-    """Its four parts put together, so that saving and loading it leaves no trace in the result."""
+    """Its parts put together, so that saving and loading it leaves no trace in the result."""
 
     def __init__(
         self, pretrained: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings, seed: int
@@ -38,6 +40,7 @@ class Finetuning:
         self.credit = Credit(settings, pretrained)
         self.memory = Memory(settings)
         self.critic = CriticLearner(pretrained, settings.critic, seed) if settings.critic.members else None
+        self.arms = Arms()
         self.branches = Branches(settings.branches.capacity) if settings.credit == "branch" else None
         self.keeper = Keeper(settings.collapse)
         self.episodes = 0  # learned from
@@ -73,8 +76,29 @@ class Finetuning:
             self.critic.take(records, self.planner, self.learner.options)
 
     def choice(self, count: int) -> Choice | None:
-        """How roll-outs choose among `count` plans, if they do."""
+        """How a critic chooses among `count` plans, if there is one."""
         return None if self.critic is None else self.critic.choice(count)
+
+    def choosing(self, seed: int, count: int) -> list[bool]:
+        """In which of the next `count` training roll-outs the critic chooses."""
+        if self.choice(self.settings.best_of) is None:
+            return [False] * count
+        if self.settings.choice == "always":
+            return [True] * count
+        return [self.arms.draw((seed, CHOOSING, self.rolled_out + place)) for place in range(count)]
+
+    def judge_choice(self, chosen: list[bool], success: list[bool]) -> dict[str, float]:
+        """Compare roll-outs in which the critic chose with those in which it did not."""
+        if self.choice(self.settings.best_of) is None:
+            return {}
+        self.arms.add(chosen, success)
+        return {"critic/chose": sum(chosen) / len(chosen), "critic/gain": self.arms.gain}
+
+    @property
+    def tested_best_of(self) -> int:
+        """Plans of which the critic chooses in validations and tests; 1 where its choice has not been found to pay."""
+        earned = self.settings.choice == "always" or self.arms.gain >= 0
+        return self.settings.tested_best_of if earned else 1
 
     def replay_recorded(self, records: list[EpisodeRecord], task: EnvConfig) -> None:
         """Take another run's episodes into memory, as if they were rolled out now."""
@@ -153,7 +177,7 @@ class Finetuning:
         checkpoint.save(run.checkpoints, self.environment_steps, tensors, state)
 
     def _described_choice(self) -> dict[str, Any]:
-        return {} if self.critic is None else described_choice(self.critic.critic, self.settings.tested_best_of)
+        return {} if self.critic is None else described_choice(self.critic.critic, self.tested_best_of)
 
     def load(self, run: Run) -> bool:
         """Continue from the newest checkpoint; False where there is none."""
@@ -169,7 +193,7 @@ class Finetuning:
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         own = self._described_choice().get("critic")
-        if "replay.rows.log_prob" in tensors or (own and own["activation"] != state["critic"].get("activation")):
+        if "outcomes" not in state["counters"] or (own and own["activation"] != state["critic"].get("activation")):
             raise InputError(
                 "finetune: this run was begun with an earlier release, whose roll-outs or critic are of another kind; "
                 "finish it there, or begin a new one (run_dir= names another folder)."
@@ -201,4 +225,4 @@ class Finetuning:
         """Who holds each number of a checkpoint's state."""
         own = dict.fromkeys(("episodes", "rolled_out", "environment_steps", "before"), self)
         kept = dict.fromkeys(("best", "scores", "slowed"), self.keeper)
-        return {**own, **kept, "rate_factor": self.learner}
+        return {**own, **kept, "rate_factor": self.learner, "outcomes": self.arms}

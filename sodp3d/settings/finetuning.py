@@ -115,6 +115,7 @@ class FinetuneSettings:
     branches: BranchSettings = field(default_factory=BranchSettings)
     best_of: Count = 1  # plans of each step of a roll-out, of which the critic chooses
     tested_best_of: Count = 1  # the same in validations and tests, and by default of the planner that is saved
+    choice: Literal["always", "earned"] = "always"  # whether it chooses, or only where roll-outs succeed more often so
     chosen_share: Fraction = 0.0  # of the cloned plans: the critic's choice among imagined ones
     sampler: SamplerSettings = field(default_factory=SamplerSettings)
     initial_proficient: Count = 10  # episodes, N_init
