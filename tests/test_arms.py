@@ -38,7 +38,17 @@ def test_outcomes_fade_with_each_later_episode(ends: list[tuple[bool, bool]]) ->
 @given(ENDS)
 def test_the_gain_is_antisymmetric_and_nothing_without_outcomes(ends: list[tuple[bool, bool]]) -> None:
     assert told(ends).gain == pytest.approx(-told([(not chosen, success) for chosen, success in ends]).gain)
-    assert Arms().gain == 0
+    assert Arms().gain == 0 and not Arms().misleads
+
+
+@given(ENDS)
+def test_it_misleads_where_it_does_worse_by_more_than_a_standard_deviation(ends: list[tuple[bool, bool]]) -> None:
+    arms = told(ends)
+    (won, lost), (more, fewer) = np.array(arms.outcomes)
+    rate = (won + more + 1) / (won + lost + more + fewer + 2)
+    first, chosen = beta(won + 2 * rate, lost + 2 * (1 - rate)), beta(more + 2 * rate, fewer + 2 * (1 - rate))
+    deviation = np.sqrt(first.var() + chosen.var())
+    assert arms.misleads == bool(chosen.mean() - first.mean() < -deviation)
 
 
 def test_an_arm_is_drawn_as_often_as_its_posterior_is_the_better() -> None:
@@ -61,7 +71,7 @@ def test_the_better_arm_acts_nearly_always_in_the_end(better: bool) -> None:
         arms.add([chosen], [bool(random.random() < (0.8 if chosen == better else 0.3))])
         acted.append(chosen == better)
     assert np.mean(acted[-200:]) > 0.85
-    assert (arms.gain > 0) == better
+    assert (arms.gain > 0) == better and arms.misleads == (not better)
 
 
 def test_the_critic_chooses_always_or_where_its_choice_has_paid() -> None:
@@ -82,7 +92,7 @@ def test_the_critic_chooses_always_or_where_its_choice_has_paid() -> None:
 def test_a_choice_that_does_not_pay_is_saved_as_such_and_remembered(tmp_path: Path) -> None:
     tuning = prepare(**EARNED)
     tuning.learn(2)
-    tuning.judge_choice([True, False], [False, True])
+    tuning.judge_choice([True] * 4 + [False] * 4, [False] * 4 + [True] * 4)
     with Run(tmp_path, {}) as run:
         tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
         resumed = prepare(**EARNED)

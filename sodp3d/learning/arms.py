@@ -4,6 +4,7 @@ A critic of a few episodes may rank a state's plans no better than chance, or wo
 episode's plans. How well its values follow returns does not tell: a state is judged well more easily than its plans.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,8 +38,14 @@ class Arms:
     @property
     def gain(self) -> float:
         """What the critic's choice adds to success, by the means of the posteriors; 0 as long as nothing is known."""
-        first, chosen = (successes / (successes + failures) for successes, failures in self._posteriors())
+        first, chosen = (won / (won + lost) for won, lost in self._posteriors())
         return chosen - first
+
+    @property
+    def misleads(self) -> bool:
+        """Whether the critic's choice has done worse by more than a standard deviation of the difference."""
+        spread = sum(won * lost / ((won + lost) ** 2 * (won + lost + 1)) for won, lost in self._posteriors())
+        return self.gain < -math.sqrt(spread)
 
     def _posteriors(self) -> list[tuple[float, float]]:
         successes, failures = (sum(counts) for counts in zip(*self.outcomes, strict=True))

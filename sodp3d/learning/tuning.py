@@ -96,9 +96,8 @@ class Finetuning:
 
     @property
     def tested_best_of(self) -> int:
-        """Plans of which the critic chooses in validations and tests; 1 where its choice has not been found to pay."""
-        earned = self.settings.choice == "always" or self.arms.gain >= 0
-        return self.settings.tested_best_of if earned else 1
+        """Plans of which the critic chooses in validations and tests; 1 where its choice has been found to mislead."""
+        return 1 if self.settings.choice == "earned" and self.arms.misleads else self.settings.tested_best_of
 
     def replay_recorded(self, records: list[EpisodeRecord], task: EnvConfig) -> None:
         """Take another run's episodes into memory, as if they were rolled out now."""
