@@ -1,12 +1,13 @@
 """What all figures share: colours, axes with titles and units, and PNG bytes that depend on nothing but the figure."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 # Okabe and Ito's colours, told apart with any kind of colour vision.
@@ -72,3 +73,18 @@ def percent_axes(axes: Any, title: str, steps: str, success: str | None) -> None
     axes.set_ylim(-3, 103)
     axes.set_xlim(left=min(0, axes.get_xlim()[0]))
     axes.grid(alpha=0.3)
+
+
+def bar_axes(axes: Any, top: float) -> None:
+    """Success in % as bars, with room up to `top`."""
+    axes.set_ylim(0, top)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("success (%)")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+
+
+def legend_below(figure: Figure, colours: Mapping[str, str], columns: int) -> None:
+    """What each colour is, below the axes."""
+    handles = [Patch(color=colour, label=label) for label, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9, frameon=False)

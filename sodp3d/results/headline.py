@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from sodp3d.results import drawing
 from sodp3d.results.estimates import Estimate
@@ -31,14 +30,9 @@ def draw_headline(rows: Sequence[Record]) -> bytes:
         if row is not None:
             _bars(axes, row, (index - 1.5) * _WIDTH, colour)
     axes.set_xticks(range(len(TASKS)), [task.removeprefix("adroit_") for task in TASKS])
-    axes.set_ylim(0, 112)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("success (%)")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
+    drawing.bar_axes(axes, top=112)
     axes.set_title("Adroit from point clouds; lines: 95 % interval (ours), deviation of seeds (paper)", fontsize=10)
-    handles = [Patch(color=colour, label=f"{who}, {method}") for who, method, colour in bars]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False)
+    drawing.legend_below(figure, {f"{who}, {method}": colour for who, method, colour in bars}, columns=2)
     return drawing.png(figure)
 
 

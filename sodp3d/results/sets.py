@@ -4,7 +4,6 @@ import textwrap
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from sodp3d.results import drawing
 from sodp3d.results.estimates import Estimate
@@ -39,11 +38,7 @@ def set_bars(rows: Sequence[Record]) -> Figure:
                 axes.vlines(place, 100 * success.low, 100 * success.high, color="black", linewidth=0.8)
     names = [task.split("_", 1)[-1] for task in tasks]
     axes.set_xticks(range(len(tasks)), names, rotation=30, ha="right", fontsize=9)
-    axes.set_ylim(0, 103)
-    axes.set_ylabel("success (%)")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
+    drawing.bar_axes(axes, top=103)
     told = [textwrap.shorten(method, 90, placeholder=" ...") for method in methods]  # what fits below the bars
-    handles = [Patch(color=colour, label=text) for text, colour in zip(told, _COLOURS, strict=False)]
-    figure.legend(handles=handles, loc="outside lower center", ncols=1, fontsize=9, frameon=False)
+    drawing.legend_below(figure, dict(zip(told, _COLOURS, strict=False)), columns=1)
     return figure
