@@ -79,7 +79,7 @@ def test_the_critic_chooses_always_or_where_its_choice_has_paid() -> None:
     assert always.choosing(0, 5) == [False] * 5, "it has not learned yet"
     for tuning in (always, earned, none):
         tuning.learn(2)
-    assert always.choosing(0, 5) == [True] * 5
+    assert always.choosing(0, 5) == [True] * 5 and always.judge_choice([True], [False]) == {}
     assert none.choosing(0, 5) == [False] * 5 and none.judge_choice([False], [True]) == {}
     assert earned.tested_best_of == 4, "as long as nothing is known of it"
     metrics = earned.judge_choice([True] * 20 + [False] * 20, [False] * 20 + [True] * 20)

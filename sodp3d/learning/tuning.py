@@ -89,7 +89,7 @@ class Finetuning:
 
     def judge_choice(self, chosen: list[bool], success: list[bool]) -> dict[str, float]:
         """Compare roll-outs in which the critic chose with those in which it did not."""
-        if self.choice(self.settings.best_of) is None:
+        if self.choice(self.settings.best_of) is None or self.settings.choice == "always":
             return {}
         self.arms.add(chosen, success)
         return {"critic/chose": sum(chosen) / len(chosen), "critic/gain": self.arms.gain}
