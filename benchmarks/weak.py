@@ -153,6 +153,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 ends = [100 * row["before"], 100 * row["after"]]
                 panel.scatter([0, (INITIAL + TRAINING) / 1000], ends, s=40, facecolors="none", edgecolors=colour)
         drawing.percent_axes(panel, task, "episodes", "success (%)" if panel is panels[0] else None)
+        panel.set_xlabel("episodes")
+        panel.xaxis.set_major_formatter(lambda thousands, _: f"{1000 * thousands:g}")
     panels[0].legend(frameon=False)
     path.write_bytes(drawing.png(figure))
 
