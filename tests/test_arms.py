@@ -15,6 +15,7 @@ from test_finetune import TASK
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.learning.arms import MEMORY, Arms
+from sodp3d.learning.finetune import act_by_arms
 from sodp3d.models.loading import load_choice, planner_state
 
 EARNED = {"critic": SMALL, "best_of": 4, "tested_best_of": 4, "choice": "earned"}
@@ -87,6 +88,21 @@ def test_the_critic_chooses_always_or_where_its_choice_has_paid() -> None:
     assert earned.tested_best_of == 1 and sum(earned.choosing(0, 100)) < 5
     earned.judge_choice([True] * 40, [True] * 40)
     assert earned.choosing(0, 100) == earned.choosing(0, 100) != earned.choosing(1, 100)
+
+
+def test_each_episode_is_acted_by_its_arm_and_they_come_in_their_order() -> None:
+    tuning, asked = prepare(**EARNED), []
+
+    class Recording:
+        def run(self, planner: Any, seeds: list[int], options: Any, keep_chains: bool, choice: Any) -> list[str]:
+            asked.append((seeds, None if choice is None else choice.count))
+            return [f"episode {seed}" for seed in seeds]
+
+    tuning.learn(2)
+    recording: Any = Recording()
+    found: Any = act_by_arms(tuning, recording, [5, 6, 7, 8], [True, False, False, True])
+    assert found == ["episode 5", "episode 6", "episode 7", "episode 8"]
+    assert asked == [([6, 7], None), ([5, 8], 4)]
 
 
 def test_a_choice_that_does_not_pay_is_saved_as_such_and_remembered(tmp_path: Path) -> None:

@@ -114,7 +114,7 @@ def _roll_out(
     whole = trunks_within(count, options.branches) if branched else count
     seeds = [episode_seed(seed, FINETUNING, index + place) for place in range(whole)]
     chosen = tuning.choosing(seed, whole)
-    episodes = _act(tuning, rollouts, seeds, chosen)
+    episodes = act_by_arms(tuning, rollouts, seeds, chosen)
     metrics = rollout_metrics(episodes, task)
     metrics |= tuning.judge_choice(chosen, [episode.success[task.success_metric] for episode in episodes])
     if not branched:
@@ -124,7 +124,7 @@ def _roll_out(
     return [*episodes, *(other for group in groups for other in group.others)], metrics
 
 
-def _act(tuning: Finetuning, rollouts: Rollouts, seeds: list[int], chosen: list[bool]) -> list[Episode]:
+def act_by_arms(tuning: Finetuning, rollouts: Rollouts, seeds: list[int], chosen: list[bool]) -> list[Episode]:
     """One episode of the planner per seed, in that order; chosen: whether the critic chooses its plans."""
     found: dict[int, Episode] = {}
     for arm in (False, True):
@@ -176,7 +176,14 @@ def _measure(
 ) -> dict[str, Any] | None:
     """Evaluate the final planner and the best one on the test seeds; None where it was stopped meanwhile."""
     seeds, scores, best = settings.evaluation.test_seeds, tuning.keeper.scores, run.directory / "best"
-    choice = tuning.choice(tuning.tested_best_of)
+    wanted, count = settings.finetune.tested_best_of, tuning.tested_best_of
+    if count < wanted:
+        log.info(
+            "fewer of the last roll-outs succeeded where the critic chose, so the planner is tested with one plan; "
+            "evaluation.best_of=%d lets it choose all the same",
+            wanted,
+        )
+    choice = tuning.choice(count)
     final = evaluate_newest(tuning.planner, run.checkpoints, run, task, seeds, rollouts, choice=choice)
     if final is None:
         return None
@@ -189,6 +196,8 @@ def _measure(
             return None
         result["best"] = found.summary()
         result["validation_top5"] = float(np.mean(sorted(scores)[-5:]))
+    if tuning.critic is not None:
+        result["best_of"] = count
     result["interactions"] = counts = tuning.interactions(settings.evaluation.validation_episodes)
     run.log_once(tuning.environment_steps, final.metrics())
     log.info("final: %s", sentence(result["evaluation"]))
