@@ -104,9 +104,10 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
 
 
 def watched(directory: Path, metric: str) -> dict[str, list[float]]:
-    """Of each iteration's roll-outs: success, and of a critic its bias and its correlation with their returns."""
+    """Of each iteration's roll-outs: success, and of a critic how well it does and whether it chooses."""
     logged = read_metrics(directory)
-    keys = {"success": f"rollout/success_{metric}", "bias": "critic/bias", "correlation": "critic/correlation"}
+    of_critic = {name: f"critic/{name}" for name in ("bias", "correlation", "chose", "gain")}
+    keys = {"success": f"rollout/success_{metric}", **of_critic}
     found = {name: [round(line[key], 3) for line in logged if key in line] for name, key in keys.items()}
     return {name: values for name, values in found.items() if values}
 
