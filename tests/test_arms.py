@@ -1,6 +1,5 @@
 """Whether the critic chooses: what roll-outs with and without its choice came to decides."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from scipy.stats import beta
 from test_critic import SMALL, prepare
 from test_finetune import TASK
 
-from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.learning.arms import MEMORY, Arms
 from sodp3d.learning.finetune import act_by_arms
@@ -117,15 +115,3 @@ def test_a_choice_that_does_not_pay_is_saved_as_such_and_remembered(tmp_path: Pa
     assert load_choice(tmp_path, "cpu") is None
     choice = load_choice(tmp_path, "cpu", best_of=4)
     assert choice is not None and choice.count == 4, "its critic is there for who asks for it"
-
-
-def test_a_run_of_a_release_that_did_not_compare_does_not_go_on(tmp_path: Path) -> None:
-    tuning: Any = prepare(**EARNED)
-    with Run(tmp_path, {}) as run:
-        tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
-        state = next(run.checkpoints.glob("*/state.json"))
-        known = json.loads(state.read_text())
-        del known["counters"]["outcomes"]
-        state.write_text(json.dumps(known))
-        with pytest.raises(InputError, match="begun with an earlier release"):
-            prepare(**EARNED).load(run)

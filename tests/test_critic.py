@@ -244,14 +244,15 @@ def test_with_a_critic_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
         assert torch.equal(value, stopped.critic.critic.state_dict()[name]) if stopped.critic else False, name
 
 
-def test_a_run_with_a_critic_of_another_kind_does_not_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "key"), [("critic", "activation"), ("counters", "outcomes")])
+def test_a_run_of_a_release_without_what_is_known_today_does_not_go_on(tmp_path: Path, part: str, key: str) -> None:
     tuning = prepare(critic=SMALL)
     tuning.learn(1)
     with Run(tmp_path, {}) as run:
         tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
         state = next(run.checkpoints.glob("*/state.json"))
         told = json.loads(state.read_text())
-        del told["critic"]["activation"]
+        del told[part][key]
         state.write_text(json.dumps(told))
         resumed = Finetuning(make_planner(STATE), finetune_settings(critic=SMALL), regularized(), 9)
         with pytest.raises(InputError, match="begun with an earlier release, whose roll-outs or critic are of another"):
