@@ -33,8 +33,11 @@ from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 ALGORITHMS = ("clone", "sodp_paper", "sodp_none", "sodp_kl", "dppo", "sodp_chunk", "sodp")
 INITIAL, TRAINING = 32, 268
-# Gradient steps of 64 that leave a planner on states below the paper's success, and the steps that its agent takes
-STEPS = {"hammer": 650, "door": 1000, "pen": 600}
+# Gradient steps of 64 that leave a planner below the paper's success, and the steps that its agent takes
+STEPS = {
+    "state": {"hammer": 650, "door": 1000, "pen": 600},
+    "pointcloud": {"hammer": 2000, "door": 1000, "pen": 2000},
+}
 AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
 # These agents succeed in most episodes from their first one on, unless they begin to act after fewer offline updates
 AGENT_OPTIONS = {("hammer", 1): ["agent.offline_updates=200"], ("hammer", 2): ["agent.offline_updates=200"]}
@@ -70,9 +73,9 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
             run("data_collection/convert.py", env, f"data={data}")
         run(
             "train.py", "mode=pretrain", env, f"obs={given.observation}", f"data={data}",
-            "pretrain.successes_at_most=0.5", f"pretrain.steps={STEPS[task]}", "pretrain.batch_size=64",
-            "pretrain.evaluate_every=0", f"evaluation.episodes={given.test}", "evaluation.videos=1",
-            f"run_dir={directory}",
+            f"pretrain.steps={STEPS[given.observation][task]}", "pretrain.successes_at_most=0.5",
+            "pretrain.batch_size=64", "pretrain.evaluate_every=0", f"evaluation.episodes={given.test}",
+            "evaluation.videos=1", f"run_dir={directory}",
         )  # fmt: skip
     return directory
 
@@ -168,8 +171,8 @@ def by_episodes(success: list[float]) -> list[tuple[float, float]]:
 def main() -> None:
     """Run what is left of it; the table is written as each fine-tuning ends."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--observation", default="state", choices=("state", "pointcloud"))
-    parser.add_argument("--tasks", nargs="+", default=list(STEPS), choices=list(STEPS))
+    parser.add_argument("--observation", default="state", choices=list(STEPS))
+    parser.add_argument("--tasks", nargs="+", default=list(AGENT_STEPS), choices=list(AGENT_STEPS))
     parser.add_argument("--agents", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
