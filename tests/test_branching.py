@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_finetune import prepare, regularized, settings
-from toy_planner import STATE, make_planner
+from toy_planner import SLIDER, STATE, make_planner
 from toy_slider import STEPS, SliderChunks, make_slider
 
 from sodp3d.core.errors import InputError
@@ -17,17 +17,13 @@ from sodp3d.core.run import Run
 from sodp3d.learning.branching import Branches, Group, branch, interactions, trunks_within
 from sodp3d.learning.memory import to_record
 from sodp3d.learning.tuning import Finetuning
-from sodp3d.models.planner import ChainOptions, Planner, PlannerConfig
+from sodp3d.models.planner import ChainOptions, Planner
 from sodp3d.rollouts import rollout
 from sodp3d.rollouts.rollout import Episode, Rollouts
 from sodp3d.settings import BranchSettings
 
 TASK = make_slider().config
 OPTIONS = ChainOptions(eta=1.0, sigma_floor=0.1)
-SLIDER = PlannerConfig(
-    observation="state", sensor_shape=(1,), proprioception_size=1, action_size=1,
-    n_obs_steps=2, horizon=4, n_action_steps=3, unet="small",
-)  # fmt: skip
 SETTINGS = BranchSettings(group=3, states=2, capacity=100)
 
 

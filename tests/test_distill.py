@@ -1,6 +1,7 @@
 """Distillation: what its score says, what a student becomes, and that a run goes on as if it had not stopped."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,21 +11,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_planner import STATE, make_planner
-from toy_sets import TASKS, Looks, make_stores, set_config
+from toy_planner import SLIDER, STATE, make_planner
+from toy_sets import TASKS, Looks
+from toy_slider import STEPS, SliderChunks, make_slider
 
 from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
-from sodp3d.data.dataset import WindowDataset
-from sodp3d.learning.distill import Distillation, Teacher, distill, drafts, energy_scores, new_student, observe_all
-from sodp3d.learning.lookup import open_stores
+from sodp3d.learning.distill import Distillation, Teacher, distill, drafts, energy_scores, new_student, observed_by
 from sodp3d.learning.stages import STAGES
 from sodp3d.models.critic import Choice, Critic, CriticConfig
-from sodp3d.models.loading import load_planner, planner_state
+from sodp3d.models.loading import load_planner, load_planner_and_state, planner_state
 from sodp3d.models.planner import Planner
+from sodp3d.rollouts import rollout
+from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings
+
+TASK = make_slider().config
 
 
 def told(*options: str) -> TrainSettings:
@@ -173,19 +177,25 @@ def test_it_loads_as_any_planner_and_knows_no_more_steps(tmp_path: Path) -> None
     assert new_student(planner, 1).config == planner.config, "a student may teach"
 
 
-def test_features_of_all_windows_with_the_time_that_is_gone(tmp_path: Path) -> None:
-    make_stores(tmp_path)
-    (store,) = open_stores({"root": str(tmp_path), "data": None}, TASKS[:1])
-    task = replace(TASKS[0], episode_steps=6)
-    dataset = WindowDataset([store], ["agent_pos", "state"], task.horizon, task.n_obs_steps, task.n_action_steps)
-    shapes = {"sensor_shape": dataset.shapes["state"], "proprioception_size": dataset.shapes["agent_pos"][0]}
-    planner = make_planner(replace(STATE, **shapes, n_obs_steps=task.n_obs_steps))  # type: ignore[arg-type]
-    found = observe_all(planner, dataset, task)
-    assert found["elapsed"].tolist() == pytest.approx([0, 1 / 6, 2 / 6] * 10)
-    some = dataset.windows(np.array([4, 29]))
-    torch.testing.assert_close(
-        found["features"][[4, 29]], planner.encode({key: torch.from_numpy(value) for key, value in some.items()})
-    )
+@pytest.fixture
+def rollouts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rollouts]:
+    monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
+    with Rollouts(TASK, "state", "raycast", "torch", 1, 2) as made:
+        yield made
+
+
+def test_what_a_teacher_sees_is_kept_wave_by_wave(tmp_path: Path, rollouts: Rollouts) -> None:
+    teacher = Teacher(make_planner(SLIDER))
+    episodes = rollouts.run(teacher.planner, [7, 8, 9], keep_chains=True)
+    expected = torch.cat([torch.stack(episode.features) for episode in episodes])
+    stops = iter([False, True])
+    assert observed_by(teacher, TASK, rollouts, [7, 8, 9], tmp_path, lambda: next(stops)) is None
+    assert checkpoint.steps(tmp_path) == [2], "two of them are kept"
+    for _ in range(2):  # it goes on, and then finds all
+        found = observed_by(teacher, TASK, rollouts, [7, 8, 9], tmp_path, lambda: False)
+        assert found is not None and checkpoint.steps(tmp_path) == [3]
+        torch.testing.assert_close(found["features"], expected)
+        assert found["elapsed"].tolist() == pytest.approx([0, 3 / STEPS, 6 / STEPS] * 3)
 
 
 class Found(Looks):
@@ -195,30 +205,19 @@ class Found(Looks):
         return {"evaluation/success_any": 1.0}, {"evaluation": {"episodes": 1}}
 
 
-def test_a_whole_run_on_a_store_and_its_result(tmp_path: Path) -> None:
-    make_stores(tmp_path)
-    config = set_config(tmp_path, "mode=distill", "distill.updates=3", "distill.batch_size=4", "distill.steps=2")
-    stores = open_stores(config, TASKS[:1])
-    dataset = WindowDataset(stores, ["agent_pos", "state"], 4, 2, 3)
-    sizes = {key: dataset.shapes[key] for key in ("state", "agent_pos", "action")}
-    planner = make_planner(
-        replace(
-            STATE,
-            sensor_shape=sizes["state"],
-            proprioception_size=sizes["agent_pos"][0],
-            action_size=sizes["action"][0],
-        )
-    )
-    settings = TrainSettings.from_config(config)
-    with Run(tmp_path / "run", config) as run:
-        result = distill(settings, run, Teacher(planner), TASKS[0], stores, Found())
+def test_a_whole_run_and_its_result(tmp_path: Path, rollouts: Rollouts) -> None:
+    settings = told("distill.episodes=3", "distill.updates=3", "distill.steps=2")
+    with Run(tmp_path / "run", {}) as run:
+        result = distill(settings, run, Teacher(make_planner(SLIDER)), "hash", TASK, rollouts, Found())
         logged = run.metrics()
     assert result is not None and result["steps"] == 3 and result["evaluation"] == {"episodes": 1}
+    assert result["interactions"] == {"training": 3}
     seconds = result["plan_seconds"]
     assert {name: set(found) for name, found in seconds.items()} == {"before": {"1", "50"}, "after": {"1", "50"}}
     assert all(value > 0 for found in seconds.values() for value in found.values())
     assert any("train/loss" in record for record in logged)
-    assert load_planner(tmp_path / "run").config.distilled == 2
+    planner, state = load_planner_and_state(tmp_path / "run", torch.device("cpu"))
+    assert planner.config.distilled == 2 and state["data_hash"] == "hash"
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from toy_planner import make_planner
+from toy_planner import SLIDER, make_planner
 from toy_slider import EPISODES, SliderChunks, assert_same, collect, make_slider
 from toy_workers import Counter, MortalMaker, assert_errors_are_told
 
@@ -18,7 +18,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.seeds import COLLECTION, episode_seed
 from sodp3d.data.derived import in_order
 from sodp3d.data.store import EpisodeStore
-from sodp3d.models.planner import ChainOptions, PlannerConfig
+from sodp3d.models.planner import ChainOptions
 from sodp3d.parallel import ATTEMPTS, Answer, WorkerDiedError, Workers, make_workers
 from sodp3d.rollouts import rollout
 
@@ -119,12 +119,7 @@ def test_a_dead_workers_episode_is_made_by_a_fresh_one(tmp_path: Path, caplog: p
 
 def test_a_worker_killed_during_rollouts_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
-    planner = make_planner(
-        PlannerConfig(
-            observation="state", sensor_shape=(1,), proprioception_size=1, action_size=1,
-            n_obs_steps=2, horizon=4, n_action_steps=3, unet="small",
-        )
-    )  # fmt: skip
+    planner = make_planner(SLIDER)
     encode, calls = planner.encode, []
 
     def killing(observation: dict[str, torch.Tensor]) -> torch.Tensor:

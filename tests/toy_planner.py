@@ -1,5 +1,7 @@
 """Small planners for tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -9,6 +11,7 @@ STATE = PlannerConfig(
     observation="state", sensor_shape=(5,), proprioception_size=3, action_size=2,
     n_obs_steps=2, horizon=4, n_action_steps=3, unet="small",
 )  # fmt: skip
+SLIDER = replace(STATE, sensor_shape=(1,), proprioception_size=1, action_size=1)  # of toy_slider's environment
 
 
 def make_planner(config: PlannerConfig = STATE, seed: int = 0) -> Planner:

@@ -11,6 +11,7 @@ VALIDATION_SEEDS = range(200_000, 300_000)
 COLLECTION, RECORDING, FINETUNING = 0, 1, 2  # streams of one run's seed
 BRANCHING = 4  # another one: of the noise of episodes that begin in the middle of another
 CHOOSING = 5  # and of which episodes the critic chooses in
+DISTILLING = 6  # a stream too: of a teacher's roll-outs
 REPLACEMENT = 3  # of an episode's: episodes in its place, where its simulation diverged
 
 

@@ -12,31 +12,30 @@ Shape letters: B batch, M plans of one observation, K'+1 latents, Tp planned ste
 import logging
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sodp3d.core import checkpoint
 from sodp3d.core.run import Run
-from sodp3d.data.dataset import WindowDataset
-from sodp3d.data.hashing import identify
-from sodp3d.data.store import EpisodeStore
+from sodp3d.core.seeds import DISTILLING, episode_seed
+from sodp3d.data.hashing import Identity
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.measuring import Measurements
+from sodp3d.learning.memory import to_record
 from sodp3d.learning.pretrain import Drawn, Pretraining, fit
-from sodp3d.learning.windows import to_device
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
+from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings
-from sodp3d.vision.sensors import sensor
 
 log = logging.getLogger(__name__)
-_AT_ONCE = 512  # observations that are encoded together
 _ROUNDS = 20  # of planning, of which the median is told
 
 
@@ -127,58 +126,74 @@ def distill(
     settings: TrainSettings,
     run: Run,
     teacher: Teacher,
+    data_hash: str,
     task: EnvConfig,
-    stores: Sequence[EpisodeStore],
+    rollouts: Rollouts,
     measurements: Measurements,
 ) -> dict[str, Any] | None:
-    """Teach a student on all observations of the stores and test it. Returns and raises as `pretrain`."""
-    planner = teacher.planner
-    seen = sensor(planner.config.observation)
-    keys, half = ["agent_pos", seen.key], [seen.key] if seen.half else []
-    steps = task.horizon, task.n_obs_steps, task.n_action_steps
-    dataset = WindowDataset(stores, keys, *steps, memory=settings.pretrain.memory, half=half)
-    observed = observe_all(planner, dataset, task)
+    """Teach a student on what the teacher sees in roll-outs of its own, and test it. Returns and raises as `pretrain`.
+
+    data_hash: of what the teacher was pre-trained on.
+    """
+    planner, options = teacher.planner, settings.distill
+    seeds = [episode_seed(settings.common.seed, DISTILLING, index) for index in range(options.episodes)]
+    observed = observed_by(teacher, task, rollouts, seeds, run.directory / "observed", lambda: run.stop_requested)
+    if observed is None:
+        return None
     training = Distillation(teacher, settings)
-    digest = training.load(run, dataset.data or identify(stores, keys))
-    log.info(
-        "%d observations; %d steps there, %d here", len(dataset), planner.config.inference_steps, settings.distill.steps
-    )
+    digest = training.load(run, Identity(data_hash, data_hash))
+    count = len(observed["elapsed"])
+    log.info("%d observations; %d steps there, %d here", count, planner.config.inference_steps, options.steps)
 
     def draw(batches: np.random.Generator) -> Drawn:
-        chosen = torch.from_numpy(dataset.draw(settings.distill.batch_size, batches)).to(planner.device)
-        return {key: values[chosen] for key, values in observed.items()}, None
+        chosen = torch.from_numpy(batches.integers(count, size=options.batch_size))
+        return {key: values[chosen].to(planner.device) for key, values in observed.items()}, None
 
     result = fit(training, run, planner_state(training.student, [task], digest), draw, measurements)
     if result is None:
         return None
-    student, shown = training.ema.planner, dataset.windows(np.arange(50) % len(dataset))
+    student = training.ema.planner
     assert isinstance(student, Planner)
-    seconds = {
-        "before": plan_seconds(planner, shown, teacher.choice),
-        "after": plan_seconds(student, shown),
-    }
+    seconds = {"before": plan_seconds(planner, teacher.choice), "after": plan_seconds(student)}
     log.info("seconds for one plan: %.4f before, %.4f now", seconds["before"]["1"], seconds["after"]["1"])
-    return {**result, "plan_seconds": seconds}
+    return {**result, "plan_seconds": seconds, "interactions": {"training": len(seeds)}}
 
 
-@torch.no_grad()
-def observe_all(planner: Planner, dataset: WindowDataset, task: EnvConfig) -> dict[str, Tensor]:
-    """What every window shows: "features" (windows, F), and "elapsed" (windows,), the share of the time limit."""
-    rows = np.arange(len(dataset))
-    parts = [
-        planner.encode(to_device(dataset.windows(some), planner.device))
-        for some in np.split(rows, range(_AT_ONCE, len(rows), _AT_ONCE))
-    ]
-    starts = np.concatenate([[0], dataset.episode_ends[:-1]])
-    elapsed = (rows - np.repeat(starts, np.diff(dataset.episode_ends, prepend=0))) / task.episode_steps
-    return {"features": torch.cat(parts), "elapsed": torch.as_tensor(elapsed).to(parts[0])}
+def observed_by(
+    teacher: Teacher,
+    task: EnvConfig,
+    rollouts: Rollouts,
+    seeds: Sequence[int],
+    folder: Path,
+    stopped: Callable[[], bool],
+) -> dict[str, Tensor] | None:
+    """What the teacher sees where it plans, in one episode per seed: "features" (C, F) and "elapsed" (C,) of the limit.
+
+    They are kept in `folder` wave by wave, and it goes on from there; None where `stopped()` ended it between two.
+    """
+    kept = checkpoint.load_latest(folder)
+    done, observed = kept[:2] if kept is not None else (0, {})
+    while done < len(seeds):
+        if stopped():
+            return None
+        wave = list(seeds[done : done + rollouts.environments])
+        episodes = rollouts.run(teacher.planner, wave, keep_chains=True, choice=teacher.choice)
+        records = [to_record(episode, task, frozen=True) for episode in episodes if not episode.diverged]
+        seen = {"features": [record.observation["features"] for record in records]}
+        seen["elapsed"] = [record.elapsed for record in records]
+        observed = {key: torch.cat([*([observed[key]] if observed else []), *parts]) for key, parts in seen.items()}
+        done += len(wave)
+        checkpoint.save(folder, done, observed, {}, keep=1)
+        log.info("%d of %d roll-outs of the teacher", done, len(seeds))
+    return observed
 
 
-def plan_seconds(planner: Planner, shown: Mapping[str, NDArray[Any]], choice: Choice | None = None) -> dict[str, float]:
-    """Median seconds to plan for one observation and for fifty of those shown."""
+def plan_seconds(planner: Planner, choice: Choice | None = None) -> dict[str, float]:
+    """Median seconds to plan for one observation and for fifty; which ones does not matter."""
     found = {}
     for count in (1, 50):
-        observation = {key: shown[key][:count] for key in planner.config.observation_shapes()}
+        shapes = planner.config.observation_shapes()
+        observation = {key: np.zeros((count, *shape), np.float32) for key, shape in shapes.items()}
         times = []
         for _ in range(_ROUNDS):
             begun = time.perf_counter()

@@ -25,7 +25,6 @@ from sodp3d.learning.lookup import (
     as_planner_was_trained,
     find_planner,
     make_rollouts,
-    open_stores,
     planner_of,
     require_denoising,
     with_sampler,
@@ -185,7 +184,7 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
 
 
 def run_distill(config: dict[str, Any]) -> None:
-    """mode=distill: a planner into one that plans in one or two steps, on the observations of one task's store."""
+    """mode=distill: a planner into one that plans in one or two steps, on what it sees in roll-outs of one task."""
     tasks, device = begin(config)
     require_denoising(config, "distillation shortens")
     if len(tasks) > 1:
@@ -194,14 +193,14 @@ def run_distill(config: dict[str, Any]) -> None:
         )
     task = tasks[0]
     path = planner_of(find_planner(config, ("finetune", "pretrain")), task)
-    config = as_data_was_seen(as_planner_was_trained(config, path), tasks)
+    config = as_planner_was_trained(config, path)
     settings = TrainSettings.from_config(config)
     planner, state = load_planner_and_state(path, device, **settings.sampler)
     teacher = Teacher(planner, load_choice(path, device, settings.evaluation.best_of))
     require_fitting(state, planner, config, task)
     name = "one-step" if settings.distill.steps == 1 else "two-steps"
     with (
-        open_stage({**config, "planner": str(path)}, ("distill", "planner", "data"), name) as run,
+        open_stage({**config, "planner": str(path)}, ("distill", "planner"), name) as run,
         make_rollouts(config, task, settings.evaluation.environments) as rollouts,
     ):
         digest, seeds = checkpoint.digest_of(checkpoint_of(path)), settings.evaluation.test_seeds
@@ -213,7 +212,7 @@ def run_distill(config: dict[str, Any]) -> None:
         if before is not None:
             log.info("before: %s", sentence(before.summary()))
             measurements = OneTask(settings, task, rollouts)
-            result = distill(settings, run, teacher, task, open_stores(config, tasks), measurements)
+            result = distill(settings, run, teacher, state["data_hash"], task, rollouts, measurements)
         if before is not None and result is not None:
             log.info("now: %s", sentence(result["evaluation"]))
             result = {"before": before.summary(), **result}

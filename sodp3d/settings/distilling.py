@@ -12,9 +12,10 @@ _Steps = Annotated[Annotated[Count, Field(le=2)], Expected("1 or 2")]
 
 @section("distill")
 class DistillSettings:
-    """Gradient steps on plans that the teacher makes anew for observations of the stores."""
+    """Gradient steps on plans that the teacher makes anew for what it saw in roll-outs of its own."""
 
     steps: _Steps = 1  # in which the student plans
+    episodes: Count = 200  # roll-outs of the teacher
     updates: Count = 2000  # gradient steps
     batch_size: Count = 64  # observations
     plans: Several = 4  # of the student, for each observation
