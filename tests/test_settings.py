@@ -94,7 +94,7 @@ RESOURCES = {
         ("pretrain", "pretrain.schedule=linear", "pretrain.schedule: expected constant or cosine, got 'linear'."),
         ("pretrain", "model.denoising_steps=0", "model.denoising_steps: expected a whole number of at least 1, got 0."),
         ("pretrain", "model.sampling_steps=7", "model.sampling_steps: expected a divisor of model.denoising_steps=100"),
-        ("pretrain", "model.unet=big", "model.unet: expected one of small, simple_dp3, dp3, chi, got 'big'."),
+        ("pretrain", "model.unet=big", "model.unet: expected one of small, narrow, simple_dp3, dp3, chi, got 'big'."),
         ("eval", "evaluation.videos=-1", "evaluation.videos: expected a whole number of at least 0, got -1."),
         ("eval", "evaluation.eta=high", "evaluation.eta: expected a number of at least 0, or null, got 'high'."),
         ("eval", "evaluation.episodes=0", "evaluation.episodes: expected a whole number of at least 1, got 0."),

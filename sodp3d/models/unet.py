@@ -31,6 +31,7 @@ class UNetConfig:
 
 UNETS = {
     "small": UNetConfig((32, 64, 96), blocks_per_level=1, mid_blocks=1, time_size=64),  # for trials and tests
+    "narrow": UNetConfig((64, 128, 192), blocks_per_level=1, mid_blocks=1, time_size=128),  # half of Simple DP3's
     "simple_dp3": UNetConfig((128, 256, 384), blocks_per_level=1, mid_blocks=1, time_size=128),
     "dp3": UNetConfig((512, 1024, 2048), blocks_per_level=2, mid_blocks=2, time_size=128),
     "chi": UNetConfig((256, 512, 1024), blocks_per_level=2, mid_blocks=2, time_size=256, condition_size=256),

@@ -23,7 +23,8 @@ from sodp3d.envs.config import EnvConfig
 class Scripted:
     """Acts by a fixed rule: `policy(state) -> action`, or uniformly at random where it is None.
 
-    noise: standard deviation of Gaussian noise on the rule's actions when exploring.
+    noise: standard deviation of Gaussian noise on the rule's actions when exploring. most_noise: where given, each
+    wave of episodes has a deviation of its own, uniformly between the two, so that some fail where others succeed.
     """
 
     updates_per_step = 0.0
@@ -32,8 +33,11 @@ class Scripted:
     needs_demonstrations = False
     scripted_episodes = 0  # before others of its own: the agent's name says what made them all
 
-    def __init__(self, policy: Any, action_size: int, noise: float, seed: int) -> None:
+    def __init__(
+        self, policy: Any, action_size: int, noise: float, seed: int, most_noise: float | None = None
+    ) -> None:
         self.policy, self.action_size, self.noise = policy, action_size, noise
+        self._range = noise, noise if most_noise is None else most_noise
         self._random = np.random.default_rng(seed)
 
     def demonstrate(self, trajectories: list[Trajectory]) -> None:
@@ -42,6 +46,7 @@ class Scripted:
     def seed_exploration(self, seed: int) -> None:
         """As `Agent.seed_exploration`."""
         self._random = np.random.default_rng(seed)
+        self.noise = self._random.uniform(*self._range) if self._range[0] < self._range[1] else self._range[0]
 
     def act(self, states: NDArray[np.float32], explore: bool) -> NDArray[np.float32]:
         """states (E, Ds) -> actions (E, Da) in [-1, 1]."""
@@ -84,10 +89,15 @@ class ScriptedConfig:
 
     policy: Literal["expert", "random"] = "expert"
     noise: NotNegative = 0.0  # standard deviation, of the expert's actions
+    most_noise: NotNegative | None = None  # then each wave of episodes draws its own, from `noise` to this
 
 
 def build(settings: dict[str, Any], where: Surroundings) -> Scripted:
     """The agent of configs/agent/scripted.yaml."""
     config = read_section(ScriptedConfig, settings)
+    if config.most_noise is not None and config.most_noise < config.noise:
+        raise InputError(
+            f"agent.most_noise: expected at least agent.noise={config.noise:g}, or null, got {config.most_noise:g}."
+        )
     policy = scripted_policy(where.env) if config.policy == "expert" else None
-    return Scripted(policy, where.action_size, config.noise, where.seed)
+    return Scripted(policy, where.action_size, config.noise, where.seed, config.most_noise)
