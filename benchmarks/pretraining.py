@@ -1,7 +1,7 @@
 """What makes pre-training cheap: denoisers and what they predict, each for the same seconds of one core.
 
 Every variant learns from the same episodes, and plans for the same ones that were held out. Its error is the mean
-absolute difference between the mean of eight plans, in their executed steps, and what was recorded; normalized units.
+absolute difference between the mean of four plans, in their executed steps, and what was recorded; normalized units.
 Actions that were noisy when they were recorded leave an error that nothing can lower.
 
 python benchmarks/pretraining.py [--variants narrow-sample simple_dp3-epsilon ...] [--seconds 120] [--name pretraining]
@@ -35,7 +35,7 @@ from sodp3d.vision.sensors import sensor
 VARIANTS = ("simple_dp3-epsilon", "simple_dp3-sample", "narrow-epsilon", "narrow-sample", "small-sample")
 COLOURS = (drawing.GREY, drawing.BLUE, drawing.ORANGE, drawing.VERMILION, drawing.GREEN, drawing.PURPLE, drawing.SKY)
 LOOKS = 5  # the first after 1/16 of the time, each after twice as much as the one before
-HELD_OUT, WINDOWS, PLANS = 0.1, 400, 8
+HELD_OUT, WINDOWS, PLANS = 0.1, 250, 4
 
 
 def data_of(config: dict[str, Any]) -> tuple[WindowDataset, dict[str, Tensor]]:
