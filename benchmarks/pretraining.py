@@ -110,7 +110,8 @@ def main() -> None:
         print(variant)
         config = compose("train", [*shared, f"model.unet={unet}", f"model.prediction={prediction}"])
         found[variant] = learn(config, learned, held, given.seconds)
-    facts = {"options": shared, "episodes": len(learned.episode_ends), "held_out_windows": WINDOWS}
+    told = [option for option in shared if not option.startswith(("root=", "data="))]
+    facts = {"options": told, "episodes": len(learned.episode_ends), "held_out_windows": WINDOWS}
     write(given.name, {**facts, "variants": found}, show=False)
     path = RESULTS.with_name("figures") / f"{given.name}.png"
     path.write_bytes(drawing.png(draw(found)))
