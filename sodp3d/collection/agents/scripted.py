@@ -33,9 +33,7 @@ class Scripted:
     needs_demonstrations = False
     scripted_episodes = 0  # before others of its own: the agent's name says what made them all
 
-    def __init__(
-        self, policy: Any, action_size: int, noise: float, seed: int, most_noise: float | None = None
-    ) -> None:
+    def __init__(self, policy: Any, action_size: int, noise: float, seed: int, most_noise: float | None = None) -> None:
         self.policy, self.action_size, self.noise = policy, action_size, noise
         self._range = noise, noise if most_noise is None else most_noise
         self._random = np.random.default_rng(seed)
