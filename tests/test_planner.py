@@ -166,7 +166,7 @@ def test_config_round_trip_and_errors() -> None:
             dataclasses.replace(STATE, **{name: value})
     with pytest.raises(InputError, match="do not fit in a plan of horizon=4"):
         dataclasses.replace(STATE, n_action_steps=4)
-    with pytest.raises(InputError, match="expected one of small, simple_dp3, dp3, chi, got 'big'"):
+    with pytest.raises(InputError, match="expected one of small, narrow, simple_dp3, dp3, chi, got 'big'"):
         dataclasses.replace(STATE, unet="big")
 
 
