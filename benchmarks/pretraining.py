@@ -11,14 +11,13 @@ python benchmarks/pretraining.py [--variants narrow-sample simple_dp3-epsilon ..
 
 import argparse
 import itertools
-import sys
 import time
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from timing import RESULTS, write
+from timing import RESULTS, parse, write
 from torch import Tensor
 
 from sodp3d.core.cli import compose
@@ -100,8 +99,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), help="<model.unet>-<model.prediction>")
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--name", default="pretraining")
-    options = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    given = parser.parse_args([word for word in sys.argv[1:] if word not in options])
+    given, options = parse(parser)
     shared = ["mode=pretrain", "pretrain.batch_size=64", "pretrain.schedule=constant", "threads=1", *options]
     learned, held = data_of(compose("train", shared))
     found = {}

@@ -1,8 +1,10 @@
 """Timing shared by the benchmarks: alternatives take turns in one run, so that a ratio sees the same machine."""
 
+import argparse
 import functools
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,12 @@ from sodp3d.core.versions import git_commit
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RESULTS = CHECKOUT / "results" / "benchmarks"
+
+
+def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """A benchmark's own arguments, and the words <key>=<value> anywhere among them, which are options of train.py."""
+    options = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    return parser.parse_args([word for word in sys.argv[1:] if word not in options]), options
 
 
 def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
-from timing import CHECKOUT, RESULTS, write
+from timing import CHECKOUT, RESULTS, parse, write
 
 from sodp3d.core.run import read_metrics, read_result, read_versions
 from sodp3d.envs.config import SUCCESS_METRICS
@@ -179,8 +179,7 @@ def main() -> None:
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--name", default="weak", help="of the table, where other options are tried")
     parser.add_argument("--compare", action="store_true", help="only print the table that is there")
-    options = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
-    given = parser.parse_args([word for word in sys.argv[1:] if word not in options])
+    given, options = parse(parser)
     given.options = options
     table = f"{given.name}_{given.observation}"
     rows = rows_of(table)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_finetune import prepare, regularized, settings
 from toy_planner import SLIDER, STATE, make_planner
-from toy_slider import STEPS, SliderChunks, make_slider
+from toy_slider import STEPS, SliderChunks, make_slider, slider_rollouts
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
@@ -18,7 +18,6 @@ from sodp3d.learning.branching import Branches, Group, branch, interactions, tru
 from sodp3d.learning.memory import to_record
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import ChainOptions, Planner
-from sodp3d.rollouts import rollout
 from sodp3d.rollouts.rollout import Episode, Rollouts
 from sodp3d.settings import BranchSettings
 
@@ -34,8 +33,7 @@ def planner() -> Planner:
 
 @pytest.fixture
 def rollouts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rollouts]:
-    monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
-    with Rollouts(TASK, "state", "raycast", "torch", 1, 6) as made:
+    with slider_rollouts(monkeypatch, 6) as made:
         yield made
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_planner import SLIDER, STATE, make_planner
 from toy_sets import TASKS, Looks
-from toy_slider import STEPS, SliderChunks, make_slider
+from toy_slider import STEPS, make_slider, slider_rollouts
 
 from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
@@ -24,7 +24,6 @@ from sodp3d.learning.stages import STAGES
 from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.models.loading import load_planner, load_planner_and_state, planner_state
 from sodp3d.models.planner import Planner
-from sodp3d.rollouts import rollout
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings
 
@@ -179,8 +178,7 @@ def test_it_loads_as_any_planner_and_knows_no_more_steps(tmp_path: Path) -> None
 
 @pytest.fixture
 def rollouts(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rollouts]:
-    monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
-    with Rollouts(TASK, "state", "raycast", "torch", 1, 2) as made:
+    with slider_rollouts(monkeypatch, 2) as made:
         yield made
 
 

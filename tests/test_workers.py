@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from toy_planner import SLIDER, make_planner
-from toy_slider import EPISODES, SliderChunks, assert_same, collect, make_slider
+from toy_slider import EPISODES, assert_same, collect, slider_rollouts
 from toy_workers import Counter, MortalMaker, assert_errors_are_told
 
 from sodp3d.collection.agents.scripted import Scripted
@@ -20,7 +20,6 @@ from sodp3d.data.derived import in_order
 from sodp3d.data.store import EpisodeStore
 from sodp3d.models.planner import ChainOptions
 from sodp3d.parallel import ATTEMPTS, Answer, WorkerDiedError, Workers, make_workers
-from sodp3d.rollouts import rollout
 
 torch.set_num_threads(1)
 
@@ -118,7 +117,6 @@ def test_a_dead_workers_episode_is_made_by_a_fresh_one(tmp_path: Path, caplog: p
 
 
 def test_a_worker_killed_during_rollouts_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
     planner = make_planner(SLIDER)
     encode, calls = planner.encode, []
 
@@ -128,7 +126,7 @@ def test_a_worker_killed_during_rollouts_costs_nothing(monkeypatch: pytest.Monke
             kill_one_worker()
         return encode(observation)
 
-    with rollout.Rollouts(make_slider().config, "state", "raycast", "torch", 2, 3) as rollouts:
+    with slider_rollouts(monkeypatch, 3, workers=2) as rollouts:
         expected = rollouts.run(planner, [7, 8, 9], ChainOptions(), keep_chains=True)
         monkeypatch.setattr(planner, "encode", killing)
         found = rollouts.run(planner, [7, 8, 9], ChainOptions(), keep_chains=True)

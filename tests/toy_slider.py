@@ -1,8 +1,9 @@
 """Collection, and roll-outs, of an environment in which an episode follows from its seed and its actions alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mujoco
 import numpy as np
@@ -13,6 +14,11 @@ from sodp3d.envs.base import RobotEnv
 from sodp3d.envs.wrappers import ChunkedEnv
 from sodp3d.rollouts.group import EnvironmentGroup
 from sodp3d.vision.pointcloud import CropConfig
+
+if TYPE_CHECKING:  # workers import this module, and need neither
+    import pytest
+
+    from sodp3d.rollouts.rollout import Rollouts
 
 STEPS = 8
 EPISODES = 12
@@ -55,6 +61,16 @@ class SliderChunks(EnvironmentGroup):
             environment = RobotEnv(self._config, SeededSlider(), "raycast")
             self._environments.append(ChunkedEnv(environment, "state", "torch"))
         return super()._first(count)
+
+
+@contextmanager
+def slider_rollouts(monkeypatch: "pytest.MonkeyPatch", environments: int, workers: int = 1) -> "Iterator[Rollouts]":
+    """Roll-outs of it, seen as states."""
+    from sodp3d.rollouts import rollout
+
+    monkeypatch.setattr(rollout, "EnvironmentGroup", SliderChunks)
+    with rollout.Rollouts(make_slider().config, "state", "raycast", "torch", workers, environments) as made:
+        yield made
 
 
 class Policy:
