@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 from scipy.stats import binomtest
 from timing import CHECKOUT, RESULTS, parse, write
 
-from sodp3d.core.run import read_metrics, read_result, read_versions
+from sodp3d.core.mappings import flat
+from sodp3d.core.run import read_config, read_metrics, read_result, read_versions
 from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.results import drawing
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
@@ -51,16 +53,23 @@ def run(script: str, *options: str) -> None:
     subprocess.run([sys.executable, str(CHECKOUT / script), *options], check=True, cwd=CHECKOUT)
 
 
-def result(directory: Path) -> dict[str, Any] | None:
-    """What a finished run found."""
-    return read_result(directory) if (directory / "result.json").is_file() else None
+def result(directory: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
+    """What a finished run found. Exits where it was made with another value of an option, by its dotted name."""
+    if not (directory / "result.json").is_file():
+        return None
+    config = flat(read_config(directory))
+    for key, value in made_with.items():
+        if config.get(key) != value:
+            sys.exit(f"{directory} was made with {key}={config.get(key)}, but {value} is wanted; move it away.")
+    return read_result(directory)
 
 
 def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
     """The weak planner of one agent; its store is collected, and converted for clouds, where it is not there yet."""
     env, data = f"env=adroit_{task}", CHECKOUT / "data" / f"weak-{task}-{agent}"
     directory = CHECKOUT / "outputs" / "weak" / f"{task}-{agent}-{given.observation}"
-    if result(directory) is None:
+    steps = STEPS[given.observation][task]
+    if result(directory, {"pretrain.steps": steps, "evaluation.episodes": given.test}) is None:
         clouds = given.observation == "pointcloud"
         if clouds:
             data = data.with_name(f"{data.name}-clouds")
@@ -73,7 +82,7 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
             run("data_collection/convert.py", env, f"data={data}")
         run(
             "train.py", "mode=pretrain", env, f"obs={given.observation}", f"data={data}",
-            f"pretrain.steps={STEPS[given.observation][task]}", "pretrain.successes_at_most=0.5",
+            f"pretrain.steps={steps}", "pretrain.successes_at_most=0.5",
             "pretrain.batch_size=64", "pretrain.evaluate_every=0", f"evaluation.episodes={given.test}",
             "evaluation.videos=1", f"run_dir={directory}",
         )  # fmt: skip
@@ -83,14 +92,15 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
 def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """One fine-tuning's row: success before and after, and the outcome of each test episode as a string of 0 and 1."""
     directory = planner.with_name(f"{planner.name}-{given.name}-{algorithm}-{seed}")
-    if result(directory) is None:
+    made_with = {"algorithm": algorithm, "evaluation.episodes": given.test, **given_values(given.options)}
+    if result(directory, made_with) is None:
         run(
             "train.py", "mode=finetune", f"env=adroit_{task}", f"obs={given.observation}", f"algorithm={algorithm}",
             f"planner={planner}", f"seed={seed}", f"finetune.initial_attempts={INITIAL}",
             f"finetune.initial_proficient={INITIAL}", f"finetune.episodes={TRAINING}", "finetune.evaluate_every=0",
             f"evaluation.episodes={given.test}", "evaluation.videos=1", f"run_dir={directory}", *given.options,
         )  # fmt: skip
-    found = result(directory)
+    found = result(directory, made_with)
     assert found is not None
     metric = found["evaluation"]["headline_metric"]
     kept = KeptRollouts.read(directory / "evaluation" / f"adroit_{task}" / ROLLOUTS)
@@ -106,6 +116,11 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
     }
 
 
+def given_values(options: list[str]) -> dict[str, Any]:
+    """Options of train.py by their dotted names."""
+    return flat(OmegaConf.to_container(OmegaConf.from_dotlist(options)))
+
+
 def watched(directory: Path, metric: str) -> dict[str, list[float]]:
     """Of each iteration's roll-outs: success, and of a critic how well it does and whether it chooses."""
     logged = read_metrics(directory)
@@ -115,10 +130,15 @@ def watched(directory: Path, metric: str) -> dict[str, list[float]]:
     return {name: values for name, values in found.items() if values}
 
 
-def rows_of(table: str) -> list[dict[str, Any]]:
-    """What has been measured of a table so far."""
+def rows_of(table: str, test: int) -> list[dict[str, Any]]:
+    """What has been measured of a table so far. Exits where it is of another number of test episodes."""
     path = RESULTS / f"{table}.json"
-    return json.loads(path.read_text())["rows"] if path.is_file() else []
+    if not path.is_file():
+        return []
+    found = json.loads(path.read_text())
+    if found["test"] != test:
+        sys.exit(f"{path} is of {found['test']} test episodes, but --test {test} came; give another --name.")
+    return found["rows"]
 
 
 def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
@@ -182,14 +202,16 @@ def main() -> None:
     given, options = parse(parser)
     given.options = options
     table = f"{given.name}_{given.observation}"
-    rows = rows_of(table)
+    rows = rows_of(table, given.test)
+    if given.compare and not rows:
+        sys.exit(f"{RESULTS / table}.json is not there yet; leave --compare out to make it.")
     wanted = itertools.product(range(given.seeds), range(given.agents), given.tasks, given.algorithms)
     for seed, agent, task, algorithm in [] if given.compare else wanted:
         place = {"task": task, "algorithm": algorithm, "agent": agent, "seed": seed}
         if any(place.items() <= row.items() for row in rows):
             continue
         row = place | finetuned(task, planner_of(task, agent, given), algorithm, seed, given)
-        rows = [*rows_of(table), row]  # another of these scripts may have written its own meanwhile
+        rows = [*rows_of(table, given.test), row]  # another of these scripts may have written its own meanwhile
         rows.sort(key=lambda row: [str(row[key]) for key in place])
         write(table, {"test": given.test, "episodes": INITIAL + TRAINING, "rows": rows}, show=False)
     print(*compare(rows), sep="\n")

@@ -11,6 +11,7 @@ from scipy.stats import beta
 from test_critic import SMALL, prepare
 from test_finetune import TASK
 
+from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.learning.arms import MEMORY, Arms
 from sodp3d.learning.finetune import act_by_arms
@@ -76,6 +77,7 @@ def test_the_better_arm_acts_nearly_always_in_the_end(better: bool) -> None:
 def test_the_critic_chooses_always_or_where_its_choice_has_paid() -> None:
     always, earned, none = prepare(**{**EARNED, "choice": "always"}), prepare(**EARNED), prepare()
     assert always.choosing(0, 5) == [False] * 5, "it has not learned yet"
+    assert always.tested_best_of == earned.tested_best_of == 1, "nor has a planner that is best from the start on"
     for tuning in (always, earned, none):
         tuning.learn(2)
     assert always.choosing(0, 5) == [True] * 5 and always.judge_choice([True], [False]) == {}
@@ -86,6 +88,11 @@ def test_the_critic_chooses_always_or_where_its_choice_has_paid() -> None:
     assert earned.tested_best_of == 1 and sum(earned.choosing(0, 100)) < 5
     earned.judge_choice([True] * 40, [True] * 40)
     assert earned.choosing(0, 100) == earned.choosing(0, 100) != earned.choosing(1, 100)
+
+
+def test_a_choice_is_not_earned_where_roll_outs_leave_the_critic_none() -> None:
+    with pytest.raises(InputError, match=r"finetune\.best_of=1 leaves it none; use finetune\.best_of=4, or .*always"):
+        prepare(**{**EARNED, "best_of": 1})
 
 
 def test_each_episode_is_acted_by_its_arm_and_they_come_in_their_order() -> None:

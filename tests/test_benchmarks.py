@@ -1,6 +1,7 @@
 """Parts of the benchmarks that would otherwise break unseen: what they build, and how they compare."""
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from sodp3d.core.cli import compose
 from sodp3d.core.paths import CHECKOUT
+from sodp3d.core.run import Run
 from sodp3d.envs.config import task_configs
 from sodp3d.learning.lookup import with_sampler
 
@@ -55,6 +57,18 @@ def test_algorithms_are_compared_by_pairs_of_episodes_of_the_same_agent_and_seed
     line = weak.compare(mine + other)[0]
     assert "2 runs   25.0 ->  50.0 %" in line
     assert "6 won, 1 lost of 7 episodes, p = 0.12" in line
+
+
+def test_what_was_made_with_other_options_is_not_taken(benchmark_named: Any, tmp_path: Path) -> None:
+    weak: ModuleType = benchmark_named("weak")
+    wanted = {"pretrain.steps": 3, **weak.given_values(["finetune.learning_rate=3e-4", "reg.name=pl"])}
+    assert weak.result(tmp_path, wanted) is None
+    config = {"pretrain": {"steps": 3}, "finetune": {"learning_rate": 3e-4}, "reg": {"name": "pl"}}
+    with Run(tmp_path / "run", config) as run:
+        run.finish({"steps": 3})
+    assert weak.result(tmp_path / "run", wanted)["steps"] == 3
+    with pytest.raises(SystemExit, match=r"was made with pretrain\.steps=3, but 4 is wanted"):
+        weak.result(tmp_path / "run", wanted | {"pretrain.steps": 4})
 
 
 def test_curves_begin_after_the_first_roll_outs_and_end_with_all(benchmark_named: Any) -> None:

@@ -137,6 +137,19 @@ def test_the_critic_is_watched_on_roll_outs_that_it_has_not_learned_from() -> No
     assert tuning.watched["critic/bias"] == pytest.approx(float((values - returns).mean()), abs=1e-5)
 
 
+def test_at_a_discount_of_one_nothing_comes_after_the_time_limit() -> None:
+    """Values are of the time left then; else each would add the one after the limit, and grow without bound."""
+    tuning = prepare(critic={**SMALL, "discount": 1.0})
+    critic = tuning.critic
+    assert critic is not None and critic.critic.config.timed
+    assert critic.rows["continues"].tolist() == [1.0, 1.0, 1.0, 1.0, 0.0] * 4
+    tuning.learn(1)
+    new = episode(tuning.planner, tuning, 7, success=False)
+    scale = tuning.memory.scale.deviation
+    tuning.remember([new], TASK)
+    assert float(critic.calibration[1][0]) == pytest.approx(sum(map(float, new.chunk_rewards)) / float(scale), rel=1e-4)
+
+
 values = st.floats(-5, 5, width=32)
 
 

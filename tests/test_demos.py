@@ -63,6 +63,15 @@ def test_raw_steps_become_control_steps(steps: int, opened: int, repeat: int, se
     assert goals == achieved[:used].sum()
 
 
+def test_states_may_end_with_the_last_action() -> None:
+    """As Minari files may: the group whose last state is missing is left out."""
+    whole = raw_door(20, 5, 0)
+    cut = Trajectory(whole.states[:-1], whole.actions, whole.rewards, whole.terminated)
+    one, other = (demos.to_control_rate(replace(DOOR, action_repeat=2), raw)[0] for raw in (whole, cut))
+    assert len(one.actions) == 10 and len(other.actions) == 9
+    np.testing.assert_array_equal(other.states, one.states[:-1])
+
+
 def test_successes_are_counted_by_the_environments_threshold(tmp_path: Path) -> None:
     folder = write_minari(tmp_path, [raw_door(60, opened) for opened in (0, 25, 26, 40)], {"dataset_id": "a/b-v0"})
     shown = demos.load(DOOR, str(folder), SIZES, count_threshold=25)

@@ -15,8 +15,9 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.finetune import find_proficient
-from sodp3d.learning.learner import Learner, check_likelihood
+from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
+from sodp3d.learning.stages import run_finetune
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
@@ -209,6 +210,17 @@ def test_large_steps_need_the_importance_term() -> None:
         settings(large_steps=LargeStepSettings(updates=2), importance_weight=0.0)
 
 
+def test_the_large_steps_rate_follows_their_kl_and_collapses_and_leaves_clonings_alone() -> None:
+    large = LargeStepSettings(updates=2, batch_size=8, learning_rate=1e-3)
+    tuning = prepare(large_steps=large, target_kl=1e-9, adaptive_learning_rate=True, final_learning_rate=1.0)
+    learner, rate = tuning.learner, settings().learning_rate
+    tuning.learn(2)  # the large steps' KL is far beyond the target
+    tuning.keeper.slowed = 0.5
+    tuning.learn(2)
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * rate)
+    assert learner.large.param_groups[0]["lr"] == pytest.approx(0.5 * 1e-3 / RATE_STEP)
+
+
 def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tuning = prepare(collapse=0.5)
 
@@ -316,7 +328,7 @@ def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(cap
 
 def recorded_run(folder: Path, tuning: Finetuning) -> Path:
     """A run directory that holds the state of `tuning`."""
-    with Run(folder / "run", {}) as run:
+    with Run(folder / "run", {"finetune": dataclasses.asdict(tuning.settings)}) as run:
         tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
     return folder / "run"
 
@@ -325,7 +337,7 @@ def test_recorded_episodes_stand_in_for_rollouts(tmp_path: Path) -> None:
     tuning = prepare()
     tuning.learn(2)  # the planner they came from is the one it began with, not the one it became
     path = recorded_run(tmp_path, tuning)
-    records = recorded_episodes(path, make_planner(STATE), settings(), TASK)
+    records = recorded_episodes(path, make_planner(STATE), settings(), regularized(), TASK)
     assert [record.success for record in records] == [True, True]
     offline = Finetuning(make_planner(STATE), settings(), regularized(), seed=0)
     offline.memory.take(records)
@@ -339,22 +351,32 @@ def test_recorded_episodes_stand_in_for_rollouts(tmp_path: Path) -> None:
 def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     planner = make_planner(STATE)
     with pytest.raises(InputError, match=r"finetune\.offline: .* is no fine-tuning run"):
-        recorded_episodes(tmp_path, planner, settings(), TASK)
+        recorded_episodes(tmp_path, planner, settings(), regularized(), TASK)
     path = recorded_run(tmp_path, prepare())
     with pytest.raises(InputError, match=r"hold features, which does not suit finetune\.encoder=tuned"):
-        recorded_episodes(path, planner, settings(encoder="tuned"), TASK)
+        recorded_episodes(path, planner, settings(encoder="tuned"), regularized(), TASK)
     with pytest.raises(InputError, match=r"is of adroit_door, not of env=adroit_pen"):
-        recorded_episodes(path, planner, settings(), dataclasses.replace(TASK, name="adroit_pen"))
+        recorded_episodes(path, planner, settings(), regularized(), dataclasses.replace(TASK, name="adroit_pen"))
     longer = make_planner(dataclasses.replace(STATE, inference_steps=20))
     with pytest.raises(InputError, match=r"sampled in 10 steps, which does not suit model\.sampling_steps=20"):
-        recorded_episodes(path, longer, settings(), TASK)
+        recorded_episodes(path, longer, settings(), regularized(), TASK)
+    noisier = dataclasses.replace(settings().sampler, floor_steps="all")
+    with pytest.raises(InputError, match=r"floor_steps=all_but_last, but all came, .* finetune\.importance_weight"):
+        recorded_episodes(path, planner, settings(sampler=noisier), regularized(), TASK)
+    assert recorded_episodes(path, planner, settings(sampler=noisier, importance_weight=0.0), regularized(), TASK)
     for part in ("encoder", "normalizer"):
         other = make_planner(STATE)
         for name, value in other.state_dict().items():
             if name.startswith(part) and value.is_floating_point():
                 value += 0.1
         with pytest.raises(InputError, match=r"fine-tuned from another planner, whose normalizer and encoder"):
-            recorded_episodes(path, other, settings(), TASK)
+            recorded_episodes(path, other, settings(), regularized(), TASK)
+
+
+def test_how_many_plans_a_test_chooses_among_is_an_option_of_fine_tuning(tmp_path: Path) -> None:
+    options = ["mode=finetune", "evaluation.best_of=1", "device=cpu", f"root={tmp_path}"]
+    with pytest.raises(InputError, match=r"evaluation\.best_of: .* got 1; use finetune\.tested_best_of=1"):
+        run_finetune(compose("train", options))
 
 
 def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:

@@ -33,6 +33,8 @@ SMALL = (
     "pretrain.checkpoint_every=2 pretrain.evaluate_every=2 pretrain.held_out=0.3"
 ).split()
 
+ALL_OF_THEM = ["pretrain.successful_only=false", "pretrain.max_episodes=null"]  # methods of imitation take successes
+
 
 def configured(root: Path, data: Path, *options: str) -> dict[str, Any]:
     return compose("train", [*SMALL, f"root={root}", f"data={data}", *options])
@@ -166,6 +168,31 @@ def test_numbers_are_those_of_the_planner_that_is_loaded(trained: Path, data: Pa
     assert metrics["evaluation/action_error"] == pytest.approx(recorded["error"]["policy"], rel=1e-4)
 
 
+def test_a_method_with_dropout_is_measured_as_it_acts_and_looks_change_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "arm" / "episodes.zarr"
+    make_recorded_store(path, [depth_episode(number, state=np.ones((9, 4))) for number in range(4)])
+    weights = []
+    for every in (0, 2):
+        root = tmp_path / str(every)
+        options = "obs=state method=ibc model.sampling_steps=null env.n_action_steps=1 model.width=8".split()
+        options += [
+            "model.dropout=0.5",
+            "model.negatives=4",
+            "model.samples=8",
+            f"pretrain.evaluate_every={every}",
+            *ALL_OF_THEM,
+        ]
+        run = pretrain(root, path, *options)
+        policy, _ = load_policy_and_state(run)
+        weights.append(policy.state_dict())
+        config = as_recorded(configured(root, path, *options))
+        metrics, _ = Offline(config, task_configs(config)).test(policy, type("There", (), {"directory": run})())
+        recorded = read_result(run)["offline"]
+        assert metrics["evaluation/loss"] == pytest.approx(recorded["loss"], rel=1e-5)
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
 def test_summary_and_report_show_it(trained: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = data.parents[1]
     assert summary.main(["arm", "--root", str(root)]) == 0
@@ -187,7 +214,7 @@ def test_other_sensors_and_other_methods_learn_too(tmp_path: Path, obs: str) -> 
     method = {"image": [], "state": ["method=bcrnn", "model.width=8", "model.sampling_steps=null"]}[obs]
     drop = {"image": 0, "state": len("model.unet=small")}[obs]
     options = [f"obs={obs}", *method, *(["env.n_action_steps=1", "env.n_obs_steps=1"] if drop else [])]
-    options += ["pretrain.successful_only=false", "pretrain.max_episodes=null"]
+    options += ALL_OF_THEM
     found = read_result(pretrain(tmp_path, path, *options))["offline"]
     assert found["episodes"] == 1 and np.isfinite(found["loss"])
 

@@ -125,7 +125,7 @@ def to_control_rate(env: EnvConfig, raw: Trajectory) -> tuple[Trajectory, int | 
     states tell them, and the dataset's otherwise. Also returns the number of raw steps with the goal achieved, if told.
     """
     repeat = env.action_repeat
-    steps = len(raw.actions) // repeat
+    steps = min(len(raw.actions), len(raw.states) - 1) // repeat  # the state after the last action may be missing
     used = steps * repeat
     try:
         rewards, goals = score_states(env, raw.states[1 : used + 1])

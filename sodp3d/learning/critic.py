@@ -56,7 +56,8 @@ class CriticLearner:
     """A critic, its slow average, its optimizer, and the transitions between chunks that it learns from.
 
     The target of a chunk is its reward + discount * the average's mean value of the chunk after it: the one that was
-    executed, or where the episode was cut or `refresh` drew one, the planner's own.
+    executed, or where the episode was cut or `refresh` drew one, the planner's own. With a discount of
+    1 values are of the time left, so nothing comes after the time limit.
     """
 
     def __init__(self, planner: Planner, settings: CriticSettings, seed: int) -> None:
@@ -68,7 +69,7 @@ class CriticLearner:
             settings.members,
             settings.width,
             settings.layers,
-            timed=settings.discount == 1,  # below 1 the time limit is none of the task's
+            timed=settings.discount == 1,  # below 1 the time limit is none of the task's; at 1 an episode ends there
             activation="relu",
         )
         self.critic = Critic(config).to(planner.device)
@@ -98,7 +99,7 @@ class CriticLearner:
         features, last = record.observation["features"], record.elapsed[-1:]
         step = record.elapsed[1:2] if len(record.elapsed) > 1 else torch.ones(1)
         continues = torch.ones(len(chunks))
-        continues[-1] = float(not record.terminated)
+        continues[-1] = float(not record.terminated and not self.critic.config.timed)
         return {
             "features": features,
             "elapsed": record.elapsed,
@@ -115,7 +116,7 @@ class CriticLearner:
         """How its values compare with the returns of roll-outs that it has not learned from yet.
 
         A return is the discounted sum of the rewards / scale that came, and beyond a time limit the value of the last
-        chunk. Where plans are chosen by the critic, a growing bias says that it is exploited.
+        chunk, unless the discount is 1. Where plans are chosen by the critic, a growing bias says that it is exploited.
         """
         if not self.updates or not records:
             return {}
@@ -125,7 +126,7 @@ class CriticLearner:
             chunks = executed_chunks(planner, record.latents[:, -1])[:, None].to(features)
             values.append(self.critic(features, elapsed, chunks).mean(0)[:, 0].cpu())
             rewards = record.reward / scale
-            if not record.terminated:
+            if not record.terminated and not self.critic.config.timed:
                 rewards[-1] = values[-1][-1]
             returns.append(return_to_go(rewards, self.settings.discount))
         self.calibration = torch.stack([torch.cat(values), torch.cat(returns)])
@@ -210,7 +211,9 @@ class CriticLearner:
             "executed": torch.full((states * plans,), planner.config.n_action_steps),
         }
         best = credit == credit.amax(1, keepdim=True).clamp(min=1e-8)
-        return Imagined(Rows({key: value.cpu() for key, value in rows.items()}), credit.flatten().cpu(), best.flatten())
+        return Imagined(
+            Rows({key: value.cpu() for key, value in rows.items()}), credit.flatten().cpu(), best.flatten().cpu()
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors, all a later run needs to go on exactly."""

@@ -36,17 +36,19 @@ def chain_options(sampler: SamplerSettings) -> ChainOptions:
     )
 
 
+def likelihood_terms(settings: FinetuneSettings, regularizer: RegularizerSettings) -> list[str]:
+    """The options that bring terms of the loss which need the likelihood of a chain."""
+    kind = registry.choose(registry.REGULARIZERS, regularizer.name, "reg.name")
+    weighed = regularizer.weight > 0 and getattr(kind, "needs_likelihood", False)
+    return [
+        *(["finetune.importance_weight"] if settings.importance_weight > 0 else []),
+        *([f"reg.name={regularizer.name}"] if weighed else []),
+    ]
+
+
 def check_likelihood(planner: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings) -> None:
     """Raise InputError where a term of the loss needs the likelihood of a chain that draws no noise."""
-    kind = registry.choose(registry.REGULARIZERS, regularizer.name, "reg.name")
-    needing = [
-        *(["finetune.importance_weight"] if settings.importance_weight > 0 else []),
-        *(
-            [f"reg.name={regularizer.name}"]
-            if regularizer.weight > 0 and getattr(kind, "needs_likelihood", False)
-            else []
-        ),
-    ]
+    needing = likelihood_terms(settings, regularizer)
     if needing and not len(planner.random_steps(chain_options(settings.sampler))):
         sampler = settings.sampler
         raise InputError(
@@ -54,6 +56,11 @@ def check_likelihood(planner: Planner, settings: FinetuneSettings, regularizer: 
             f"{sampler.sigma_floor:g} and floor_steps={sampler.floor_steps} leave none of "
             f"{planner.config.inference_steps}; use finetune.sampler.eta=1, or floor_steps=all with a floor above 0."
         )
+
+
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 class Plans(Protocol):
@@ -126,17 +133,18 @@ class Learner:
         self.optimizer.state.clear()
         self.large.state.clear()
 
-    def learn(self, lesson: "Lesson", updates: int, rate: float, where: str) -> dict[str, float]:
+    def learn(self, lesson: "Lesson", updates: int, rate: float, where: str, slowed: float = 1.0) -> dict[str, float]:
         """Up to `updates` gradient steps; returns mean metrics.
 
         Where the KL bound is reached, plans of memory are too old to be weighed, and a regularizer that teaches by
         itself goes on alone; without such a one the iteration ends. rate: of learning. where: what an error says of
-        when it was.
+        when it was. slowed: factor of the large steps' rate.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * self.rate_factor
+        large = self.settings.large_steps  # where there are any, the importance term and its KL are theirs alone
+        _set_rate(self.optimizer, rate * (1.0 if large.updates else self.rate_factor))
+        _set_rate(self.large, large.learning_rate * slowed * self.rate_factor)
         records: list[dict[str, Tensor]] = []
-        weighs = self.settings.importance_weight > 0 and not self.settings.large_steps.updates
+        weighs = self.settings.importance_weight > 0 and not large.updates
         for _ in range(updates):
             self.pace.begin()
             metrics = self._update(lesson, where, weighs)
@@ -149,7 +157,7 @@ class Learner:
         means = averages(records) if records else {}
         if records and "kl" in records[0]:
             means["train/importance_updates"] = sum("kl" in record for record in records)
-        if self.settings.large_steps.updates:
+        if large.updates:
             means |= averages(self._large_steps(lesson, where))
         if self.settings.adaptive_learning_rate:
             self._adapt_rate(means["train/kl"])

@@ -77,8 +77,11 @@ class Offline:
         return _metrics(found, "evaluation"), {"offline": {**found, "numbers": NUMBERS, "picture": PICTURE}}
 
     def _measure(self, policy: LearnedPolicy) -> tuple[dict[str, Any], NDArray[np.float32]]:
-        """What was found, and planned actions (R, Da)."""
-        planned = planned_actions(policy, self._held, self._task)
+        """What was found, and planned actions (R, Da); by the policy as it acts, without dropout."""
+        training = policy.training
+        policy.eval()
+        planned, loss = planned_actions(policy, self._held, self._task), _loss(policy, self._held)
+        policy.train(training)
         guesses = {"policy": planned, "mean_action": self._mean, "hold_last": self._hold_last()}
         errors = {name: np.abs(guess - self._recorded).mean(axis=0) for name, guess in guesses.items()}
         columns = {"low": self._low, "high": self._high, **errors}
@@ -89,7 +92,7 @@ class Offline:
         return {
             "episodes": len(self._held.episode_ends),
             "steps": len(self._held),
-            "loss": _loss(policy, self._held),
+            "loss": loss,
             "error": {name: self._share(error) for name, error in errors.items()},
             "by_action": numbers,
         }, planned

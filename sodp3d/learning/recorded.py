@@ -6,14 +6,20 @@ import torch
 
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
+from sodp3d.core.run import read_config
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord, TargetBuffer
+from sodp3d.learning.learner import likelihood_terms
 from sodp3d.models.loading import policy_config
 from sodp3d.models.planner import Planner
-from sodp3d.settings import FinetuneSettings
+from sodp3d.settings import FinetuneSettings, RegularizerSettings, identity
+
+_DRAWING = ("eta", "sigma_floor", "floor_steps", "noise_clip")  # of a sampler's options, those that decide its chains
 
 
-def recorded_episodes(path: Path, planner: Planner, settings: FinetuneSettings, task: EnvConfig) -> list[EpisodeRecord]:
+def recorded_episodes(
+    path: Path, planner: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings, task: EnvConfig
+) -> list[EpisodeRecord]:
     """The proficient episodes that another fine-tuning run kept, for offline fine-tuning (C.1); oldest first.
 
     Raises InputError where there are none, or where they do not fit `planner`: their chains hold actions as its
@@ -44,6 +50,7 @@ def recorded_episodes(path: Path, planner: Planner, settings: FinetuneSettings, 
             f"finetune.offline: its episodes were sampled in {steps} steps, which does not suit "
             f"model.sampling_steps={planner.config.inference_steps}; use model.sampling_steps={steps}."
         )
+    _require_sampler(path, settings, regularizer)
     theirs = checkpoint.without_prefix("planner", tensors)
     shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)
     same = policy_config(state, path).same_network(planner.config) and all(
@@ -57,3 +64,17 @@ def recorded_episodes(path: Path, planner: Planner, settings: FinetuneSettings, 
             "rest on; give the planner that it began with (planner=, see its config.yaml)."
         )
     return records
+
+
+def _require_sampler(path: Path, settings: FinetuneSettings, regularizer: RegularizerSettings) -> None:
+    """Raise InputError where a likelihood is asked for of chains that were drawn in another way."""
+    needing = likelihood_terms(settings, regularizer)
+    theirs = identity(read_config(path))
+    for key in _DRAWING if needing else ():
+        there, here = theirs[f"finetune.sampler.{key}"], getattr(settings.sampler, key)
+        if there != here:
+            raise InputError(
+                f"finetune.offline: the episodes of {path} were drawn with finetune.sampler.{key}={there}, but {here} "
+                f"came, by which {needing[0]} would weigh them wrongly; use finetune.sampler.{key}={there}, or "
+                "algorithm=clone."
+            )

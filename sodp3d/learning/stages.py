@@ -97,6 +97,12 @@ def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online; of a set each task by itself."""
     tasks, device = begin(config)
     require_denoising(config, "fine-tuning tunes")
+    asked = config["evaluation"]["best_of"]
+    if asked is not None:
+        raise InputError(
+            f"evaluation.best_of: mode=finetune tests by finetune.tested_best_of, got {asked}; use "
+            f"finetune.tested_best_of={asked}."
+        )
     path = find_planner(config, ("pretrain",))
     if len(tasks) > 1:
         _finetune_set(config, tasks, path, device)
@@ -180,7 +186,7 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
     path = Path(settings.finetune.offline).expanduser()
     steps = checkpoint.steps(path / "checkpoints")
     with checkpoint.restoring(checkpoint.path_of(path / "checkpoints", steps[-1]) if steps else path):
-        return recorded_episodes(path, planner, settings.finetune, task)
+        return recorded_episodes(path, planner, settings.finetune, settings.reg, task)
 
 
 def run_distill(config: dict[str, Any]) -> None:

@@ -96,8 +96,13 @@ class Finetuning:
 
     @property
     def tested_best_of(self) -> int:
-        """Plans of which the critic chooses in validations and tests; 1 where its choice has been found to mislead."""
-        return 1 if self.settings.choice == "earned" and self.arms.misleads else self.settings.tested_best_of
+        """Plans of which the critic chooses in validations and tests.
+
+        1 as long as it has not learned, and where its choice has been found to mislead.
+        """
+        learned = self.critic is not None and self.critic.updates > 0
+        misleads = self.settings.choice == "earned" and self.arms.misleads
+        return self.settings.tested_best_of if learned and not misleads else 1
 
     def replay_recorded(self, records: list[EpisodeRecord], task: EnvConfig) -> None:
         """Take another run's episodes into memory, as if they were rolled out now."""
@@ -130,7 +135,7 @@ class Finetuning:
         rate = settings.learning_rate * settings.final_learning_rate**progress * self.keeper.slowed
         lesson, metrics = self._lesson(updates)
         where = f"finetune: after {self.episodes} episodes"
-        metrics |= self.watched | self.learner.learn(lesson, updates, rate, where)
+        metrics |= self.watched | self.learner.learn(lesson, updates, rate, where, self.keeper.slowed)
         return {**metrics, "train/target_episodes": len(self.memory.target)}
 
     def _lesson(self, updates: int) -> tuple[Lesson, dict[str, float]]:

@@ -155,6 +155,11 @@ class FinetuneSettings:
         ]
         if needing and not self.critic.members:
             raise InputError(f"finetune.critic.members: {needing[0]} needs a critic, got 0 members; use 5, say.")
+        if self.choice == "earned" and self.best_of == 1 and self.tested_best_of > 1:
+            raise InputError(
+                f"finetune.choice: the critic earns its choice in roll-outs, but finetune.best_of=1 leaves it none; "
+                f"use finetune.best_of={self.tested_best_of}, or finetune.choice=always."
+            )
         if self.critic.members and self.encoder != "frozen":
             raise InputError(
                 "finetune.critic: it learns from features, which a tuned encoder would change under it; use "
