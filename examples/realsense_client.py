@@ -51,10 +51,14 @@ def realsense_frames(
         pipeline.stop()
 
 
-def folder_frames(folder: Path) -> Iterator[Observation]:
-    """Observations of a recorded folder, in the order of its files' names."""
+def folder_frames(folder: Path, episode: int = 0) -> Iterator[Observation]:
+    """Observations of a recorded folder, in the order of its files' names; or of an episode_000000 of several there."""
     import imageio.v3 as imageio
 
+    folder = folder if (folder / "steps.csv").is_file() else folder / f"episode_{episode:06d}"
+    for name in ("camera.json", "steps.csv"):
+        if not (folder / name).is_file():
+            raise InputError(f"--frames: there is no {folder / name}; name a recorded folder.")
     camera, images = read_camera(folder / "camera.json"), sorted((folder / "depth").glob("*.png"))
     with (folder / "steps.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -69,6 +73,8 @@ def folder_frames(folder: Path) -> Iterator[Observation]:
 def store_frames(folder: Path, episode: int) -> Iterator[Observation]:
     """Observations of one episode of a store."""
     store = EpisodeStore.open(folder / "episodes.zarr")
+    if not 0 <= episode < len(store):
+        raise InputError(f"--episode: {folder} has {len(store)} episodes, counted from 0, got {episode}.")
     camera = store.attributes["camera"]
     fixed = {"intrinsics": np.array(camera["intrinsics"])}
     if camera["pose"] is not None:
@@ -113,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--camera", type=Path, default=Path("camera.json"), help="where the camera is")
     parser.add_argument("--frames", type=Path, help="a recorded folder instead of a camera")
     parser.add_argument("--store", type=Path, help="a store's folder instead of a camera")
-    parser.add_argument("--episode", type=int, default=0, help="of the store")
+    parser.add_argument("--episode", type=int, default=0, help="of the store, or of a folder of several")
     parser.add_argument("--size", type=int, nargs=2, default=(640, 480), help="width and height of the camera's depth")
     parser.add_argument("--rate", type=float, default=10.0, help="control steps a second; 0: as fast as it goes")
     parser.add_argument("--steps", type=int, help="at most so many")
@@ -124,15 +130,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with PolicyClient(options.url) as client:
             if options.frames or options.store:
-                recorded = (
-                    folder_frames(options.frames) if options.frames else store_frames(options.store, options.episode)
-                )
-                stalls = drive(client, recorded, show, options)
+                read, folder = (folder_frames, options.frames) if options.frames else (store_frames, options.store)
+                stalls = drive(client, read(folder, options.episode), show, options)
             else:
                 if not options.robot:
                     raise InputError("--robot: name it, as my_robot:connect; or look at --frames or --store.")
-                module, _, function = options.robot.partition(":")
-                robot = getattr(importlib.import_module(module), function)()
+                robot = connect(options.robot)
                 pose = read_camera(options.camera)["camera_pose"]
                 camera = realsense_frames(*options.size, 30, pose, robot.joints)
                 with contextlib.closing(camera):
@@ -142,6 +145,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     sys.stderr.write(f"plans that came too late: {stalls}\n")
     return 0
+
+
+def connect(name: str) -> Any:
+    """Your robot, by module:function."""
+    module, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"--robot: expected module:function that can be imported, got {name!r} ({error}).") from error
+    return made()
 
 
 def show(action: np.ndarray) -> None:

@@ -50,6 +50,10 @@ def main() -> None:
     if verb not in VERBS:
         sys.stderr.write(f"error: sodp3d has no verb {verb!r}; it has {', '.join(VERBS)}.\n")
         sys.exit(2)
+    mode = next((option for option in options if option.startswith("mode=")), "mode=eval")
+    if verb == "eval" and mode != "mode=eval":
+        sys.stderr.write(f"error: sodp3d eval is mode=eval, but {mode} came; use: sodp3d train {mode}\n")
+        sys.exit(2)
     sys.argv = [f"sodp3d {verb}", *(["mode=eval"] if verb == "eval" else []), *options]
     module = import_module(VERBS[verb][0])
     sys.exit(module.main(VERBS) if verb == "completion" else module.main())

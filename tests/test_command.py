@@ -61,6 +61,11 @@ def test_help_shows_the_options_as_given(monkeypatch: pytest.MonkeyPatch, capsys
         (["import", "folder", "nowhere", "data/new"], "nowhere: no folder there"),
         (["export", "nowhere", "folder", "out"], "no episode store here"),
         (["summary", "adroit_pen"], "nothing of adroit_pen"),
+        (["report", "adroit_pen"], "nothing of adroit_pen"),
+        (["eval", "mode=pretrain"], "use: sodp3d train mode=pretrain"),
+        (["convert", "data=nowhere"], "data=nowhere"),
+        (["collect", "run_dir=here"], "unknown option 'run_dir'"),
+        (["replay", "env=adroit_door", "data=nowhere"], "unknown option 'env'"),
         (["completion", "tcsh"], "invalid choice"),
     ],
 )

@@ -70,7 +70,7 @@ def test_last_step_stays_in_range_without_noise() -> None:
 
 @pytest.mark.parametrize("inference_steps", [0, 7, 16, 101])
 def test_inference_steps_that_do_not_divide_are_refused(inference_steps: int) -> None:
-    with pytest.raises(InputError, match=r"must divide diffusion_steps=100 \(1, 2, 4, 5, 10"):
+    with pytest.raises(InputError, match=r"a divisor of the planner\'s 100 denoising steps \(1, 2, 4, 5, 10"):
         trailing_timesteps(100, inference_steps)
 
 

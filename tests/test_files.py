@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import Lock, partial_path, read_json, replace_file
+from sodp3d.core.files import Lock, disk_errors, partial_path, read_json, replace_file
 
 
 @pytest.mark.parametrize("at", ["ftruncate", "pwrite"])
@@ -70,3 +70,12 @@ def test_broken_json_is_one_message(tmp_path: Path, content: bytes) -> None:
         read_json(tmp_path)
     path.write_bytes('{"ü": "█"}'.encode())
     assert read_json(path) == {"ü": "█"}
+
+
+def test_a_file_in_a_folders_place_is_told_apart_from_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "afile").touch()
+    with (
+        pytest.raises(InputError, match=r"afile is a file, not a folder; nothing was written\. Name another\."),
+        disk_errors(tmp_path / "afile" / "x", "nothing was written"),
+    ):
+        (tmp_path / "afile" / "x").mkdir()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from toy_planner import STATE, make_observation, make_planner
 
+from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
@@ -352,6 +353,10 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     planner = make_planner(STATE)
     with pytest.raises(InputError, match=r"finetune\.offline: .* is no fine-tuning run"):
         recorded_episodes(tmp_path, planner, settings(), regularized(), TASK)
+    with Run(tmp_path / "pretrain", {}) as run:
+        checkpoint.save(run.checkpoints, 1, {"planner.x": torch.ones(1)}, {"format": 1})
+    with pytest.raises(InputError, match=r"finetune\.offline: .* is no fine-tuning run"):
+        recorded_episodes(tmp_path / "pretrain", planner, settings(), regularized(), TASK)
     path = recorded_run(tmp_path, prepare())
     with pytest.raises(InputError, match=r"hold features, which does not suit finetune\.encoder=tuned"):
         recorded_episodes(path, planner, settings(encoder="tuned"), regularized(), TASK)

@@ -18,6 +18,7 @@ from toy_serving import CLOUDS, INTRINSICS, POSE, depth_frames, frames, make_ser
 pytest.importorskip("msgpack")
 pytest.importorskip("websockets")
 
+from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.serving.client import PolicyClient
 
@@ -89,6 +90,10 @@ def test_frames_of_a_store_are_the_same(example: ModuleType, tmp_path: Path) -> 
         store.append(episode, {"seed": 0, "agent_step": 0, **outcome})
     recorded = list(example.folder_frames(record(tmp_path / "cup")))
     stored = list(example.store_frames(tmp_path, 0))
+    record(tmp_path / "several" / "episode_000001")
+    assert len(list(example.folder_frames(tmp_path / "several", 1))) == STEPS
+    with pytest.raises(InputError, match=r"--episode: .* has 1 episodes, counted from 0, got 99"):
+        next(example.store_frames(tmp_path, 99))
     assert len(stored) == len(recorded) == STEPS
     for one, other in zip(stored, recorded, strict=True):
         assert one.keys() == other.keys()
@@ -167,6 +172,10 @@ def test_mistakes_are_one_line(
     assert example.main([url]) == 2 and "--robot: name it" in capsys.readouterr().err
     assert example.main(["ws://127.0.0.1:1", "--frames", str(tmp_path)]) == 2
     assert "error: server: cannot connect to ws://127.0.0.1:1" in capsys.readouterr().err
+    assert example.main([url, "--frames", str(tmp_path)]) == 2
+    assert "--frames: there is no" in capsys.readouterr().err
+    assert example.main([url, "--robot", "no_such_module:connect"]) == 2
+    assert "--robot: expected module:function" in capsys.readouterr().err
     folder = record(tmp_path / "cup")
     (folder / "depth" / "000000.png").unlink()
     assert example.main([url, "--frames", str(folder)]) == 2

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sodp3d.collection import demos
 from sodp3d.collection.environments import Finished
-from sodp3d.collection.record import Kept, save
+from sodp3d.collection.record import Kept, record, save
 from sodp3d.core.cli import compose
+from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
 
 ENV = EnvConfig.from_config(compose("collect", ["agent=vrl3"])["env"])
@@ -37,6 +39,13 @@ def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_wer
     everything = card + (tmp_path / "mine" / "data" / "metadata.json").read_text()
     assert "/some/where" not in everything
     assert {path.name for path in tmp_path.iterdir()} == {".mine.partial", "mine"}
+
+
+def test_only_an_agents_run_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("mode: pretrain\n")
+    config = compose("record", ["env=adroit_door", f"run={tmp_path}"])
+    with pytest.raises(InputError, match=r"run: .* is no agent's; name the folder of one that was trained"):
+        record(config, ENV)
 
 
 def test_the_shipped_demonstrations_load_and_are_small() -> None:

@@ -191,6 +191,8 @@ def test_replay_takes_its_options_or_says_what_is_wrong() -> None:
         ({"episodes": "3"}, "episodes: expected a list of whole numbers of at least 0, or null, got '3'"),
         ({"seeds": [1, -1]}, "seeds: expected a list of whole numbers of at least 0, or null, got -1"),
         ({"run": "too"}, "replay: give one of run=<run dir> and data=<store>"),
+        ({"seeds": [1]}, "seeds: of a run's roll-outs, but data= came"),
+        ({"data": None, "run": "there", "episodes": [1]}, "episodes: of a store, but run= came"),
         ({"data": None}, "replay: give one of run=<run dir> and data=<store>"),
     ):
         with pytest.raises(InputError) as caught:

@@ -250,6 +250,21 @@ def test_an_unseen_task_must_be_like_those_that_were_seen(tmp_path: Path) -> Non
     assert is_unseen(state, same)
 
 
+@pytest.mark.parametrize(
+    ("option", "more"), [("n_obs_steps", -1), ("n_action_steps", -1), ("horizon", 4), ("action_repeat", 1)]
+)
+def test_a_planner_acts_in_steps_as_those_it_learned(option: str, more: int) -> None:
+    config = compose("train", ["obs=state", "env=adroit_door", "env.horizon=4"])
+    door = EnvConfig.from_config(config["env"])
+    fields = {"sensor_shape": (39,), "proprioception_size": 24, "action_size": 28, "n_obs_steps": 2}
+    planner = make_planner(STATE.__class__(**{**STATE.to_dict(), **fields}))
+    state = planner_state(planner, [door], "hash")
+    learned = getattr(door, option)
+    other = EnvConfig.from_config({**config["env"], option: learned + more})
+    with pytest.raises(InputError, match=rf"trained with env\.{option}={learned}, but {learned + more} came"):
+        require_fitting(state, planner, config, other)
+
+
 # ---- what is told -------------------------------------------------------------------------------------------------
 
 

@@ -71,6 +71,8 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
     settings, common = read_keys(RecordSettings, config), read_keys(CommonSettings, config)
     folder = Path(settings.run).expanduser() if settings.run else data_root(config) / env.name / "agent"
     trained = read_config(folder)
+    if "agent" not in trained:
+        raise InputError(f"run: {folder} is no agent's; name the folder of one that was trained, data/<env>/agent.")
     found = checkpoint.load_latest(folder / "checkpoints")
     if found is None:
         train = command_line("collect", *env.choice.split())

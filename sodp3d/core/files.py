@@ -152,6 +152,10 @@ def disk_errors(path: Path, consequence: str) -> Iterator[None]:
     """Turn a full disk, or any other error of the file system, into an InputError that says what it cost."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(
+            f"{path}: cannot write, as {error.filename or path} is a file, not a folder; {consequence}. Name another."
+        ) from error
     except OSError as error:
         raise InputError(
             f"{path}: cannot write ({error.strerror or error}); {consequence}. Free space or mend the disk, then run "

@@ -39,6 +39,12 @@ def steps_asked(store: EpisodeStore) -> int:
     return steps
 
 
+def _making(task: EnvConfig, path: Path) -> str:
+    """The command that makes the store at `path`."""
+    usual = path.parent.parts[-2:] == ("data", task.name)
+    return command_line("collect", *task.choice.split(), *([] if usual else [f"data={path.parent}"]))
+
+
 def with_stores(tasks: Sequence[EnvConfig], paths: Sequence[Path], partial: bool) -> list[EnvConfig]:
     """The tasks whose stores, at `paths`, are there: all, or some where `partial` says that they suffice.
 
@@ -47,7 +53,7 @@ def with_stores(tasks: Sequence[EnvConfig], paths: Sequence[Path], partial: bool
     missing = [(task, path) for task, path in zip(tasks, paths, strict=True) if not path.exists()]
     if not missing:
         return list(tasks)
-    makes = [f"{path}; make it with: {command_line('collect', *task.choice.split())}" for task, path in missing]
+    makes = [f"{path}; make it with: {_making(task, path)}" for task, path in missing]
     if len(tasks) == 1:
         raise InputError(f"data: no store at {makes[0]}")
     if not partial or len(missing) == len(tasks):

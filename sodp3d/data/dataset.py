@@ -52,6 +52,8 @@ def select_episodes(
         raise InputError(f"fraction: expected a number in (0, 1], got {fraction}.")
     if success is not None and f"success_{success}" not in _SUCCESS:
         raise InputError(f"success: expected final, count, any or nothing, got {success!r}.")
+    if max_episodes is not None and max_episodes < 1:
+        raise InputError(f"max_episodes: expected a whole number of at least 1, got {max_episodes}.")
     metadata = store.metadata
     ordered = "seed" in metadata and "agent_step" in metadata  # else episodes are in the order of their recording
     order = np.lexsort((metadata["seed"], metadata["agent_step"])) if ordered else np.arange(len(store))

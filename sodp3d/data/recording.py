@@ -198,8 +198,9 @@ def _open_recorded(folder: Path) -> EpisodeStore:
 
 def _told(env: dict[str, Any], store: EpisodeStore, stores: Sequence[EpisodeStore]) -> dict[str, Any]:
     """`env`, with what the store says in place of what is null."""
-    made = store.conversions.get("point_cloud", {}).get("parameters", {})
-    there = store.field("point_cloud").shape[0] if "point_cloud" in store.keys else None
+    begun = "point_cloud" in store.keys and store.readable("point_cloud") > 0  # of a failed first try nothing counts
+    made = store.conversions.get("point_cloud", {}).get("parameters", {}) if begun else {}
+    there = store.field("point_cloud").shape[0] if begun else None
     collected = "point_cloud" in store.specification
     crop = {
         side: made.get(side, [limit] * 3) if env["crop"][side] is None else env["crop"][side]

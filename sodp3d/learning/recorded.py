@@ -27,8 +27,9 @@ def recorded_episodes(
     """
     found = checkpoint.load_latest(path / "checkpoints") if path.is_dir() else None
     target = TargetBuffer(1)
-    if found is not None:
-        target.load_state_dict(checkpoint.without_prefix("target", found[1]))
+    kept = checkpoint.without_prefix("target", found[1]) if found is not None else {}
+    if kept:
+        target.load_state_dict(kept)
     if found is None or len(target) == 0 or not target.has_success:
         raise InputError(
             f"finetune.offline: {path} is no fine-tuning run with successful episodes; name the directory of one."

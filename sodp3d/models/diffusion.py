@@ -31,7 +31,10 @@ def trailing_timesteps(steps: int, inference_steps: int) -> Tensor:
     """
     if inference_steps < 1 or steps % inference_steps:
         divisors = ", ".join(str(n) for n in range(1, steps + 1) if steps % n == 0)
-        raise InputError(f"inference_steps: must divide diffusion_steps={steps} ({divisors}), got {inference_steps}.")
+        raise InputError(
+            f"sampling_steps: expected a divisor of the planner's {steps} denoising steps ({divisors}), "
+            f"got {inference_steps}."
+        )
     return torch.arange(steps, 0, -(steps // inference_steps)) - 1
 
 

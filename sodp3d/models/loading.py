@@ -36,6 +36,7 @@ def planner_state(planner: LearnedPolicy, tasks: list[EnvConfig], data_hash: str
         "planner": planner.config.to_dict(),
         "tasks": [task.name for task in tasks],
         "view": _view(planner, tasks[0]),
+        "action_repeat": tasks[0].action_repeat,
         "data_hash": data_hash,
     }
 
@@ -159,10 +160,13 @@ def acting(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for prefix, part in own.items() for name, value in checkpoint.with_prefix(prefix, part).items()}
 
 
-def load_choice(path: str | Path, device: torch.device | str = "cpu", best_of: int | None = None) -> Choice | None:
+def load_choice(
+    path: str | Path, device: torch.device | str = "cpu", best_of: int | None = None, option: str = "evaluation.best_of"
+) -> Choice | None:
     """How the planner in `path` chooses among several plans: as it was tested, or by `best_of`.
 
-    None for one plan. Raises InputError where several are asked for and no critic was saved with it.
+    None for one plan. option: what messages call `best_of`. Raises InputError where several are asked for and no critic
+    was saved with it.
     """
     directory = checkpoint_of(Path(path))
     state = checkpoint.load_state(directory)  # first alone: most planners have no choice, and their tensors are many
@@ -171,8 +175,8 @@ def load_choice(path: str | Path, device: torch.device | str = "cpu", best_of: i
         return None
     if "critic" not in state:
         raise InputError(
-            f"evaluation.best_of: {count} plans need a critic to choose, and {directory} has none; fine-tune with one "
-            "(finetune.critic.members=5), or use evaluation.best_of=1."
+            f"{option}: {count} plans need a critic to choose, and {directory} has none; fine-tune with one "
+            f"(finetune.critic.members=5), or use {option}=1."
         )
     tensors, _ = checkpoint.load(directory)
     with checkpoint.restoring(directory):
@@ -198,7 +202,7 @@ def is_unseen(state: Mapping[str, Any], task: EnvConfig) -> bool:
 
 
 def require_fitting(state: Mapping[str, Any], planner: Configured, config: Mapping[str, Any], task: EnvConfig) -> None:
-    """Raise InputError unless the planner can act in this task: the same kind of observation, camera and crop.
+    """Raise InputError unless the planner can act in this task: the same kind of observation, camera, crop and steps.
 
     A task that it was not trained on must also be like those that it was: in the sizes of what is seen and done.
     """
@@ -209,6 +213,7 @@ def require_fitting(state: Mapping[str, Any], planner: Configured, config: Mappi
     view = _view(planner, task)
     recorded = {part: value for part, value in state.get("view", view).items() if part in view}
     differing = list(differences(recorded, {part: view[part] for part in recorded}, "env"))
+    differing += [*_steps(state, planner, task)]
     if is_unseen(state, task):
         differing += [*_sizes(planner, task)]
         if differing:
@@ -221,6 +226,15 @@ def require_fitting(state: Mapping[str, Any], planner: Configured, config: Mappi
         raise InputError(f"planner: it was trained with {name}={learned!r}, but {now!r} came; give the same value.")
 
 
+def _steps(state: Mapping[str, Any], planner: Configured, task: EnvConfig) -> Iterator[tuple[str, Any, Any]]:
+    """(name, the planner's, the task's) of what a step is, and of how many are seen, planned and executed."""
+    for name in ("n_obs_steps", "n_action_steps", "horizon", "action_repeat"):
+        here = getattr(task, name)
+        there = state.get(name, here) if name == "action_repeat" else getattr(planner.config, name)  # it is younger
+        if there != here:
+            yield f"env.{name}", there, here
+
+
 def _sizes(planner: Configured, task: EnvConfig) -> Iterator[tuple[str, Any, Any]]:
     """(name, the planner's, the task's) of each size that differs; makes the environment, without drawing."""
     environment = make_env(task, "raycast")
@@ -228,9 +242,6 @@ def _sizes(planner: Configured, task: EnvConfig) -> Iterator[tuple[str, Any, Any
         "action_size": environment.task.action_size,
         "proprioception_size": environment.task.proprioception().size,
         "sensor_shape": sensor(planner.config.observation).shape(environment),
-        "n_obs_steps": task.n_obs_steps,
-        "n_action_steps": task.n_action_steps,
-        "horizon": task.horizon,
     }
     for name, here in found.items():
         there = getattr(planner.config, name)

@@ -129,7 +129,7 @@ def load_served(
     """The planner in a run directory or a checkpoint, ready to be served. Raises InputError as `load_planner` does."""
     directory = checkpoint_of(Path(path).expanduser())
     planner, state = load_planner_and_state(directory, device, sampling_steps=sampling_steps)
-    choice = load_choice(directory, device, best_of)
+    choice = load_choice(directory, device, best_of, "best_of")
     where = str(device) if backend == "torch" else "cpu"
     return ServedPlanner(planner, state, checkpoint.digest_of(directory), choice, backend, where)
 

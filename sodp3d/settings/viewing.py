@@ -23,6 +23,10 @@ class ReplaySettings:
     def __post_init__(self) -> None:
         if bool(self.run) == bool(self.data):
             raise InputError("replay: give one of run=<run dir> and data=<store>.")
+        if self.data and self.seeds is not None:
+            raise InputError("seeds: of a run's roll-outs, but data= came; choose episodes=[...].")
+        if self.run and self.episodes is not None:
+            raise InputError("episodes: of a store, but run= came; choose seeds=[...].")
 
     @property
     def folder(self) -> str:

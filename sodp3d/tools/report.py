@@ -41,8 +41,8 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
     Args:
         data: the folder of the store. outputs: holds the run directories. renderer: of the videos, as `render=`.
 
-    Raises InputError where the page cannot be written, the store is of another environment, or the store or a run's
-    roll-outs are damaged. Of damaged runs only a warning tells.
+    Raises InputError where there is nothing of it, the page cannot be written, the store is of another environment, or
+    the store or a run's roll-outs are damaged. Of damaged runs only a warning tells.
     """
     require_page(output)
     options, runs = env_options(env), newest_runs(outputs, env)
@@ -51,6 +51,8 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
         raise InputError(
             f"--data: {store.path} holds {store.attributes['env']!r}, but a report of {env!r} is asked for."
         )
+    if store is None and not runs:
+        raise InputError(f"nothing of {env} in {data} and {outputs}; begin with: {command_line('collect', *options)}")
     recorded = store is not None and is_recorded(store.attributes)
     frames = _frames(store) if store else None
     curves = [*(data_curves(training_parts(store)) if store else []), *run_curves(runs)]
