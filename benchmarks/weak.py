@@ -118,7 +118,9 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
 
 def given_values(options: list[str]) -> dict[str, Any]:
     """Options of train.py by their dotted names."""
-    return flat(OmegaConf.to_container(OmegaConf.from_dotlist(options)))
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(options))
+    assert isinstance(given, dict)
+    return flat({str(key): value for key, value in given.items()})
 
 
 def watched(directory: Path, metric: str) -> dict[str, list[float]]:

@@ -305,10 +305,10 @@ def _explain(error: Exception, config_name: str) -> str:
     cause: BaseException | None = error
     while cause is not None and getattr(cause, "full_key", None) in (None, ""):
         cause = cause.__cause__
-    group = re.match(r"Could not override '([^'@]+)'", message)  # a group that this command has not
-    if cause is None and group is None:
+    absent = re.match(r"Could not override '([^'@]+)'", message)  # a group that this command has not
+    if cause is None and absent is None:
         return message
-    wrong = group.group(1) if group else str(cause.full_key)  # type: ignore[union-attr]
+    wrong = absent.group(1) if absent else str(cause.full_key)  # type: ignore[union-attr]
     valid = sorted(option_names(compose(config_name)))
     parent = wrong.rpartition(".")[0]
     siblings = [name for name in valid if name.rpartition(".")[0] == parent] or [n for n in valid if "." not in n]

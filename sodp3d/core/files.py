@@ -153,8 +153,9 @@ def disk_errors(path: Path, consequence: str) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:
+        taken = next((place for place in (path, *path.parents) if place.is_file()), path)
         raise InputError(
-            f"{path}: cannot write, as {error.filename or path} is a file, not a folder; {consequence}. Name another."
+            f"{path}: cannot write, as {taken} is a file, not a folder; {consequence}. Name another."
         ) from error
     except OSError as error:
         raise InputError(
