@@ -61,7 +61,7 @@ def test_help_shows_the_options_as_given(monkeypatch: pytest.MonkeyPatch, capsys
         (["import", "folder", "nowhere", "data/new"], "nowhere: no folder there"),
         (["export", "nowhere", "folder", "out"], "no episode store here"),
         (["summary", "adroit_pen"], "nothing of adroit_pen"),
-        (["report", "adroit_pen"], "nothing of adroit_pen"),
+        (["report", "adroit_pin"], "nothing of adroit_pin"),
         (["eval", "mode=pretrain"], "use: sodp3d train mode=pretrain"),
         (["convert", "data=nowhere"], "data=nowhere"),
         (["collect", "run_dir=here"], "unknown option 'run_dir'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_finetune import TASK, prepare, recorded_run, settings
+from test_finetune import TASK, prepare, recorded_run, regularized, settings
 from toy_planner import STATE, make_planner
 
 from sodp3d.core.checkpoint import save
@@ -54,7 +54,7 @@ def test_a_planner_of_an_earlier_release_has_its_sampler_beside_its_configuratio
     assert (planner.sampler.eta, planner.sampler.sigma_floor) == (0.5, 0.2)
     other = load_planner_and_state(path, eta=0.0)[0]
     assert (other.sampler.eta, other.sampler.sigma_floor) == (0.0, 0.2)
-    assert len(recorded_episodes(path, make_planner(STATE), settings(), TASK)) == 2, (
+    assert len(recorded_episodes(path, make_planner(STATE), settings(), regularized(), TASK)) == 2, (
         "the same network, sampled otherwise"
     )
 

@@ -48,7 +48,7 @@ def main(config: dict[str, Any]) -> None:
     log.info("%d images of %d classes to learn from, %d to validate", len(paths), len(classes), len(validation[0]))
     kept = {key: config[key] for key in ("stage1", "seed")}
     kept |= {"images": str(images), "image_count": len(paths), "output": str(output)}
-    directory = Path(common.run_dir).expanduser() if common.run_dir else None
+    directory = Path(named.run_dir).expanduser() if named.run_dir else None
     device = prepare_torch(config)
     workers = core_count() if common.workers is None else common.workers
     run = open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences, common.tracker)

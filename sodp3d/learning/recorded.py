@@ -70,7 +70,7 @@ def recorded_episodes(
 def _require_sampler(path: Path, settings: FinetuneSettings, regularizer: RegularizerSettings) -> None:
     """Raise InputError where a likelihood is asked for of chains that were drawn in another way."""
     needing = likelihood_terms(settings, regularizer)
-    theirs = identity(read_config(path))
+    theirs = identity({"finetune": {}, **read_config(path)})
     for key in _DRAWING if needing else ():
         there, here = theirs[f"finetune.sampler.{key}"], getattr(settings.sampler, key)
         if there != here:

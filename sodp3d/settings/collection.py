@@ -88,6 +88,7 @@ class EncoderSettings:
 
     images: Text | None = None  # folder with train/<class>/* and val/<class>/*
     output: Text | None = None  # file of the encoder
+    run_dir: Text | None = resource(default=None)  # this run's directory; null: one of its own
 
     def __post_init__(self) -> None:
         for key in ("images", "output"):

@@ -28,7 +28,6 @@ class CommonSettings:
     render: Literal["auto", "egl", "osmesa", "raycast"] = resource(default="auto")
     tracker: Text = resource(default=TENSORBOARD)  # who is told a run's numbers beside metrics.jsonl
     root: Text | None = resource(default=None)  # holds data/ and outputs/
-    run_dir: Text | None = resource(default=None)  # this run's directory
     plugins: list[Text] | None = resource(default=None)  # modules that add choices; what is chosen of them decides
 
     def __post_init__(self) -> None:

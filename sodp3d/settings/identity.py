@@ -13,7 +13,7 @@ from sodp3d.core.run import Difference
 from sodp3d.core.sections import resource_names
 from sodp3d.settings.collection import CollectSettings, Stage1Settings
 from sodp3d.settings.common import CommonSettings
-from sodp3d.settings.train import SECTIONS
+from sodp3d.settings.train import SECTIONS, StageSettings
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
 _ADVICE = "env.recommended."  # has its effect in the options that take it
@@ -26,7 +26,7 @@ _ALONE = {"seed": 0, "method": "sodp", "algorithm": None, "planner": None, "data
 def resources() -> frozenset[str]:
     """Dotted names of the options that do not decide which run it is."""
     inside = {name for section, kind in _SECTIONS.items() for name in resource_names(kind, f"{section}.")}
-    return frozenset(inside | set(resource_names(CommonSettings)))
+    return frozenset(inside | set(resource_names(CommonSettings)) | set(resource_names(StageSettings)))
 
 
 def decides(name: str) -> bool:

@@ -29,6 +29,7 @@ class StageSettings:
     mode: Literal["pretrain", "finetune", "distill", "eval"] = "pretrain"
     method: Text = "sodp"
     algorithm: Name = "sodp"  # of fine-tuning
+    run_dir: Text | None = resource(default=None)  # this run's directory; null: one of its own
     planner: Text | None = None  # run directory or checkpoint; null: the newest finished run of the stage before
     partial: Flag = False  # of a set: learn from what is there
     data: Annotated[Text | list[Text] | None, Expected("a folder, a list of folders, or null")] = None

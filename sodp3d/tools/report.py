@@ -20,7 +20,7 @@ from sodp3d.tools.card import training_parts
 from sodp3d.tools.curves import data_curves, run_curves
 from sodp3d.tools.frames import store_frames
 from sodp3d.tools.pages import render, require_page, write_page
-from sodp3d.tools.runs import env_options, newest_runs, offline_result, offline_sentence, results
+from sodp3d.tools.runs import env_options, may_be_env, newest_runs, offline_result, offline_sentence, results
 from sodp3d.tools.same_seed import Pair, choose_pair, video
 
 _FRAME_BYTES = 3_000_000  # plotly.js adds about 5 MB, the two videos less than 1 MB
@@ -41,8 +41,8 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
     Args:
         data: the folder of the store. outputs: holds the run directories. renderer: of the videos, as `render=`.
 
-    Raises InputError where there is nothing of it, the page cannot be written, the store is of another environment, or
-    the store or a run's roll-outs are damaged. Of damaged runs only a warning tells.
+    Raises InputError where there is nothing of it and no such environment, the page cannot be written, the store is of
+    another environment, or the store or a run's roll-outs are damaged. Of damaged runs only a warning tells.
     """
     require_page(output)
     options, runs = env_options(env), newest_runs(outputs, env)
@@ -51,8 +51,8 @@ def write_report(env: str, data: Path, outputs: Path, output: Path, renderer: st
         raise InputError(
             f"--data: {store.path} holds {store.attributes['env']!r}, but a report of {env!r} is asked for."
         )
-    if store is None and not runs:
-        raise InputError(f"nothing of {env} in {data} and {outputs}; begin with: {command_line('collect', *options)}")
+    if store is None and not runs and not may_be_env(env):
+        raise InputError(f"nothing of {env} in {data} and {outputs}, and there is no such environment.")
     recorded = store is not None and is_recorded(store.attributes)
     frames = _frames(store) if store else None
     curves = [*(data_curves(training_parts(store)) if store else []), *run_curves(runs)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.paths import CONFIGS
+from sodp3d.core.registry import has_config
 from sodp3d.core.run import read_config, read_result, readable_config
 from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.evaluate import check_summary
@@ -43,8 +43,16 @@ class Result:
 def env_options(env: str) -> list[str]:
     """What to type for the environment of this name: `env=<name>`, or of a family `env=<family> env.task=<task>`."""
     family, _, task = env.partition("_")
-    of_family = not (CONFIGS / "env" / f"{env}.yaml").is_file() and (CONFIGS / "env" / f"{family}.yaml").is_file()
-    return [f"env={family}", f"env.task={task}"] if of_family else [f"env={env}"]
+    return (
+        [f"env={env}"]
+        if has_config("env", env) or not has_config("env", family)
+        else [f"env={family}", f"env.task={task}"]
+    )
+
+
+def may_be_env(env: str) -> bool:
+    """Whether there is an environment of this name, or a family of its first word."""
+    return has_config("env", env) or has_config("env", env.partition("_")[0])
 
 
 def newest_runs(outputs: Path, env: str) -> dict[str, Path]:
