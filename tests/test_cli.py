@@ -95,7 +95,7 @@ def test_an_algorithm_s_file_is_whole() -> None:
 def test_a_preset_s_sizes_are_taken_by_every_algorithm_and_single_options_by_both() -> None:
     for name in choices("algorithm"):
         settings = compose("train", [f"algorithm={name}", "preset=quick"])["finetune"]
-        assert (settings["episodes"], settings["initial_attempts"]) == (40, 12), name
+        assert (settings["episodes"], settings["initial_attempts"]) == (100, 12), name
         own = compose("train", ["preset=quick", f"algorithm={name}", "finetune.episodes=480", "reg.name=kl"])
         assert (own["finetune"], own["reg"]["name"]) == ({**settings, "episodes": 480}, "kl"), name
     gae, paper = (compose("train", [f"algorithm={name}"])["finetune"] for name in ("sodp_gae", "sodp_paper"))
