@@ -25,7 +25,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.lookup import open_stores
 from sodp3d.learning.windows import chosen_episodes, load_data, to_device
-from sodp3d.models.policy import LearnedPolicy
+from sodp3d.models.policy import LearnedPolicy, as_it_acts
 from sodp3d.settings import PretrainSettings
 from sodp3d.tools.offline_plot import draw_offline
 from sodp3d.tools.runs import offline_sentence
@@ -77,11 +77,9 @@ class Offline:
         return _metrics(found, "evaluation"), {"offline": {**found, "numbers": NUMBERS, "picture": PICTURE}}
 
     def _measure(self, policy: LearnedPolicy) -> tuple[dict[str, Any], NDArray[np.float32]]:
-        """What was found, and planned actions (R, Da); by the policy as it acts, without dropout."""
-        training = policy.training
-        policy.eval()
-        planned, loss = planned_actions(policy, self._held, self._task), _loss(policy, self._held)
-        policy.train(training)
+        """What was found, and planned actions (R, Da)."""
+        with as_it_acts(policy):
+            planned, loss = planned_actions(policy, self._held, self._task), _loss(policy, self._held)
         guesses = {"policy": planned, "mean_action": self._mean, "hold_last": self._hold_last()}
         errors = {name: np.abs(guess - self._recorded).mean(axis=0) for name, guess in guesses.items()}
         columns = {"low": self._low, "high": self._high, **errors}

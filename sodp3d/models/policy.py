@@ -4,7 +4,8 @@ Shape letters: B batch, To observed steps, Tp planned steps, Ta executed steps, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -50,6 +51,18 @@ class Window(NamedTuple):
     horizon: int  # steps with their actions
     observed: int  # the first of them that are observed too
     past: int  # those before the current one
+
+
+@contextmanager
+def as_it_acts(policy: object) -> Iterator[None]:
+    """Meanwhile a policy that learns is as when it acts, without dropout; afterwards as it was."""
+    if not isinstance(policy, LearnedPolicy):
+        yield
+        return
+    training = policy.training
+    policy.eval()
+    yield
+    policy.train(training)
 
 
 class LearnedPolicy(nn.Module, ABC):

@@ -10,7 +10,7 @@ import numpy as np
 
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
-from sodp3d.models.policy import LearnedPolicy, Policy
+from sodp3d.models.policy import Policy, as_it_acts
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
 log = logging.getLogger(__name__)
@@ -64,13 +64,8 @@ def evaluate(
 
     Uses no random state but each episode's own, so training goes on as if it had not happened.
     """
-    learning = isinstance(policy, LearnedPolicy) and policy.training
-    if isinstance(policy, LearnedPolicy):
-        policy.eval()
-    result = Evaluation(config, rollouts.run(policy, list(seeds), None, choice=choice))
-    if isinstance(policy, LearnedPolicy):
-        policy.train(learning)
-    return result
+    with as_it_acts(policy):
+        return Evaluation(config, rollouts.run(policy, list(seeds), None, choice=choice))
 
 
 def mean_summary(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
