@@ -177,12 +177,31 @@ def test_a_group_takes_one_name(
         compose("train", [f"mode={value}"])
 
 
+@pytest.mark.parametrize("option", ["+episodes=3", "++episodes=3", "+tuning.episodes=3"])
+def test_an_option_that_no_command_reads_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    message = run(monkeypatch, capsys, option)
+    expected = f"unknown option '{option.lstrip('+').partition('=')[0]}'. Valid here: algorithm, "
+    assert expected in message
+    with pytest.raises(InputError, match=expected):
+        compose("train", [option])
+
+
+def test_an_option_that_cannot_be_read_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = run(monkeypatch, capsys, "run_dir=runs/lr=3")
+    assert message.startswith("error: run_dir=runs/lr=3 cannot be read;") and "\"run_dir='runs/lr=3'\"" in message
+    assert compose("train", ["run_dir='runs/lr=3'"])["run_dir"] == "runs/lr=3"
+
+
 def test_configurations_cannot_name_code(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     sentinel = tmp_path / "ran"
-    message = run(monkeypatch, capsys, "+evil._target_=os.system", f"+evil.command='touch {sentinel}'")
-    assert "evil._target_" in message and not sentinel.exists()
+    message = run(monkeypatch, capsys, "+model._target_=os.system", f"+model.command='touch {sentinel}'")
+    assert "model._target_" in message and not sentinel.exists()
     with pytest.raises(InputError, match=r"a\.1\._target_"):
         refuse_targets({"a": [{}, {"_target_": "os.system"}]})
 

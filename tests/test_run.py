@@ -12,6 +12,7 @@ import pytest
 from sodp3d.core import files
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
+from sodp3d.core.progress import shown
 from sodp3d.core.run import Run, is_finished, newest_finished, open_run, seconds_spent
 
 CONFIG = {"seed": 1, "pretrain": {"steps": 10}}
@@ -24,6 +25,14 @@ def test_a_run_records_its_configuration_versions_and_metrics(tmp_path: Path) ->
     assert run.metrics() == [{"step": 1, "train/loss": 0.5}, {"step": 2, "train/loss": None}]
     assert json.loads((run.directory / "versions.json").read_text())["mujoco"] == "3.3.0"
     assert list((run.directory / "tensorboard").iterdir())
+
+
+def test_a_line_tells_of_many_tasks_only_the_least_and_the_most() -> None:
+    few = {"train/loss": 0.5, "train_loss/push": 0.25, "train_loss/reach": 0.75}
+    assert shown(few) == "loss 0.5  push 0.25  reach 0.75"
+    many = {"train/loss": 0.5, **{f"train_loss/task_{index}": (index - 20) ** 2 for index in range(50)}}
+    assert shown(many) == "loss 0.5  of 50 tasks task_20 0  to task_49 841"
+    assert shown({"train/kl": 1, **{f"train/{index}": index for index in range(9)}}).count("  ") == 9
 
 
 def test_an_unfinished_run_of_the_same_configuration_is_continued_and_others_are_not(tmp_path: Path) -> None:

@@ -194,9 +194,10 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
 
     refuse_former(overrides or [])
     _find_plugins(overrides or [])
-    with _hydra_errors(config_name), hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with _hydra_errors(config_name):
         _check_choices(config_name, overrides or [])
-        composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
     assert isinstance(composed, dict)
     refuse_targets(composed)
     return composed  # type: ignore[return-value]
@@ -273,7 +274,10 @@ def refuse_former(arguments: Iterable[str]) -> None:
 
 
 def _check_choices(config_name: str, arguments: Iterable[str]) -> None:
-    """Raise InputError where a group is given a number, a list or null: Hydra would fail, or leave its options out."""
+    """Raise InputError for what Hydra would take, and nobody read.
+
+    A group that is given a number, a list or null; an option added with `+` to a section that there is not.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     given = [argument for argument in arguments if "=" in argument and not argument.startswith("-")]
@@ -282,6 +286,11 @@ def _check_choices(config_name: str, arguments: Iterable[str]) -> None:
         group = override.key_or_group
         if group in groups and not override.is_sweep_override() and not isinstance(override.value(), str):
             raise InputError(f"{group}: expected one of {', '.join(groups[group])}, got {override.input_line}.")
+        section = group.partition(".")[0]
+        if (override.is_add() or override.is_force_add()) and section not in {*groups, "hydra"}:
+            others = [argument for argument in given if not argument.startswith("+")]
+            if section not in (valid := sorted(compose(config_name, others))):
+                raise InputError(f"unknown option {group!r}. Valid here: {', '.join(valid)}.")
 
 
 def refuse_targets(config: Any, where: str = "") -> None:
@@ -299,6 +308,9 @@ def refuse_targets(config: Any, where: str = "") -> None:
 def _explain(error: Exception, config_name: str) -> str:
     """Hydra's message, with the closest valid names where an option was misspelt."""
     message = str(error).strip()
+    if unread := getattr(error, "override", None):
+        key, _, value = unread.partition("=")
+        return f"{unread} cannot be read; a value with signs of Hydra's own needs quotes twice: \"{key}='{value}'\"."
     if choices := getattr(error, "options", None):  # of a group, which has no such one
         group, _, name = str(error.missing_cfg_file).rpartition("/")  # type: ignore[attr-defined]
         return f"{group}: expected one of {', '.join(choices)}, got {name!r}."

@@ -4,13 +4,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 LINE_VARIABLE = "SODP3D_LINE_SECONDS"
+TASKS_SHOWN = 4  # of a set, by name in a line
 LINE_SECONDS = float(os.environ.get(LINE_VARIABLE, "2"))  # between two lines of one command
 
 
@@ -30,6 +31,24 @@ def progress_line(step: int, total: int | None, new: int, seconds: float, values
         f"  {rate:.3g}/s" + (f"  {(total - step) / rate:.0f}s left" if total and total > step else "") if rate else ""
     )
     return f"{step}{f'/{total}' if total else ''}  {seconds:.0f}s{pace}  {values}"
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """Metrics as a line has them: each `group/name` by its name, of many tasks (`train_loss/<task>`) least and most.
+
+    Groups with an underscore, `<what>_<measure>`, hold one number of each task of a set.
+    """
+    groups: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        group, _, name = key.rpartition("/")
+        groups.setdefault(group, {})[name] = value
+    parts = []
+    for group, values in groups.items():
+        if "_" in group and len(values) > TASKS_SHOWN:
+            least, most = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
+            values = {f"of {len(values)} tasks {least}": values[least], f"to {most}": values[most]}
+        parts += [f"{name} {value:.4g}" for name, value in values.items()]
+    return "  ".join(parts)
 
 
 def progress_lines(name: str) -> Callable[[int, int], None]:

@@ -24,7 +24,7 @@ from sodp3d.core import launch
 from sodp3d.core.errors import AlreadyFinishedError, InputError
 from sodp3d.core.files import PARTIAL, Lock, claim_folder, disk_errors, read_json, write_json, write_text
 from sodp3d.core.mappings import flat
-from sodp3d.core.progress import LINE_SECONDS, progress_bar, progress_line
+from sodp3d.core.progress import LINE_SECONDS, progress_bar, progress_line, shown
 from sodp3d.core.stopping import Stopped, on_signal
 from sodp3d.core.trackers import TENSORBOARD, Telling
 from sodp3d.core.versions import recorded_versions
@@ -137,7 +137,7 @@ class Run:
         now = time.monotonic()
         if self._first_step is None:
             self._first_step, self._started = step, now
-        values = "  ".join(f"{name.split('/')[-1]} {value:.4g}" for name, value in metrics.items())
+        values = shown(metrics)
         if total and sys.stderr.isatty():
             if self._bar is None:
                 self._bar = self._stack.enter_context(progress_bar())
