@@ -25,7 +25,7 @@ from sodp3d.learning.lookup import as_data_was_seen, find_planner, planner_of, w
 from sodp3d.learning.measuring import metrics_of
 from sodp3d.learning.mixture import Mixture, TaskLosses
 from sodp3d.learning.pretrain import pretrain
-from sodp3d.learning.sets import as_task, is_of_set
+from sodp3d.learning.sets import as_task, finetune_set, is_of_set
 from sodp3d.models.loading import is_unseen, planner_state, require_fitting
 from sodp3d.rollouts.evaluate import Evaluation, mean_summary, sentence, wilson_interval
 
@@ -147,7 +147,7 @@ def test_the_loss_is_the_mean_of_its_errors() -> None:
     noise = torch.Generator().manual_seed(0)
     losses = planner.losses(batch, noise)
     clean = planner.normalizer.normalize("action", batch["action"])
-    reference = planner.denoising_loss(planner.features(batch), clean, noise.manual_seed(0))
+    reference = planner.noise_loss(planner.features(batch), clean, noise.manual_seed(0))
     assert losses.shape == (8,)
     torch.testing.assert_close(losses.mean(), reference)
 
@@ -287,3 +287,20 @@ def test_of_each_task_its_headline_success_is_logged_beside_the_means() -> None:
     assert {name: logged[f"validation_success/{name}"] for name in found} == {
         name: evaluation.success_rate for name, evaluation in found.items()
     }
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+def test_as_many_tasks_are_fine_tuned_at_once_as_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    found: list[int] = []
+
+    def side_by_side(jobs: Any, together: int, finished: Any) -> None:
+        found.append(together)
+        raise Stopped(15)
+
+    monkeypatch.setattr("sodp3d.learning.sets.run_side_by_side", side_by_side)
+    parts = {task.name: {"tasks_at_once": asked, "threads": None, "workers": None} for task in TASKS}
+    with Run(tmp_path / "record", {"planner": "somewhere"}) as run, pytest.raises(Stopped):
+        finetune_set(run, parts, lambda name: tmp_path / name, lambda config: None)
+    assert found == [asked]

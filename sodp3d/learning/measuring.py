@@ -4,6 +4,7 @@ One task is rolled out here, by workers that live as long as the run. Several ar
 process of its own, which loads the planner from its checkpoint.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
@@ -30,6 +31,7 @@ from sodp3d.settings import TrainSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.sensors import sensor
 
+log = logging.getLogger(__name__)
 Found = tuple[dict[str, float], dict[str, Any]]  # what to log, and what to add to a run's result
 
 
@@ -114,7 +116,15 @@ def measure_side_by_side(
         Job(task.name, _measure_apart, (share_of(own, together), task, path, seeds, folder / task.name))
         for own, task, path in left
     ]
-    run_side_by_side(jobs, together)
+    part_of = {part[1].name: part for part in left}
+    done: list[str] = []
+
+    def finished(name: str) -> None:
+        done.append(name)
+        if (made := _recalled(*part_of[name], seeds, folder)) is not None:
+            log.info("%s: success %.0f %% (%d of %d tasks)", name, 100 * made.success_rate, len(done), len(left))
+
+    run_side_by_side(jobs, together, finished)
     found = {task.name: _recalled(own, task, path, seeds, folder) for own, task, path in parts}
     return {task: evaluation for task, evaluation in found.items() if evaluation is not None}
 

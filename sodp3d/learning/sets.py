@@ -45,7 +45,7 @@ def finetune_set(run: Run, parts: Mapping[str, dict[str, Any]], new_run: Callabl
     """
     directories = _directories(run.directory, list(parts), new_run)
     left = [name for name in parts if not is_finished(directories[name])]
-    together = at_once(run.config, len(left) or 1)
+    together = at_once(next(iter(parts.values())), len(left) or 1)  # the run's own record has no such options
     log.info("%d of %d tasks are left to fine-tune, %d at once", len(left), len(parts), together)
     jobs = [
         Job(name, stage, ({**share_of(parts[name], together), "run_dir": str(directories[name])},)) for name in left
