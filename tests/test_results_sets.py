@@ -14,6 +14,7 @@ from sodp3d.core.cli import compose
 from sodp3d.core.files import write_text
 from sodp3d.core.run import Run, read_config, read_result
 from sodp3d.results.__main__ import make_results
+from sodp3d.results.estimates import Estimate
 from sodp3d.results.groups import group_runs
 from sodp3d.results.scan import scan
 from sodp3d.results.sets import set_bars
@@ -109,6 +110,18 @@ def test_bars_of_a_set_stand_by_task_and_method(tmp_path: Path) -> None:
     assert set(told) == {"SODP", "pre-trained"}
     assert [bars[place, told["SODP"]] for place in range(3)] == pytest.approx([60, 50, 70])
     assert [bars[place, told["pre-trained"]] for place in range(3)] == pytest.approx([15, 10, 20])
+
+
+def test_bars_of_many_tasks_fill_several_panels() -> None:
+    names = ["mean of 50", *(f"metaworld_task-{index}" for index in range(50))]
+    made = {"method": "pre-trained", "differs by": "", "success": Estimate(0.5, 0.4, 0.6, None, 1, (20,))}
+    figure = set_bars([{**made, "task": name} for name in names])
+    shown = [[label.get_text() for label in axes.get_xticklabels()] for axes in figure.axes]
+    assert [len(some) for some in shown] == [17, 17, 17] and [name for some in shown for name in some] == [
+        name.split("_")[-1] for name in names
+    ]
+    assert [len(axes.patches) for axes in figure.axes] == [17, 17, 17]
+    assert figure.get_figwidth() < 20
 
 
 def _legend(figure: Figure) -> list[tuple[Any, Any]]:
