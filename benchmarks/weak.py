@@ -6,7 +6,7 @@ included. Every step is a command of its own, and printed. A finished one is ski
 same command continues the benchmark.
 
 python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--agents 3] [--seeds 3]
-    [--algorithms sodp clone ...] [--test 1000] [--name weak] [options of train.py for every fine-tuning]
+    [--algorithms sodp clone ...] [--test 1000] [--steps N] [--name weak] [options of train.py for every fine-tuning]
 -> outputs/weak/..., results/benchmarks/<name>_<observation>.json, a row for each fine-tuning, written as each ends,
 and results/figures/<name>_<observation>.png. Rows that are there already are kept, and not measured again. Each row
 holds every test episode's outcome, so that algorithms are compared by pairs of episodes:
@@ -67,8 +67,8 @@ def result(directory: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
 def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
     """The weak planner of one agent; its store is collected, and converted for clouds, where it is not there yet."""
     env, data = f"env=adroit_{task}", CHECKOUT / "data" / f"weak-{task}-{agent}"
-    directory = CHECKOUT / "outputs" / "weak" / f"{task}-{agent}-{given.observation}"
-    steps = STEPS[given.observation][task]
+    steps, named = (given.steps, f"-{given.steps}") if given.steps else (STEPS[given.observation][task], "")
+    directory = CHECKOUT / "outputs" / "weak" / f"{task}-{agent}-{given.observation}{named}"
     if result(directory, {"pretrain.steps": steps, "evaluation.episodes": given.test}) is None:
         clouds = given.observation == "pointcloud"
         if clouds:
@@ -199,10 +199,13 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
     parser.add_argument("--test", type=int, default=1000)
+    parser.add_argument("--steps", type=int, help="of pre-training, instead of those of the table; with another --name")
     parser.add_argument("--name", default="weak", help="of the table, where other options are tried")
     parser.add_argument("--compare", action="store_true", help="only print the table that is there")
     given, options = parse(parser)
     given.options = options
+    if given.steps and given.name == parser.get_default("name"):
+        parser.error("--steps makes other planners than the table's; give their rows another --name too.")
     table = f"{given.name}_{given.observation}"
     rows = rows_of(table, given.test)
     if given.compare and not rows:
