@@ -147,7 +147,7 @@ def test_the_loss_is_the_mean_of_its_errors() -> None:
     noise = torch.Generator().manual_seed(0)
     losses = planner.losses(batch, noise)
     clean = planner.normalizer.normalize("action", batch["action"])
-    reference = planner.noise_loss(planner.features(batch), clean, noise.manual_seed(0))
+    reference = planner.denoising_loss(planner.features(batch), clean, noise.manual_seed(0))
     assert losses.shape == (8,)
     torch.testing.assert_close(losses.mean(), reference)
 

@@ -66,7 +66,7 @@ class BehaviorCloning(_Alone):
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
         """MSE of the predicted noise on re-noised plans of `target_batch`."""
-        return planner.noise_loss(planner.features(target_batch), _clean(target_batch), generator)
+        return planner.denoising_loss(planner.features(target_batch), _clean(target_batch), generator)
 
 
 class PretrainingLoss(_Alone):
@@ -76,7 +76,7 @@ class PretrainingLoss(_Alone):
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
         """MSE of the predicted noise on re-noised plans of `batch`."""
-        return planner.noise_loss(planner.features(batch), _clean(batch), generator)
+        return planner.denoising_loss(planner.features(batch), _clean(batch), generator)
 
 
 class KLToPretrained:

@@ -117,18 +117,6 @@ class Diffusion(nn.Module):
         """What the network learns to predict: the noise (SODP eq. 7) or the clean plan (DP3)."""
         return noise if self.prediction == "epsilon" else clean
 
-    def noise_weight(self, timestep: Tensor) -> Tensor:
-        """What makes a squared error of the target one of the noise: (B,) from timesteps (B,).
-
-        1 where noise is predicted. A clean plan's error is one of the noise times alpha_bar / (1 - alpha_bar), which
-        grows without bound toward the clean end. Beyond the least noisy timestep of the DDIM steps, where the network
-        is never asked, it is held at that one's.
-        """
-        if self.prediction == "epsilon":
-            return torch.ones_like(self.alpha_bar[timestep])
-        alpha = self.alpha_bar[timestep].clamp(max=self.alpha[-1])
-        return alpha / (1 - alpha)
-
     def sigma(self, step_index: Tensor, eta: float) -> Tensor:
         """Standard deviation of the DDIM step, (B,) from (B,) indices (DDIM eq. 16). Exactly 0 at the last step."""
         alpha, previous = self.alpha[step_index], self.alpha_previous[step_index]

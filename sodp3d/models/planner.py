@@ -146,27 +146,17 @@ class Planner(LearnedPolicy):
 
         batch: raw "action" (B, Tp, Da) with the raw observation keys, or with "features" (B, F) instead of them."""
         clean = self.normalizer.normalize("action", batch["action"])
-        return self._denoising_losses(self.features(batch), clean, generator)[0]
+        return self.denoising_loss(self.features(batch), clean, generator, "none").mean((1, 2))
 
-    def noise_loss(self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Mean squared error of the predicted noise (SODP eq. 14), whatever the network predicts.
-
-        features (B, F), normalized plans (B, Tp, Da). One unit for both predictions, so that a term beside it weighs
-        the same: the error of clean plans is some hundred times smaller.
-        """
-        losses, timestep = self._denoising_losses(features, clean, generator)
-        return (self.diffusion.noise_weight(timestep) * losses).mean()
-
-    def _denoising_losses(
-        self, features: Tensor, clean: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """(B,) squared errors of what the network predicts, and (B,) timesteps, one drawn for each."""
+    def denoising_loss(
+        self, features: Tensor, clean: Tensor, generator: torch.Generator | None = None, reduction: str = "mean"
+    ) -> Tensor:
+        """The same loss from features (B, F) and normalized plans (B, Tp, Da)."""
         size, device = len(clean), clean.device
         timestep = draws.integers(self.config.diffusion_steps, (size,), generator, device=device)
         noise = draws.normal(clean.shape, generator, device=device, dtype=clean.dtype)
         predicted = self.unet(self.diffusion.add_noise(clean, noise, timestep), timestep, features)
-        losses = mse_loss(predicted, self.diffusion.target(clean, noise), reduction="none").mean((1, 2))
-        return losses, timestep
+        return mse_loss(predicted, self.diffusion.target(clean, noise), reduction=reduction)
 
     def moments(
         self, features: Tensor | list[Tensor], latent: Tensor, step_index: Tensor, options: ChainOptions
