@@ -157,10 +157,8 @@ def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
         ]
         won, lost = (sum(a == first and a != b for a, b in pairs) for first in "10")
         p = binomtest(won, won + lost).pvalue if won + lost else 1.0
-        lines.append(
-            f"{task:8} {algorithm:16} {len(mine)} runs  {100 * before:5.1f} -> {100 * after:5.1f} %   "
-            f"against {baseline}: {won} won, {lost} lost of {len(pairs)} episodes, p = {p:.2g}"
-        )
+        told = f"   against {baseline}: {won} won, {lost} lost of {len(pairs)} episodes, p = {p:.2g}" if pairs else ""
+        lines.append(f"{task:8} {algorithm:16} {len(mine)} runs  {100 * before:5.1f} -> {100 * after:5.1f} %{told}")
     return lines
 
 
