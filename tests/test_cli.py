@@ -196,12 +196,13 @@ def test_an_option_that_cannot_be_read_is_named(
     assert compose("train", ["run_dir='runs/lr=3'"])["run_dir"] == "runs/lr=3"
 
 
+@pytest.mark.parametrize("section", ["evil", "model"])
 def test_configurations_cannot_name_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, section: str
 ) -> None:
     sentinel = tmp_path / "ran"
-    message = run(monkeypatch, capsys, "+model._target_=os.system", f"+model.command='touch {sentinel}'")
-    assert "model._target_" in message and not sentinel.exists()
+    message = run(monkeypatch, capsys, f"+{section}._target_=os.system", f"+{section}.command='touch {sentinel}'")
+    assert f"{section}._target_" in message and not sentinel.exists()
     with pytest.raises(InputError, match=r"a\.1\._target_"):
         refuse_targets({"a": [{}, {"_target_": "os.system"}]})
 

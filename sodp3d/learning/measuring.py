@@ -110,22 +110,21 @@ def measure_side_by_side(
     config = parts[0][0]
     if sensor(config["obs"]["name"]).draws:
         settle(config["render"])  # once, for all
-    left = [part for part in parts if _recalled(*part, seeds, folder) is None]
+    found = {part[1].name: _recalled(*part, seeds, folder) for part in parts}
+    left = {part[1].name: part for part in parts if found[part[1].name] is None}
     together = at_once(config, len(left) or 1)
     jobs = [
-        Job(task.name, _measure_apart, (share_of(own, together), task, path, seeds, folder / task.name))
-        for own, task, path in left
+        Job(name, _measure_apart, (share_of(own, together), task, path, seeds, folder / name))
+        for name, (own, task, path) in left.items()
     ]
-    part_of = {part[1].name: part for part in left}
-    done: list[str] = []
 
     def finished(name: str) -> None:
-        done.append(name)
-        if (made := _recalled(*part_of[name], seeds, folder)) is not None:
-            log.info("%s: success %.0f %% (%d of %d tasks)", name, 100 * made.success_rate, len(done), len(left))
+        found[name] = made = _recalled(*left[name], seeds, folder)
+        if made is not None:
+            count = sum(evaluation is not None for evaluation in found.values())
+            log.info("%s: success %.0f %% (%d of %d tasks)", name, 100 * made.success_rate, count, len(found))
 
     run_side_by_side(jobs, together, finished)
-    found = {task.name: _recalled(own, task, path, seeds, folder) for own, task, path in parts}
     return {task: evaluation for task, evaluation in found.items() if evaluation is not None}
 
 
