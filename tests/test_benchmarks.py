@@ -11,8 +11,9 @@ import pytest
 from sodp3d.core.cli import compose
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import Run
-from sodp3d.envs.config import task_configs
+from sodp3d.envs.config import SUCCESS_METRICS, task_configs
 from sodp3d.learning.lookup import with_sampler
+from sodp3d.rollouts.kept import KeptRollouts
 
 pytestmark = pytest.mark.skipif(CHECKOUT is None, reason="benchmarks belong to a checkout")
 
@@ -74,3 +75,41 @@ def test_what_was_made_with_other_options_is_not_taken(benchmark_named: Any, tmp
 def test_curves_begin_after_the_first_roll_outs_and_end_with_all(benchmark_named: Any) -> None:
     weak: ModuleType = benchmark_named("weak")
     assert weak.by_episodes([0.0, 1.0]) == [(32 + 134, 0.0), (300, 1.0)]
+
+
+def kept_rollouts(actions: list[np.ndarray]) -> KeptRollouts:
+    """Episodes of these actions, all of them successes."""
+    return KeptRollouts(
+        seeds=np.arange(len(actions)),
+        ends=np.cumsum([len(steps) for steps in actions]),
+        actions=np.concatenate(actions).astype(np.float32),
+        success=np.ones((len(actions), len(SUCCESS_METRICS)), bool),
+        returns=None,
+        planner=None,
+    )
+
+
+def test_an_episode_is_the_same_point_however_long_it_takes(benchmark_named: Any) -> None:
+    trajectories: ModuleType = benchmark_named("trajectories")
+    lines = [np.linspace([0.0, 1.0], [1.0, -1.0], steps) for steps in (1000, 20)]
+    long, short = trajectories.vectors_of(kept_rollouts(lines))
+    assert long.shape == (trajectories.MOMENTS * 2,)
+    np.testing.assert_allclose(long, short, atol=1e-5)
+
+
+def test_distances_are_multiples_of_the_pretrained_planners_own_and_know_no_units(benchmark_named: Any) -> None:
+    trajectories: ModuleType = benchmark_named("trajectories")
+    random = np.random.default_rng(0)
+    units = np.array([1.0, 1000.0])
+
+    def episodes(shift: float) -> np.ndarray:
+        return trajectories.vectors_of(
+            kept_rollouts([units * (shift + random.normal(size=(1, 2)).repeat(10, axis=0)) for _ in range(200)])
+        )
+
+    vectors = {trajectories.PRETRAINED: episodes(0), "near": episodes(0), "far": episodes(20)}
+    rows = trajectories.table_of(trajectories.scaled(vectors), {label: np.ones(200, bool) for label in vectors})
+    before, near, far = rows
+    assert before["to_pretrained"] == before["among_themselves"] == 1
+    assert near["to_pretrained"] == pytest.approx(1, abs=0.3)
+    assert far["to_pretrained"] > 50 and far["among_themselves"] == pytest.approx(1, abs=0.3)
