@@ -138,6 +138,19 @@ def test_with_branches_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(straight.branches.credit, resumed.branches.credit)
 
 
+@pytest.mark.parametrize("scale_reward", [True, False])
+def test_a_branch_is_weighed_in_rewards_of_the_scale_of_all_others(scale_reward: bool) -> None:
+    tuning = compared(scale_reward=scale_reward, normalize_credit=False)
+    assert tuning.branches is not None and tuning.memory.scale.deviation != pytest.approx(1, abs=0.01)
+    factor = tuning.memory.scale.deviation if scale_reward else 1
+    torch.testing.assert_close(tuning._lesson(2)[0].credits, tuning.branches.credit / factor)
+
+
+def test_branches_sum_rewards_without_a_discount() -> None:
+    with pytest.raises(InputError, match=r"finetune\.discount: .* got 0.9; use finetune\.discount=1"):
+        settings(credit="branch", discount=0.9)
+
+
 @pytest.mark.parametrize("changes", [{"offline": "runs/one"}, {"importance_weight": 0.0}])
 def test_what_branches_cannot_be_used_for_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"finetune\.credit: branch compares plans"):

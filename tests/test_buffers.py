@@ -120,3 +120,11 @@ def test_empty_and_useless_buffers_are_refused() -> None:
         ReplayBuffer(0)
     with pytest.raises(InputError, match="at least 1 episode"):
         TargetBuffer(2, best=0)
+
+
+def test_a_part_of_an_episode_is_cloned_for_its_success_alone() -> None:
+    buffer, whole = TargetBuffer(5, best=1), make_episode(1, reward=-10)
+    branch = dataclasses.replace(make_episode(2, reward=-1), elapsed=torch.tensor([0.5, 0.6, 0.7]))
+    assert buffer.add(whole) and not buffer.add(branch), "what came before it is not in its return"
+    assert numbers(buffer) == [1]
+    assert buffer.add(dataclasses.replace(branch, success=True)) and numbers(buffer) == [2]

@@ -172,3 +172,19 @@ def test_a_disk_that_fills_while_saving_leaves_no_litter(tmp_path: Path) -> None
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+
+
+def test_a_random_stream_goes_on_exactly_and_on_another_kind_of_device_anew(caplog: pytest.LogCaptureFixture) -> None:
+    before, after = torch.Generator().manual_seed(3), torch.Generator()
+    checkpoint.restore_generator(after, before.get_state())
+    assert torch.equal(torch.randn(4, generator=before), torch.randn(4, generator=after))
+    assert not caplog.records
+    of_cuda = torch.arange(checkpoint.CUDA_STATE, dtype=torch.uint8)  # as a CUDA generator tells its state
+    drawn = []
+    for state in (of_cuda, of_cuda, of_cuda + 1):
+        checkpoint.restore_generator(after, state)
+        drawn.append(torch.randn(4, generator=after))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert "begun on another kind of device" in caplog.text
+    with pytest.raises((RuntimeError, TypeError)):
+        checkpoint.restore_generator(after, of_cuda[:5])

@@ -72,6 +72,14 @@ def test_states_may_end_with_the_last_action() -> None:
     np.testing.assert_array_equal(other.states, one.states[:-1])
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_an_episode_without_a_control_step_is_refused(steps: int) -> None:
+    whole = raw_door(20, 5, 0)
+    cut = Trajectory(whole.states[:steps], whole.actions[:steps], whole.rewards[:steps], False)
+    with pytest.raises(InputError, match=rf"{steps} steps and {steps} observations holds no control step"):
+        demos.to_control_rate(replace(DOOR, action_repeat=2), cut)
+
+
 def test_successes_are_counted_by_the_environments_threshold(tmp_path: Path) -> None:
     folder = write_minari(tmp_path, [raw_door(60, opened) for opened in (0, 25, 26, 40)], {"dataset_id": "a/b-v0"})
     shown = demos.load(DOOR, str(folder), SIZES, count_threshold=25)

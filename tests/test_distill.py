@@ -24,7 +24,7 @@ from sodp3d.learning.stages import STAGES
 from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.models.loading import load_planner, load_planner_and_state, planner_state
 from sodp3d.models.planner import Planner
-from sodp3d.rollouts.rollout import Rollouts
+from sodp3d.rollouts.rollout import Episode, Rollouts
 from sodp3d.settings import TrainSettings
 
 TASK = make_slider().config
@@ -194,6 +194,17 @@ def test_what_a_teacher_sees_is_kept_wave_by_wave(tmp_path: Path, rollouts: Roll
         assert found is not None and checkpoint.steps(tmp_path) == [3]
         torch.testing.assert_close(found["features"], expected)
         assert found["elapsed"].tolist() == pytest.approx([0, 3 / STEPS, 6 / STEPS] * 3)
+
+
+def test_a_teacher_that_sees_nothing_but_diverging_simulations_is_told(
+    tmp_path: Path, rollouts: Rollouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(self: Rollouts, policy: Planner, seeds: list[int], **_: Any) -> list[Episode]:
+        return [Episode(seed, diverged=True) for seed in seeds]
+
+    monkeypatch.setattr(Rollouts, "run", diverged)
+    with pytest.raises(InputError, match=r"distill: the simulation diverged in all of the teacher's first 2 episodes"):
+        observed_by(Teacher(make_planner(SLIDER)), TASK, rollouts, [7, 8, 9], tmp_path, lambda: False)
 
 
 class Found(Looks):

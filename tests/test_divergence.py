@@ -174,6 +174,8 @@ def test_a_recording_that_diverges_is_refused() -> None:
         states.append(env.step(action)[0]["state"])
     recording = Recording(5, {}, np.stack(states), ACTIONS[:3], group=1)
     assert len(play(env, recording, 16)["states"]) == 4
+    cut = Recording(5, {}, np.stack(states[:-1]), ACTIONS[:3], group=1)  # without the state after the last action
+    assert len(play(env, cut, 16)["states"]) == 4
     diverge(env, 3)  # in the second control step
     with pytest.raises(InputError, match="its simulation diverges at step 1"):
         play(env, recording, 16)

@@ -13,12 +13,13 @@ from toy_planner import STATE, make_observation, make_planner
 from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
+from sodp3d.core.paths import CONFIGS
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
-from sodp3d.learning.finetune import find_proficient
+from sodp3d.learning.finetune import find_proficient, validation_due
 from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
-from sodp3d.learning.stages import run_finetune
+from sodp3d.learning.stages import run_finetune, run_pretrain
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
@@ -26,6 +27,7 @@ from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.rollout import Episode
 from sodp3d.settings import FinetuneSettings, LargeStepSettings, RegularizerSettings
 
+ALGORITHMS = sorted(file.stem for file in (CONFIGS / "algorithm").glob("*.yaml"))
 TASK = EnvConfig.from_config(compose("train")["env"])
 
 
@@ -382,6 +384,33 @@ def test_how_many_plans_a_test_chooses_among_is_an_option_of_fine_tuning(tmp_pat
     options = ["mode=finetune", "evaluation.best_of=1", "device=cpu", f"root={tmp_path}"]
     with pytest.raises(InputError, match=r"evaluation\.best_of: .* got 1; use finetune\.tested_best_of=1"):
         run_finetune(compose("train", options))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("changes", [{}, {"episodes": 20}])
+def test_the_planner_that_learned_from_all_episodes_is_validated(algorithm: str, changes: dict[str, Any]) -> None:
+    options = dataclasses.replace(
+        FinetuneSettings(**compose("train", [f"algorithm={algorithm}"])["finetune"]), **changes
+    )
+    done, looked = 0, False
+    while done < options.episodes:
+        new = min(options.episodes_per_iteration, options.episodes - done)
+        done += new
+        looked = validation_due(done, new, options)
+    assert looked
+    assert not validation_due(done, new, dataclasses.replace(options, evaluate_every=0))
+
+
+def test_validations_come_every_so_many_episodes() -> None:
+    options = settings(episodes=100, evaluate_every=24)
+    assert [done for done in range(8, 101, 8) if validation_due(done, 8, options)] == [24, 48, 72, 96]
+
+
+def test_pre_training_refuses_a_choice_that_it_cannot_make(tmp_path: Path) -> None:
+    for env in ("adroit_door", "mt10"):
+        options = ["mode=pretrain", f"env={env}", "evaluation.best_of=8", "device=cpu", f"root={tmp_path}"]
+        with pytest.raises(InputError, match=r"evaluation\.best_of: mode=pretrain has no critic .* got 8; leave"):
+            run_pretrain(compose("train", options))
 
 
 def test_from_scratch_needs_a_tuned_encoder_and_no_bound_on_kl() -> None:

@@ -1,5 +1,6 @@
 """Stage 1: images as ImageNet's are cut, learning, exact resumption after a kill, and what it refuses."""
 
+import io
 import subprocess
 import sys
 import time
@@ -136,6 +137,13 @@ def test_wrong_folders_and_outputs_are_refused(
     for name in ("one", "two"):
         (tmp_path / "bad" / "val" / name).mkdir(parents=True)
     (tmp_path / "bad" / "val" / "one" / "a.png").write_bytes(b"not an image")
+    said = refused(f"images={tmp_path}/bad", f"output={tmp_path}/x", f"root={tmp_path}", *OPTIONS)
+    assert "train/one/a.png cannot be read" in said
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)).save(file, "PNG")
+    before, _, after = file.getvalue().rpartition(b"IDAT")
+    broken = before + b"I\x00AT" + after  # a later chunk by no name: Pillow tells it with a SyntaxError
+    (tmp_path / "bad" / "train" / "one" / "a.png").write_bytes(broken)
     said = refused(f"images={tmp_path}/bad", f"output={tmp_path}/x", f"root={tmp_path}", *OPTIONS)
     assert "train/one/a.png cannot be read" in said
     (tmp_path / "x").touch()

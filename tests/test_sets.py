@@ -65,6 +65,8 @@ def test_half_collected_stores_need_a_word(tmp_path: Path, caplog: pytest.LogCap
     ):
         with_tasks_there(config, TASKS, partial=False)
     assert with_tasks_there(config, TASKS, partial=True) == (config, TASKS) and "6 of 40 steps" in caplog.text
+    caplog.clear()
+    assert with_tasks_there(config, TASKS[1:], partial=False) == (config, TASKS[1:]) and "6 of 40 steps" in caplog.text
     (tmp_path / "data/toy_b/agent/asked.json").write_text('{"steps": "many"}')
     with pytest.raises(InputError, match=r"asked\.json: steps: expected a whole number"):
         with_tasks_there(config, TASKS, partial=True)

@@ -336,6 +336,8 @@ def test_a_planner_below_another_root_is_the_same() -> None:
     assert identity(here) == identity(there)
     assert differences(here, {"planner": "/home/a/outputs/pretrain/door/20260102-s0"})
     assert identity({"planner": "/home/a/mine"})["planner"] == "/home/a/mine"
+    assert identity({"planner": "outputs/pretrain/door/20260101-s0"}) == identity(here), "as the pages give it"
+    assert identity({"planner": "mine"})["planner"] == "mine"
 
 
 def test_a_broken_record_of_another_run_does_not_stop_a_new_one(

@@ -126,6 +126,11 @@ def to_control_rate(env: EnvConfig, raw: Trajectory) -> tuple[Trajectory, int | 
     """
     repeat = env.action_repeat
     steps = min(len(raw.actions), len(raw.states) - 1) // repeat  # the state after the last action may be missing
+    if steps < 1:
+        raise InputError(
+            f"demos: an episode of {len(raw.actions)} steps and {len(raw.states)} observations holds no control step "
+            f"of env={env.name}, which takes {repeat}; leave it out."
+        )
     used = steps * repeat
     try:
         rewards, goals = score_states(env, raw.states[1 : used + 1])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch.utils.data import Dataset
 
 from sodp3d.core.errors import InputError
@@ -61,7 +61,7 @@ class ImageFolder(Dataset[tuple[NDArray[np.uint8], int]]):
         try:
             with Image.open(self._paths[index]) as file:
                 picture = file.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises all of these
             raise InputError(f"images: {self._paths[index]} cannot be read ({error}); remove or replace it.") from error
         if self._seed is None:
             image = centre(picture, self._size)

@@ -31,6 +31,16 @@ def image(environment: RobotEnv, size: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(environment.render_rgb(size, size).transpose(2, 0, 1))
 
 
+def _compare(state: NDArray[np.float64], recording: Recording, step: int) -> None:
+    """Raise InputError where the playback has left the recording, which may lack the state after its last action."""
+    if step == len(recording.states):
+        return
+    differences = np.sort(np.abs(state - recording.states[step]))
+    difference, tolerance = (differences[-2], _TOLERANCE) if step else (differences[-1], _START_TOLERANCE)
+    if difference > tolerance:
+        raise InputError(f"played back, its state at step {step} is {difference:.3g} from the recorded one")
+
+
 def play(environment: RobotEnv, recording: Recording, size: int) -> dict[str, NDArray[Any]]:
     """Play a recording back: proprioception "states" (T + 1, Dp) and "images" (T + 1, 3, size, size) uint8.
 
@@ -42,10 +52,7 @@ def play(environment: RobotEnv, recording: Recording, size: int) -> dict[str, ND
     joints, images = [], []
     for step in range(len(recording.actions) + 1):
         if step % recording.group == 0:
-            differences = np.sort(np.abs(task.state() - recording.states[step]))
-            difference, tolerance = (differences[-2], _TOLERANCE) if step else (differences[-1], _START_TOLERANCE)
-            if difference > tolerance:
-                raise InputError(f"played back, its state at step {step} is {difference:.3g} from the recorded one")
+            _compare(task.state(), recording, step)
             joints.append(task.proprioception().astype(np.float32))
             images.append(image(environment, size))
         if step < len(recording.actions):

@@ -53,17 +53,23 @@ def main(config: dict[str, Any]) -> None:
     workers = core_count() if common.workers is None else common.workers
     run = open_run(root(config) / "outputs" / "stage1", kept, common.seed, directory, differences, common.tracker)
     stage = Stage1(settings, common.seed, len(classes), device, workers)
-    if output.exists() and not stage.wrote(output, run):
-        raise InputError(f"output: {output} exists already and is never overwritten; name another.")
+    _require_own(output, stage, run)
     with run:
         stage.load(run)
         accuracy = stage.train((paths, labels), validation, run)
         if accuracy is None or run.stop_requested:
             return
+        _require_own(output, stage, run)  # another run may have written it meanwhile
         if not output.exists():
             stage.write(output, {"classes": len(classes), "accuracy": accuracy, "epochs": settings.epochs})
         run.finish({"accuracy": accuracy, "output": str(output)})
         log.info("validation accuracy %.1f %%; encoder in %s", 100 * accuracy, output)
+
+
+def _require_own(output: Path, stage: "Stage1", run: "Run") -> None:
+    """Raise InputError where somebody else's file is at `output`."""
+    if output.exists() and not stage.wrote(output, run):
+        raise InputError(f"output: {output} exists already and is never overwritten; name another.")
 
 
 class Stage1:

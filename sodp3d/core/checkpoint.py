@@ -9,6 +9,7 @@ checkpoints/
 """
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,8 +25,10 @@ from torch import Tensor
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import disk_errors, fsync, read_json, require_space, write_json
 
+log = logging.getLogger(__name__)
 TENSORS = "tensors.safetensors"
 STATE = "state.json"
+CUDA_STATE = 16  # bytes of a CUDA generator's state: its seed and its offset
 DIGEST = "sha256"  # key in the state, beside `step`; checkpoints of earlier releases have none
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError)
 
@@ -195,3 +198,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor])
         index, key = name.split(".", 1)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Let it go on from what `get_state` returned, also where that was on another kind of device.
+
+    A stream of CUDA cannot go on on a CPU, nor the other way: there it begins anew, from a seed made of its state.
+    """
+    sizes = {"cuda": CUDA_STATE, "cpu": len(torch.Generator().get_state())}
+    others = {size for kind, size in sizes.items() if kind != generator.device.type}
+    if len(state) not in others:
+        generator.set_state(state)
+        return
+    log.warning(
+        "this run was begun on another kind of device: on %s its random numbers are others from here on",
+        generator.device.type,
+    )
+    generator.manual_seed(int.from_bytes(hashlib.sha256(state.numpy().tobytes()).digest()[:7], "big"))

@@ -182,8 +182,11 @@ class TargetBuffer(EpisodeTable):
         return bool(self.facts["success"].any())
 
     def add(self, episode: EpisodeRecord) -> bool:
-        """Offer an episode; returns whether it was kept."""
-        if self.has_success and not episode.success:
+        """Offer an episode; returns whether it was kept.
+
+        One that began in the middle of another, a branch, has a part of the rewards: it is kept for its success alone.
+        """
+        if not episode.success and (self.has_success or episode.elapsed[0] > 0):
             return False
         self.append(episode)
         success = self.facts["success"]

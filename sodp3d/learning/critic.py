@@ -234,8 +234,8 @@ class CriticLearner:
         self.average.load_state_dict(checkpoint.without_prefix("average", state))
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", state))
         self.rows = checkpoint.without_prefix("rows", state)
-        self.batches.set_state(state["batches"])
-        self.noise.set_state(state["noise"])
+        checkpoint.restore_generator(self.batches, state["batches"])
+        checkpoint.restore_generator(self.noise, state["noise"])
         self.updates = int(state["updates"])
         self.calibration = state["calibration"].clone()
 

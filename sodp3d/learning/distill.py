@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sodp3d.core import checkpoint
+from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.core.seeds import DISTILLING, episode_seed
 from sodp3d.data.hashing import Identity
@@ -179,6 +180,11 @@ def observed_by(
         wave = list(seeds[done : done + rollouts.environments])
         episodes = rollouts.run(teacher.planner, wave, keep_chains=True, choice=teacher.choice)
         records = [to_record(episode, task, frozen=True) for episode in episodes if not episode.diverged]
+        if not records and not observed:
+            raise InputError(
+                f"distill: the simulation diverged in all of the teacher's first {len(wave)} episodes, so there is "
+                "nothing to learn from; give another planner."
+            )
         seen = {"features": [record.observation["features"] for record in records]}
         seen["elapsed"] = [record.elapsed for record in records]
         observed = {key: torch.cat([*([observed[key]] if observed else []), *parts]) for key, parts in seen.items()}

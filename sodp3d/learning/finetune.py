@@ -20,7 +20,7 @@ from sodp3d.models.loading import load_choice, load_planner, planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
-from sodp3d.settings import TrainSettings
+from sodp3d.settings import FinetuneSettings, TrainSettings
 from sodp3d.tools.plot import plot_calibration
 
 log = logging.getLogger(__name__)
@@ -74,10 +74,11 @@ def finetune(
             count = interactions(episodes, task)
         tuning.episodes += count
         metrics |= tuning.learn(options.updates_per_episode * count)
-        if _due(tuning.episodes, count, options.evaluate_every):
+        looked = validation_due(tuning.episodes, count, options)
+        if looked:
             metrics |= validate()
         run.log(tuning.environment_steps, metrics)
-        if any(_due(tuning.episodes, count, every) for every in (options.checkpoint_every, options.evaluate_every)):
+        if looked or _due(tuning.episodes, count, options.checkpoint_every):
             tuning.save(run, described)
     tuning.save(run, described)
     if tuning.critic is not None and tuning.critic.calibration.numel():
@@ -164,6 +165,15 @@ def rollout_metrics(episodes: list[Episode], task: EnvConfig) -> dict[str, float
         "rollout/return": float(np.mean([episode.episode_return for episode in episodes])),
         f"rollout/success_{task.success_metric}": float(np.mean([e.success[task.success_metric] for e in episodes])),
     }
+
+
+def validation_due(done: int, new: int, options: FinetuneSettings) -> bool:
+    """Whether the last `new` of `done` episodes call for a validation: every `evaluate_every`, and once all are done.
+
+    Without one at the end nothing but the pre-trained planner may ever have been looked at, and it would be the best.
+    """
+    every = options.evaluate_every
+    return every > 0 and (done >= options.episodes or _due(done, new, every))
 
 
 def _due(done: int, new: int, every: int) -> bool:

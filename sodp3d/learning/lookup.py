@@ -62,9 +62,10 @@ def _store_paths(config: Mapping[str, Any], tasks: list[EnvConfig]) -> list[Path
 def with_tasks_there(
     config: dict[str, Any], tasks: list[EnvConfig], partial: bool
 ) -> tuple[dict[str, Any], list[EnvConfig]]:
-    """The configuration and the tasks to pre-train on: all of a set, or with `partial` those that have a store.
+    """The configuration and the tasks to pre-train on: all of them, or with `partial` those that have a store.
 
-    Raises InputError naming every store that is missing or half collected, and what makes it.
+    Raises InputError naming every store that is missing or half collected, and what makes it; of a single task a
+    warning tells of the latter.
     """
     if config["data"]:
         named = {store.attributes["env"] for store in open_stores(config, tasks)}

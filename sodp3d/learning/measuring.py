@@ -28,6 +28,7 @@ from sodp3d.rollouts.evaluate import Evaluation, evaluate, mean_summary
 from sodp3d.rollouts.kept import evaluate_and_keep, recall
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings
+from sodp3d.settings.evaluation import require_validation
 from sodp3d.vision.gl import settle
 from sodp3d.vision.sensors import sensor
 
@@ -69,6 +70,7 @@ class SeveralTasks:
         self.config, self.tasks = config, tasks
         first = settings.evaluation.validation_seed
         self.validation_seeds = range(first, first + settings.pretrain.evaluate_episodes)
+        require_validation("pretrain.evaluate_episodes", self.validation_seeds)
         self.test_seeds = settings.evaluation.test_seeds
 
     def validate(self, planner: LearnedPolicy, run: Run) -> dict[str, float]:

@@ -108,7 +108,7 @@ class Pretraining:
             **checkpoint.with_prefix("ema", self.ema.planner.state_dict()),
             **checkpoint.with_prefix("optimizer", checkpoint.optimizer_tensors(self.optimizer)),
             "noise": self.noise.get_state(),
-            "dropout": _global_noise(self.planner.device),
+            "dropout": _global_noise(self.planner.device).get_state(),
         }
         own = {"batches": self.batches.bit_generator.state, "recent": self.recent, "of_tasks": self.of_tasks.state()}
         checkpoint.save(run.checkpoints, self.step, tensors, {**state, **own})
@@ -139,25 +139,20 @@ class Pretraining:
         self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
         self.ema.step = self.step
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
-        self.noise.set_state(tensors["noise"])
+        checkpoint.restore_generator(self.noise, tensors["noise"])
         if "dropout" in tensors:  # runs of earlier releases are of planners, which drop nothing out
-            _set_global_noise(tensors["dropout"], self.planner.device)
+            checkpoint.restore_generator(_global_noise(self.planner.device), tensors["dropout"])
         self.batches.bit_generator.state = state["batches"]
         self.recent = [float(loss) for loss in state.get("recent", [])]
         if "of_tasks" in state:  # it is younger than the format
             self.of_tasks.load_state(state["of_tasks"])
 
 
-def _global_noise(device: torch.device) -> Tensor:
-    """PyTorch's own random state, of which modules such as dropout draw."""
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-def _set_global_noise(state: Tensor, device: torch.device) -> None:
+def _global_noise(device: torch.device) -> torch.Generator:
+    """PyTorch's own random stream, of which modules such as dropout draw."""
     if device.type == "cuda":
-        torch.cuda.set_rng_state(state, device)
-    else:
-        torch.set_rng_state(state)
+        return torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
+    return torch.default_generator
 
 
 def check_acceleration(settings: PretrainSettings, device: torch.device) -> None:

@@ -65,7 +65,7 @@ class BehaviorCloning(_Alone):
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
-        """MSE of the predicted noise on re-noised plans of `target_batch`."""
+        """MSE of what the planner predicts, the noise or clean plans, on re-noised plans of `target_batch`."""
         return planner.denoising_loss(planner.features(target_batch), _clean(target_batch), generator)
 
 
@@ -75,7 +75,7 @@ class PretrainingLoss(_Alone):
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
     ) -> Tensor:
-        """MSE of the predicted noise on re-noised plans of `batch`."""
+        """MSE of what the planner predicts, the noise or clean plans, on re-noised plans of `batch`."""
         return planner.denoising_loss(planner.features(batch), _clean(batch), generator)
 
 

@@ -60,13 +60,14 @@ log = logging.getLogger(__name__)
 def run_pretrain(config: dict[str, Any]) -> None:
     """mode=pretrain: all tasks of `env=` into one policy of `method=`, by one process or by several together."""
     tasks, device = begin(config)
+    _refuse_best_of(config, "mode=pretrain has no critic that could choose", "leave it out")
     config = with_sampler(config)
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
     require_equal_parts(settings.pretrain.batch_size)
     with join(device) as processes:
         with processes.main_first():
-            if len(tasks) > 1:
+            if tasks[0].family != RECORDED:
                 config, tasks = with_tasks_there(config, tasks, settings.stage.partial)
             config = as_data_was_seen(config, tasks)
         if processes.main:
@@ -97,12 +98,7 @@ def run_finetune(config: dict[str, Any]) -> None:
     """mode=finetune: the pre-trained planner, one task, its reward, online; of a set each task by itself."""
     tasks, device = begin(config)
     require_denoising(config, "fine-tuning tunes")
-    asked = config["evaluation"]["best_of"]
-    if asked is not None:
-        raise InputError(
-            f"evaluation.best_of: mode=finetune tests by finetune.tested_best_of, got {asked}; use "
-            f"finetune.tested_best_of={asked}."
-        )
+    _refuse_best_of(config, "mode=finetune tests by finetune.tested_best_of", "use finetune.tested_best_of={asked}")
     path = find_planner(config, ("pretrain",))
     if len(tasks) > 1:
         _finetune_set(config, tasks, path, device)
@@ -129,6 +125,13 @@ def run_finetune(config: dict[str, Any]) -> None:
         if result is not None:
             result |= {"trained_on": state["tasks"], **told_unseen([task] if is_unseen(state, task) else [])}
         conclude(run, "finetune", result)
+
+
+def _refuse_best_of(config: dict[str, Any], why: str, instead: str) -> None:
+    """Raise InputError where a stage that cannot heed `evaluation.best_of` is given it."""
+    asked = config["evaluation"]["best_of"]
+    if asked is not None:
+        raise InputError(f"evaluation.best_of: {why}, got {asked}; {instead.format(asked=asked)}.")
 
 
 def _open_tuning(config: dict[str, Any], path: Path) -> Run:

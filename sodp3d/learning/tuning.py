@@ -153,7 +153,8 @@ class Finetuning:
         shared = memory.target, chosen or None, settings.chosen_share
         if self.branches is not None:  # as long as there are none, nothing is told of any plan
             told = (self.branches, self.branches.credit) if len(self.branches) else (memory.replay, memory.no_credit())
-            return Lesson(told[0], normalized(told[1], settings), *shared), metrics
+            credit = memory.scale(told[1]) if settings.scale_reward else told[1]
+            return Lesson(told[0], normalized(credit, settings), *shared), metrics
         if settings.credit == "critic":
             assert imagined is not None
             return Lesson(imagined.plans, normalized(imagined.credit, settings), *shared), metrics
@@ -203,7 +204,7 @@ class Finetuning:
                 "finish it there, or begin a new one (run_dir= names another folder)."
             )
         for name, generator in self._generators().items():
-            generator.set_state(tensors[name])
+            checkpoint.restore_generator(generator, tensors[name])
         for name, part in self._parts().items():
             part.load_state_dict(checkpoint.without_prefix(name, tensors))
         for name, optimizer in self._optimizers().items():

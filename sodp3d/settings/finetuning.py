@@ -170,6 +170,11 @@ class FinetuneSettings:
                 "finetune.credit: branch compares plans that the planner draws and executes, for the importance term; "
                 "use finetune.best_of=1, finetune.importance_weight above 0 and no finetune.offline, or another credit."
             )
+        if self.credit == "branch" and self.discount != 1:
+            raise InputError(
+                f"finetune.discount: with finetune.credit=branch a return is the sum of all rewards to the episode's "
+                f"end, got {self.discount:g}; use finetune.discount=1, or another credit."
+            )
         if self.from_scratch and (self.encoder == "frozen" or self.target_kl is not None):
             raise InputError(
                 "finetune.from_scratch: a planner from scratch must learn its encoder, and its first roll-outs are "

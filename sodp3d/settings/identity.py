@@ -81,5 +81,5 @@ def _over(defaults: dict[str, Any], values: Mapping[str, Any]) -> dict[str, Any]
 
 def _below_root(planner: Any) -> Any:
     """A planner's path from `outputs/` on: the root above it is a resource. A damaged record may hold anything."""
-    _, outputs, below = planner.rpartition("/outputs/") if isinstance(planner, str) else ("", "", "")
+    _, outputs, below = f"/{planner}".rpartition("/outputs/") if isinstance(planner, str) else ("", "", "")
     return below if outputs else planner

@@ -21,7 +21,13 @@ from sodp3d.collection.agents import Surroundings
 from sodp3d.collection.agents.memory import Batch, Replay, Trajectory
 from sodp3d.collection.agents.networks import GaussianActor, StateScaler, side_by_side
 from sodp3d.collection.agents.scripted import Scripted, scripted_policy
-from sodp3d.core.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
+from sodp3d.core.checkpoint import (
+    load_optimizer,
+    optimizer_tensors,
+    restore_generator,
+    with_prefix,
+    without_prefix,
+)
 from sodp3d.core.errors import InputError
 from sodp3d.core.sections import Count, Flag, Fraction, NotNegative, Positive, Share, read_section, section
 from sodp3d.envs import task_family
@@ -242,8 +248,8 @@ class RLPD:
             load_optimizer(optimizer, without_prefix(name, tensors))
         self.log_entropy_coefficient.data.copy_(tensors["log_entropy_coefficient"])
         self.replay.load_state(without_prefix("replay", tensors), state["replay"])
-        self._sampling.set_state(tensors["random.sampling"])
-        self._noise.set_state(tensors["random.noise"])
+        restore_generator(self._sampling, tensors["random.sampling"])
+        restore_generator(self._noise, tensors["random.noise"])
         self.updates, self.scripted_seen = state["updates"], state["scripted_seen"]
         self.reward_scale = state["reward_scale"]
 

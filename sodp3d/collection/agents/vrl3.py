@@ -23,7 +23,13 @@ from sodp3d.collection.agents.networks import Actor, StateScaler, TwinCritic, no
 from sodp3d.collection.agents.pixels import PixelEncoder
 from sodp3d.collection.agents.schedule import schedule
 from sodp3d.collection.agents.vrl3_config import PRECISIONS, VRL3Config
-from sodp3d.core.checkpoint import load_optimizer, optimizer_tensors, with_prefix, without_prefix
+from sodp3d.core.checkpoint import (
+    load_optimizer,
+    optimizer_tensors,
+    restore_generator,
+    with_prefix,
+    without_prefix,
+)
 from sodp3d.core.errors import InputError
 from sodp3d.core.sections import read_section
 
@@ -246,8 +252,8 @@ class VRL3:
         for name, optimizer in self._optimizers().items():
             load_optimizer(optimizer, without_prefix(name, tensors))
         self.replay.load_state(without_prefix("replay", tensors), state["replay"])
-        self._sampling.set_state(tensors["random.sampling"])
-        self._noise.set_state(tensors["random.noise"])
+        restore_generator(self._sampling, tensors["random.sampling"])
+        restore_generator(self._noise, tensors["random.noise"])
         self.offline_done, self.online_done = state["offline_done"], state["online_done"]
 
 
