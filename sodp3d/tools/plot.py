@@ -69,7 +69,7 @@ def plot_tasks(path: Path, before: Mapping[str, Any], after: Mapping[str, Any]) 
     axes.set_ylim(0, 105)
     axes.set_ylabel("success (%), 95 % interval")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)  # a bar may be 100 % high
     save_png(figure, path)
 
 
