@@ -19,13 +19,13 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.finetune import find_proficient, validation_due
 from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
-from sodp3d.learning.stages import run_finetune, run_pretrain
+from sodp3d.learning.stages import _recorded, run_finetune, run_pretrain
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
 from sodp3d.rollouts.rollout import Episode
-from sodp3d.settings import FinetuneSettings, LargeStepSettings, RegularizerSettings
+from sodp3d.settings import FinetuneSettings, LargeStepSettings, RegularizerSettings, TrainSettings
 
 ALGORITHMS = sorted(file.stem for file in (CONFIGS / "algorithm").glob("*.yaml"))
 TASK = EnvConfig.from_config(compose("train")["env"])
@@ -378,6 +378,16 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
                 value += 0.1
         with pytest.raises(InputError, match=r"fine-tuned from another planner, whose normalizer and encoder"):
             recorded_episodes(path, other, settings(), regularized(), TASK)
+
+
+def test_episodes_of_a_run_that_goes_on_are_not_taken(tmp_path: Path) -> None:
+    path = recorded_run(tmp_path, prepare())
+    options = ["mode=finetune", "algorithm=sodp_chunk", f"finetune.offline={path}", f"root={tmp_path}"]
+    read = TrainSettings.from_config(compose("train", options))
+    with pytest.raises(InputError, match=r"finetune\.offline: .* is not finished, .* let it end first"):
+        _recorded(read, make_planner(STATE), TASK)
+    (path / "result.json").write_text("{}")
+    assert _recorded(read, make_planner(STATE), TASK)
 
 
 def test_how_many_plans_a_test_chooses_among_is_an_option_of_fine_tuning(tmp_path: Path) -> None:

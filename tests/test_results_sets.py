@@ -17,7 +17,7 @@ from sodp3d.results.__main__ import make_results
 from sodp3d.results.estimates import Estimate
 from sodp3d.results.groups import group_runs
 from sodp3d.results.scan import scan
-from sodp3d.results.sets import set_bars
+from sodp3d.results.sets import legend, set_bars
 from sodp3d.results.tables import evaluation_table, set_table
 from sodp3d.rollouts.evaluate import mean_summary
 from sodp3d.tools.runs import newest_runs
@@ -127,6 +127,21 @@ def test_bars_of_many_tasks_fill_several_panels() -> None:
 def _legend(figure: Figure) -> list[tuple[Any, Any]]:
     (legend,) = figure.legends
     return list(zip(legend.get_texts(), legend.get_patches(), strict=True))
+
+
+def test_a_legend_tells_methods_apart_by_what_the_others_do_not_have() -> None:
+    shared = "model.prediction sample, model.unet narrow"
+    made = [
+        ("pre-trained", f"{shared}, pretrain.steps 12000"),
+        ("pre-trained", f"{shared}, pretrain.steps 10000"),
+        ("SODP", f"{shared}, episodes 64"),
+        *(("DP3", f"data {'x' * 200}{number}") for number in range(3)),
+    ]
+    rows = [{"method": method, "differs by": differs, "task": task} for task in "ab" for method, differs in made]
+    first, second, third, *long = legend(rows)
+    assert (first, second) == ("pre-trained, pretrain.steps 12000", "pre-trained, pretrain.steps 10000")
+    assert third == "SODP", "alone it needs no more"
+    assert len(set(long)) == 3 and max(map(len, long)) < 120
 
 
 def test_without_sets_nothing_is_said_of_them(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from sodp3d.core import checkpoint
 from sodp3d.core.cli import command
 from sodp3d.core.errors import InputError
 from sodp3d.core.following import Follower
-from sodp3d.core.run import Run, readable_config
+from sodp3d.core.run import Run, is_finished, readable_config
 from sodp3d.data.recording import as_recorded
 from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord
@@ -188,6 +188,8 @@ def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> lis
         return []
     path = Path(settings.finetune.offline).expanduser()
     steps = checkpoint.steps(path / "checkpoints")
+    if steps and not is_finished(path):  # its episodes would be others when this run goes on after a stop
+        raise InputError(f"finetune.offline: {path} is not finished, and may get other episodes; let it end first.")
     with checkpoint.restoring(checkpoint.path_of(path / "checkpoints", steps[-1]) if steps else path):
         return recorded_episodes(path, planner, settings.finetune, settings.reg, task)
 

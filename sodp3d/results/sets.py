@@ -37,9 +37,21 @@ def set_bars(rows: Sequence[Record]) -> Figure:
         some = tasks[panel * beside : (panel + 1) * beside]
         _bars(axes, some, methods, rows)
         axes.set_xlim(-0.6, beside - 0.4)  # bars are as wide in the last panel, which may have fewer
-    told = [textwrap.shorten(method, 90, placeholder=" ...") for method in methods]  # what fits below the bars
-    drawing.legend_below(figure, dict(zip(told, _COLOURS, strict=False)), columns=1)
+    drawing.legend_below(figure, dict(zip(legend(rows)[: len(_COLOURS)], _COLOURS, strict=False)), columns=1)
     return figure
+
+
+def legend(rows: Sequence[Record]) -> list[str]:
+    """What fits below the bars, for each that `told_apart` tells: its method, and what the others of it do not have."""
+    found = {told_apart(row): (str(row["method"]), str(row["differs by"] or "").split(", ")) for row in rows}
+    labels: list[str] = []
+    for method, parts in found.values():
+        others = [other for name, other in found.values() if name == method and other != parts]
+        own = [part for part in parts if part and not all(part in other for other in others)]
+        label = textwrap.shorten(", ".join([method, *own]), 110, placeholder=" ...")
+        same = sum(other == label or other.startswith(f"{label} (") for other in labels)
+        labels.append(f"{label} ({same + 1})" if same else label)
+    return labels
 
 
 def _bars(axes: Any, tasks: Sequence[str], methods: Sequence[str], rows: Sequence[Record]) -> None:
