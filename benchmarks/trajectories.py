@@ -11,7 +11,6 @@ python benchmarks/trajectories.py <env name> <pre-trained run> <label>=<fine-tun
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from scipy.spatial.distance import cdist
 from timing import RESULTS, parse, write
 
 from sodp3d.core.errors import InputError
-from sodp3d.envs.config import SUCCESS_METRICS
+from sodp3d.core.files import read_json
 from sodp3d.results import drawing
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
@@ -116,8 +115,8 @@ def read(directory: Path, name: str) -> tuple[KeptRollouts, NDArray[np.bool_]]:
     if not (folder / "evaluation.json").is_file():
         raise InputError(f"{folder}: not there, or not whole; give runs that were tested on {name}.")
     kept = KeptRollouts.read(folder / ROLLOUTS)
-    metric = json.loads((folder / "evaluation.json").read_text())["headline_metric"]
-    return kept, kept.success[:, SUCCESS_METRICS.index(metric)]
+    metric = read_json(folder / "evaluation.json")["headline_metric"]
+    return kept, kept.succeeded(metric)
 
 
 def main() -> None:

@@ -29,7 +29,6 @@ from timing import CHECKOUT, RESULTS, parse, write
 
 from sodp3d.core.mappings import flat
 from sodp3d.core.run import read_config, read_metrics, read_result, read_versions
-from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.results import drawing
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
@@ -104,7 +103,7 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
     assert found is not None
     metric = found["evaluation"]["headline_metric"]
     kept = KeptRollouts.read(directory / "evaluation" / f"adroit_{task}" / ROLLOUTS)
-    outcomes = kept.success[:, SUCCESS_METRICS.index(metric)]
+    outcomes = kept.succeeded(metric)
     return {
         **{
             when: found[key]["success"][metric]["rate"] for when, key in (("before", "before"), ("after", "evaluation"))

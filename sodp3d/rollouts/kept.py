@@ -78,6 +78,11 @@ class KeptRollouts:
         if (np.diff(self.ends, prepend=0) < 1).any() or self.ends[-1] != len(self.actions):
             raise InputError(f"{path}: damaged (its episodes do not end where its steps do); remove it.")
 
+    def succeeded(self, metric: str) -> NDArray[np.bool_]:
+        """(E,) whether each episode did, by `final`, `count` or `any`."""
+        outcomes: NDArray[np.bool_] = self.success[:, SUCCESS_METRICS.index(metric)]
+        return outcomes
+
     def actions_of(self, episode: int) -> NDArray[np.float32]:
         """(steps, Da) of one episode, by its place."""
         return self.actions[self.ends[episode - 1] if episode else 0 : self.ends[episode]]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sodp3d.core.run import read_config
-from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 from sodp3d.tools.video import write_rollout_videos
 
@@ -48,7 +48,7 @@ def outcomes(run: Path, task: EnvConfig) -> dict[int, bool]:
     if not path.is_file():
         return {}
     kept = KeptRollouts.read(path)
-    success = kept.success[:, SUCCESS_METRICS.index(task.success_metric)]
+    success = kept.succeeded(task.success_metric)
     return dict(zip(kept.seeds.tolist(), success.tolist(), strict=True))
 
 

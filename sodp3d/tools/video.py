@@ -14,7 +14,7 @@ from sodp3d.core.paths import command_line
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
 from sodp3d.envs.base import RobotEnv
-from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
+from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 SIZE = 256  # pixels of each half
@@ -107,7 +107,7 @@ def chosen_rollouts(
         evaluate = command_line("train", "mode=eval", *config.choice.split())
         raise InputError(f"run: {path} is missing; evaluate first: {evaluate}")
     kept = KeptRollouts.read(path)
-    seeds, headline = kept.seeds, kept.success[:, SUCCESS_METRICS.index(config.success_metric)]
+    seeds, headline = kept.seeds, kept.succeeded(config.success_metric)
     missing = sorted(set(only) - set(seeds.tolist()))
     if missing:
         raise InputError(f"seeds: {missing[0]} was not evaluated; {path} holds seeds {seeds.min()} to {seeds.max()}.")
