@@ -10,6 +10,7 @@ from test_finetune import TASK, prepare, recorded_run, regularized, settings
 from toy_planner import STATE, make_planner
 
 from sodp3d.core.checkpoint import save
+from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.learning.lookup import as_planner_was_trained, with_sampler
 from sodp3d.learning.recorded import recorded_episodes
@@ -67,6 +68,21 @@ def test_a_planner_can_be_sampled_in_other_steps_than_its_own(tmp_path: Path) ->
     assert other.diffusion.timesteps.tolist() == [99, 79, 59, 39, 19]
     for name, value in own.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_a_stage_that_takes_a_planner_has_its_network_and_refuses_another(tmp_path: Path) -> None:
+    path = recorded_run(tmp_path, prepare())
+    made = {"prediction": "epsilon", "denoising_steps": 100, "unet": STATE.unet, "encoder": "mlp"}
+    asked = ["mode=finetune", "obs=state", "env=metaworld"]
+    assert compose("train", asked)["model"]["unet"] != STATE.unet, "what an env recommends for a new planner"
+    same = [f"model.{key}={value}" for key, value in made.items()]
+    for options in ([], same):
+        found = as_planner_was_trained(compose("train", [*asked, *options]), path)["model"]
+        assert {key: found[key] for key in made} == made
+    for key, value in (("prediction", "sample"), ("denoising_steps", 50), ("unet", "narrow"), ("encoder", "cnn")):
+        told = rf"^model\.{key}: planner .* was trained with {made[key]}, but {value} came; leave it out: mode="
+        with pytest.raises(InputError, match=told):
+            as_planner_was_trained(compose("train", [*asked, f"model.{key}={value}"]), path)
 
 
 def test_the_checkpoint_of_something_else_is_no_planner(tmp_path: Path) -> None:

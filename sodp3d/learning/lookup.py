@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from sodp3d.models.policy import method_class
 from sodp3d.models.policy_config import PolicyConfig, require_no_sampler
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.serving.remote import RemotePlanner, is_served
-from sodp3d.settings import ObservationSettings
+from sodp3d.settings import ModelSettings, ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
 from sodp3d.vision.sensors import Sensor, sensor
@@ -139,9 +140,9 @@ def _require_alike(stores: list[EpisodeStore], seen: Sensor, task: EnvConfig) ->
 def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]:
     """The configuration, with what the planner at `path` was trained and evaluated with.
 
-    That is the sampler of evaluations and the number of its steps, where the configuration leaves them open, and, if
-    the planner sees images, the renderer that drew them. Raises InputError when `render=` names another, or `method=`
-    one whose options are not the planner's.
+    That is its network, the sampler of evaluations and the number of its steps, where the configuration leaves them
+    open, and, if the planner sees images, the renderer that drew them. Raises InputError where a `model.` option or
+    `render=` names another, or `method=` one whose options are not the planner's.
     """
     directory = checkpoint_of(path)
     planner = policy_config(checkpoint.load_state(directory), directory)
@@ -150,7 +151,20 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
             f"planner: {path} is of method={planner.method}, but method={config['method']} came; "
             f"give method={planner.method}."
         )
-    return as_planner_sees(config, planner, str(path))
+    return as_planner_sees(_with_network(config, planner, path), planner, str(path))
+
+
+def _with_network(config: dict[str, Any], planner: PolicyConfig, path: Path) -> dict[str, Any]:
+    """The configuration, with what the planner's network is made of. Raises InputError where it asks for another."""
+    asked = config["model"]
+    usual = {**asdict(ModelSettings()), "unet": config["env"]["unet"]}
+    for key, own in planner.network.items():
+        if asked[key] not in (own, usual[key]):
+            raise InputError(
+                f"model.{key}: planner {path} was trained with {own}, but {asked[key]} came; leave it out: "
+                "mode=pretrain decides it."
+            )
+    return {**config, "model": {**asked, **planner.network}}
 
 
 def as_planner_sees(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:

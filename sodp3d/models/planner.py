@@ -23,6 +23,7 @@ from sodp3d.models.policy_config import PolicyConfig
 from sodp3d.models.sampled import Chooser, Planning, Sampled
 from sodp3d.models.unet import UNETS, UNet1d
 from sodp3d.settings import TrainSettings
+from sodp3d.vision.sensors import sensor
 
 Observation = Mapping[str, Tensor | np.ndarray]
 Plan = TypeVar("Plan", Tensor, np.ndarray)
@@ -57,6 +58,16 @@ class PlannerConfig(PolicyConfig):
     def sampling(self) -> dict[str, Any]:
         """The sampler, as options name it."""
         return {"sampling_steps": self.inference_steps, "eta": self.eta, "sigma_floor": self.sigma_floor}
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """What the network is made of, as options name it."""
+        return {
+            "prediction": self.prediction,
+            "denoising_steps": self.diffusion_steps,
+            "unet": self.unet,
+            "encoder": self.encoder or sensor(self.observation).encoder,
+        }
 
     @property
     def denoising_steps(self) -> int:

@@ -77,6 +77,11 @@ class PolicyConfig:
         return {}
 
     @property
+    def network(self) -> dict[str, Any]:
+        """What a planner's network is made of, as options name it; empty of other methods."""
+        return {}
+
+    @property
     def denoising_steps(self) -> int | None:
         """K, where it denoises."""
         return None

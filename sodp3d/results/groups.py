@@ -8,9 +8,11 @@ from typing import Any
 from sodp3d.core.mappings import flat
 from sodp3d.results.naming import METHODS, method_and_variant, pretraining_of
 from sodp3d.results.scan import RunRecord, Score
-from sodp3d.settings import decides
+from sodp3d.settings import NETWORK, decides
 
 _TOLD = {"seed", "mode", "planner", "data", "env.name", "obs.name", "algorithm", "reg.name"}  # in other ways
+
+_TOLD_BY_VARIANT = {"model.prediction", "model.unet"}  # of the planner that a run began with
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,15 @@ def _order(group: Group) -> tuple[Any, ...]:
 def settings_of(run: RunRecord, ancestors: Sequence[RunRecord]) -> dict[str, Any]:
     """Dotted name to value of all that shapes the result but the seed.
 
-    Fine-tuning and distillation inherit their planner's pre-training and, with `planner.` before the names, its
-    fine-tuning.
+    Fine-tuning and distillation inherit their planner's network and pre-training and, with `planner.` before the names,
+    its fine-tuning.
     """
     found = {"data_hash": run.data_hash, **_settings(run.config)}
     if run.stage in ("finetune", "distill"):
         pretraining = pretraining_of(run, ancestors)
-        found |= _settings(pretraining.config, ("pretrain.",)) if pretraining is not None else {}
+        if pretraining is not None:
+            found |= _settings(pretraining.config, ("pretrain.", *NETWORK))
+        found = {name: value for name, value in found.items() if name not in _TOLD_BY_VARIANT}
         for generation, ancestor in enumerate((a for a in ancestors if a.stage == "finetune"), start=1):
             own = {name: value for name, value in flat(ancestor.config).items() if name in ("algorithm", "reg.name")}
             own |= _settings(ancestor.config, ("finetune.", "reg."))

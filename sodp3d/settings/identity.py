@@ -17,6 +17,7 @@ from sodp3d.settings.train import SECTIONS, StageSettings
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
 _ADVICE = "env.recommended."  # has its effect in the options that take it
+NETWORK = tuple(f"model.{key}" for key in ("prediction", "denoising_steps", "unet", "encoder"))  # of a new planner
 # Keys outside sections, with their defaults. Fine-tuning recorded without an algorithm is none that can be run now: its
 # importance term meant something else.
 _ALONE = {"seed": 0, "method": "sodp", "algorithm": None, "planner": None, "data": None}
@@ -37,14 +38,16 @@ def decides(name: str) -> bool:
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted name to value of what decides which run a composed, or recorded, configuration is of.
 
-    A key that the record of an earlier release does not have yet is there with its default.
+    A key that the record of an earlier release does not have yet is there with its default. A stage that takes a
+    planner has that planner's network, whatever its options say.
     """
     complete = {**_ALONE, **config}
     for name, kind in _SECTIONS.items():
         if isinstance(complete.get(name), Mapping):
             complete[name] = _over(asdict(kind()), complete[name])
     complete["planner"] = _below_root(complete["planner"])
-    return {name: value for name, value in flat(complete).items() if decides(name)}
+    idle = NETWORK if complete.get("mode", "pretrain") != "pretrain" else ()
+    return {name: value for name, value in flat(complete).items() if decides(name) and name not in idle}
 
 
 def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
