@@ -203,6 +203,20 @@ def test_a_task_finds_the_newest_planner_whose_set_has_it(tmp_path: Path) -> Non
     assert found("env=metaworld") == newer and found("env=metaworld", "env.task=push") == ten and reach != newer
 
 
+def test_a_named_run_that_is_not_finished_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = {**compose("train", ["mode=eval", f"planner={tmp_path / 'run'}"]), "root": str(tmp_path)}
+    with Run(tmp_path / "run", config) as run:
+        for step in (5, 10):
+            checkpoint.save(run.checkpoints, step, {}, {})
+        assert find_planner(config, ("pretrain",)) == run.directory
+        (told,) = caplog.messages
+        assert "is not finished, so it is as of 00000010. To keep to that one" in told
+        newest = run.checkpoints / "00000010"
+        assert told.endswith(f"planner={newest}") and find_planner({**config, "planner": str(newest)}, ()) == newest
+        run.finish({})
+    assert find_planner(config, ("pretrain",)) == run.directory and len(caplog.messages) == 1
+
+
 def test_the_record_of_a_set_stands_for_a_planner_of_each_task(tmp_path: Path) -> None:
     (reach,) = expand(EnvConfig.from_config(compose("train", ["env=metaworld"])["env"]))
     run = finished(tmp_path, "finetune", "reach", {"episodes": 1}, "env=metaworld")

@@ -11,7 +11,7 @@ from sodp3d.core.device import find_device
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line, data_root, outputs_root
-from sodp3d.core.run import read_result, readable_config
+from sodp3d.core.run import is_finished, read_result, readable_config
 from sodp3d.core.sections import read_section
 from sodp3d.data.completeness import require_complete, with_stores
 from sodp3d.data.rows import common_shape
@@ -252,7 +252,9 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
     if is_served(config["planner"]):
         raise InputError(f"planner: {config['planner']} can be evaluated (mode=eval); learning needs a run directory.")
     if config["planner"]:
-        return Path(config["planner"]).expanduser()
+        named = Path(config["planner"]).expanduser()
+        _tell_of_unfinished(named)
+        return named
     for stage in stages:
         finished = (path.parent for path in (outputs_root(config) / stage).glob("*/*/result.json"))
         for directory in sorted(finished, key=lambda path: path.name, reverse=True):
@@ -265,6 +267,18 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
         f"planner: no finished {' or '.join(stages)} run of {label(config)} under {outputs_root(config)}; "
         f"make one with: {command_line('train', f'mode={stages[-1]}', *overrides)} (or name one: planner=<run dir>)"
     )
+
+
+def _tell_of_unfinished(run: Path) -> None:
+    """Warn where a named run is still to make its planner: the same command would take another one later."""
+    if (run / "config.yaml").is_file() and not is_finished(run) and checkpoint.steps(run / "checkpoints"):
+        taken = checkpoint_of(run)
+        log.warning(
+            "planner: %s is not finished, so it is as of %s. To keep to that one, give planner=%s",
+            run,
+            taken.name,
+            taken,
+        )
 
 
 def _serves(recorded: Mapping[str, Any], config: Mapping[str, Any], stage: str) -> bool:
