@@ -12,7 +12,7 @@ from toy_planner import STATE, make_planner
 from sodp3d.core.checkpoint import save
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
-from sodp3d.learning.lookup import as_planner_was_trained, with_sampler
+from sodp3d.learning.lookup import as_planner_sees, as_planner_was_trained, with_sampler
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.models.loading import load_planner, load_planner_and_state
 from sodp3d.settings import ModelSettings
@@ -83,6 +83,8 @@ def test_a_stage_that_takes_a_planner_has_its_network_and_refuses_another(tmp_pa
         told = rf"^model\.{key}: planner .* was trained with {made[key]}, but {value} came; leave it out: mode="
         with pytest.raises(InputError, match=told):
             as_planner_was_trained(compose("train", [*asked, f"model.{key}={value}"]), path)
+    with pytest.raises(InputError, match=r"^model\.unet: planner ws://robot was trained with "):
+        as_planner_sees(compose("train", [*asked, "model.unet=narrow"]), STATE, "ws://robot")
 
 
 def test_the_checkpoint_of_something_else_is_no_planner(tmp_path: Path) -> None:

@@ -151,17 +151,17 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
             f"planner: {path} is of method={planner.method}, but method={config['method']} came; "
             f"give method={planner.method}."
         )
-    return as_planner_sees(_with_network(config, planner, path), planner, str(path))
+    return as_planner_sees(config, planner, str(path))
 
 
-def _with_network(config: dict[str, Any], planner: PolicyConfig, path: Path) -> dict[str, Any]:
+def _with_network(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:
     """The configuration, with what the planner's network is made of. Raises InputError where it asks for another."""
     asked = config["model"]
     usual = {**asdict(ModelSettings()), "unet": config["env"]["unet"]}
     for key, own in planner.network.items():
         if asked[key] not in (own, usual[key]):
             raise InputError(
-                f"model.{key}: planner {path} was trained with {own}, but {asked[key]} came; leave it out: "
+                f"model.{key}: planner {name} was trained with {own}, but {asked[key]} came; leave it out: "
                 "mode=pretrain decides it."
             )
     return {**config, "model": {**asked, **planner.network}}
@@ -169,7 +169,7 @@ def _with_network(config: dict[str, Any], planner: PolicyConfig, path: Path) -> 
 
 def as_planner_sees(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:
     """`as_planner_was_trained`, of the planner's configuration; name: what messages call it."""
-    config = with_sampler(config, planner)
+    config = with_sampler(_with_network(config, planner, name), planner)
     seen = planner.renderer
     return config if seen is None else _with_renderer(config, seen, f"what planner {name} learned from")
 

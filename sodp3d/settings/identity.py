@@ -4,7 +4,7 @@ A run continues with other resources, on another machine too; anything else begi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import cache
 from typing import Any
 
@@ -13,11 +13,12 @@ from sodp3d.core.run import Difference
 from sodp3d.core.sections import resource_names
 from sodp3d.settings.collection import CollectSettings, Stage1Settings
 from sodp3d.settings.common import CommonSettings
+from sodp3d.settings.pretraining import ModelSettings
 from sodp3d.settings.train import SECTIONS, StageSettings
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
 _ADVICE = "env.recommended."  # has its effect in the options that take it
-NETWORK = tuple(f"model.{key}" for key in ("prediction", "denoising_steps", "unet", "encoder"))  # of a new planner
+NETWORK = tuple(f"model.{field.name}" for field in fields(ModelSettings) if field.name != "sampling_steps")
 # Keys outside sections, with their defaults. Fine-tuning recorded without an algorithm is none that can be run now: its
 # importance term meant something else.
 _ALONE = {"seed": 0, "method": "sodp", "algorithm": None, "planner": None, "data": None}
