@@ -27,6 +27,27 @@ def make_episode(number: int, length: int = 3, success: bool = False, reward: fl
     )
 
 
+def test_a_success_is_cut_after_the_chunk_that_achieved_it() -> None:
+    """Of an episode the rest shows nobody how; a failure, and what was achieved at the very end, stay whole."""
+    counted = {
+        "observation": {"features": torch.arange(5.0)[:, None].expand(5, 4)},
+        "reward": torch.arange(5.0),
+        "elapsed": torch.arange(5) / 5,
+    }
+    whole = dataclasses.replace(make_episode(0, 5, success=True), **counted, terminated=True, achieved=2)
+    cut = whole.until_success()
+    assert {len(value) for value in cut.rows().values()} == {2}
+    assert cut.observation["features"][:, 0].tolist() == [0, 1] and cut.reward.tolist() == [0, 1]
+    assert cut.final["features"].tolist() == [2] * 4  # what was seen after the second chunk
+    assert cut.success and not cut.terminated
+    for kept in (
+        dataclasses.replace(whole, success=False),
+        dataclasses.replace(whole, achieved=5),
+        dataclasses.replace(whole, achieved=None),
+    ):
+        assert kept.until_success() is kept
+
+
 def numbers(buffer: ReplayBuffer | TargetBuffer) -> list[int]:
     found = [int(rows[0, 0]) for rows in buffer.per_episode(buffer.rows["features"])]
     assert buffer.finals["features"][:, 0].tolist() == [number + 0.5 for number in found]

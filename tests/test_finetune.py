@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sodp3d.core.paths import CONFIGS
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.finetune import find_proficient, validation_due
+from sodp3d.learning.keeper import Keeper
 from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.stages import _recorded, run_finetune, run_pretrain
@@ -254,6 +256,48 @@ def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest
         tuning.save(run, {})
         resumed = prepare(collapse=0.5)
         assert resumed.load(run) and resumed.keeper.slowed == 0.5
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_setback_in_roll_outs_goes_back(validated: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """To the first planner, or, where there were validations, to the best of them."""
+    pretrained = make_planner(STATE)
+    tuning = prepare(setback=1.0)
+    tuning.keeper.first = [True, False] * 10
+    with Run(tmp_path / "run", {}) as run:
+        tuning.learn(2)
+        if validated:
+            tuning.compare(
+                Evaluation(TASK, [Episode(0, success=dict.fromkeys(("final", "count", "any"), True))]), run, {}
+            )
+        best = {name: value.clone() for name, value in tuning.planner.state_dict().items()}
+        tuning.learn(2)
+        learned = {name: value.clone() for name, value in tuning.planner.state_dict().items()}
+        for successes in ([True] * 12, [False] * 12):  # too few, so far, to tell
+            tuning.guard(successes, run, pretrained)
+        assert same(tuning.planner.state_dict(), learned) and tuning.keeper.slowed == 1
+        tuning.save(run, {})
+        tuning = prepare(setback=1.0)
+        assert tuning.load(run) and len(tuning.keeper.recent) == 24  # a resumed run remembers
+        tuning.guard([False] * 8, run, pretrained)  # 12 of 32, beside 10 of 20: within a standard deviation
+        assert same(tuning.planner.state_dict(), learned) and "set back" not in caplog.text
+        tuning.guard([False] * 8, run, pretrained)  # 4 of 32
+        assert same(tuning.planner.state_dict(), best if validated else pretrained.state_dict())
+        assert "4 of the newest 32 roll-outs succeeded, of the 20 before learning 10" in caplog.text
+        assert tuning.keeper.slowed == 0.5 and tuning.keeper.recent == []
+
+
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(("setback", "first"), [(None, [True] * 20), (1.0, [])])
+def test_without_a_bound_or_anything_to_compare_with_nothing_goes_back(
+    setback: float | None, first: list[bool]
+) -> None:
+    keeper = Keeper(0.5, setback)
+    keeper.first = first
+    assert not keeper.set_back([False] * 100)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:

@@ -18,6 +18,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.seeds import COLLECTION, episode_seed
 from sodp3d.data.derived import in_order
 from sodp3d.data.store import EpisodeStore
+from sodp3d.envs.config import EnvConfig
 from sodp3d.models.planner import ChainOptions
 from sodp3d.parallel import ATTEMPTS, Answer, WorkerDiedError, Workers, make_workers
 
@@ -135,6 +136,28 @@ def test_a_worker_killed_during_rollouts_costs_nothing(monkeypatch: pytest.Monke
         assert one.seed == other.seed and one.length == other.length and one.success == other.success
         np.testing.assert_allclose(np.concatenate(one.actions), np.concatenate(other.actions), atol=1e-4)
         torch.testing.assert_close(torch.stack(one.latents), torch.stack(other.latents), atol=1e-4, rtol=0)
+
+
+class Pusher:
+    """Moves the slider by +0.1 m a raw frame."""
+
+    def begin(self, task: EnvConfig, seed: int) -> None: ...
+
+    def act(self, observation: dict[str, np.ndarray], memories: list[None]) -> np.ndarray:
+        return np.ones((len(memories), 3, 1), np.float32)
+
+
+def test_an_episode_knows_after_which_chunk_each_metric_was_achieved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks are of 3 steps of 2 raw frames; the goal is x > 0.25, and `count` asks for more than 2 such frames."""
+    with slider_rollouts(monkeypatch, 5) as rollouts:
+        episodes = rollouts.run(Pusher(), [3, 4, 5, 6, 7])
+    for episode in episodes:
+        start = np.random.default_rng(episode.seed).uniform(-0.3, 0.3)
+        first = next(frame for frame in range(1, 20) if start + 0.1 * frame > 0.25)
+        assert episode.achieved["any"] == -(-first // 6)
+        assert episode.achieved["count"] == -(-(first + 2) // 6)
+        assert all(episode.success.values()) and len(episode.actions) >= max(episode.achieved.values())
+    assert len({episode.achieved["count"] for episode in episodes}) > 1
 
 
 @pytest.mark.parametrize("value", ["rays", "ray:", "ray:0", -1, 2.5, True])

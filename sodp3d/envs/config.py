@@ -15,6 +15,7 @@ from sodp3d.vision.camera import CameraConfig
 from sodp3d.vision.pointcloud import CropConfig
 
 SUCCESS_METRICS = ("final", "count", "any")
+LASTING = ("count", "any")  # once achieved, nothing that follows takes it away
 RECORDED = "recorded"  # the family of recordings, which nothing simulates
 NEEDS_A_SIMULATOR = (
     "recordings cannot be reset or stepped, so planners learn from them (train, mode=pretrain data=data/<name>) and no "

@@ -4,7 +4,7 @@ Shape letters: C chunks of an episode, E episodes, K' denoising steps, Tp planne
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ class EpisodeRecord:
     success: bool
     terminated: bool  # by the task; False where the time limit cut it
     final: Mapping[str, Tensor]
+    achieved: int | None = None  # chunks after which it counts as a success for good; None: not before its end
+
+    def until_success(self) -> "EpisodeRecord":
+        """Its chunks up to the one that achieved the task: what comes after shows nobody how to."""
+        count = self.achieved
+        if not self.success or count is None or count >= len(self.reward):
+            return self
+        rows = {key: getattr(self, key)[:count] for key in CHAIN_KEYS}
+        observation = {key: value[:count] for key, value in self.observation.items()}
+        final = {key: value[count] for key, value in self.observation.items()}
+        return replace(self, observation=observation, **rows, terminated=False, final=final)
 
     def rows(self) -> dict[str, Tensor]:
         """All per-chunk tensors. InputError where lengths differ, or it is empty or not finite."""
@@ -98,7 +109,11 @@ class EpisodeTable:
         return [
             EpisodeRecord(
                 observation={key: rows[key][index] for key in observed},
-                **{key: rows[key][index] for key in CHAIN_KEYS},
+                latents=rows["latents"][index],
+                means=rows["means"][index],
+                reward=rows["reward"][index],
+                executed=rows["executed"][index],
+                elapsed=rows["elapsed"][index],
                 success=bool(self.facts["success"][index]),
                 terminated=bool(self.facts["terminated"][index]),
                 final={key: value[index] for key, value in self.finals.items()},

@@ -70,6 +70,7 @@ def finetune(
             tuning.replay_recorded(list(recorded[tuning.episodes : tuning.episodes + count]), task)
         else:
             episodes, metrics = _roll_out(settings, tuning, rollouts, task, count)
+            tuning.guard([e.success[task.success_metric] for e in episodes if not e.begun], run, pretrained)
             tuning.remember(episodes, task)
             count = interactions(episodes, task)
         tuning.episodes += count
@@ -101,9 +102,12 @@ def _begin(
     log.info("before: %s", sentence(before.summary()))
     tuning.before = before.summary()
     if not offline:
-        tuning.remember(find_proficient(pretrained, tuning, rollouts, task, settings.common.seed), task)
+        first = find_proficient(pretrained, tuning, rollouts, task, settings.common.seed)
+        tuning.remember(first, task)
+        tuning.keeper.first = [episode.success[task.success_metric] for episode in first]
     if settings.finetune.from_scratch:
         tuning.learner.begin_anew(settings.common.seed)
+        tuning.keeper.first = []  # those were not its own
 
 
 def _roll_out(

@@ -1,6 +1,7 @@
 """What a run keeps beside its checkpoints: the best planner by validations, and what was measured at its end."""
 
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,19 +22,23 @@ from sodp3d.rollouts.rollout import Rollouts
 
 log = logging.getLogger(__name__)
 Verdict = Literal["best", "collapsed", "neither"]
+RECENT = 32  # roll-outs
 
 
 class Keeper:
-    """Scores of all validations, the best of them, and how often learning was slowed after a collapse.
+    """Scores of all validations, the best of them, ends of roll-outs, and how often learning was slowed.
 
-    collapse: share of the best below which a validation counts as one.
+    collapse: share of the best below which a validation counts as one. setback: by how many standard deviations of the
+    difference the newest `RECENT` roll-outs may do worse than those before learning; None: by any.
     """
 
-    def __init__(self, collapse: float) -> None:
-        self.collapse = collapse
+    def __init__(self, collapse: float, setback: float | None) -> None:
+        self.collapse, self.setback = collapse, setback
         self.scores: list[float] = []
         self.best = -1.0
-        self.slowed = 1.0  # factor of the learning rate, halved at every collapse
+        self.slowed = 1.0  # factor of the learning rate, halved at every collapse and setback
+        self.first: list[bool] = []  # how roll-outs of the planner ended before it learned
+        self.recent: list[bool] = []  # and the newest ones since, or since the last setback
 
     def judge(self, success_rate: float) -> Verdict:
         """Note a validation's score, 0..1, and say what it means. Of equals the later is best: it learned longer."""
@@ -49,6 +54,32 @@ class Keeper:
             100 * success_rate, 100 * self.best, self.slowed,
         )  # fmt: skip
         return "collapsed"
+
+    def set_back(self, successes: Sequence[bool]) -> bool:
+        """Note how roll-outs of the planner that learns ended; whether it would do better to begin again.
+
+        These cost nothing, as validations do. Each rate is that of one success and one failure more.
+        """
+        self.recent = [*self.recent, *successes][-RECENT:]
+        if self.setback is None or not self.first or len(self.recent) < RECENT:
+            return False
+        (before, spread), (now, other) = _rate(self.first), _rate(self.recent)
+        if before - now <= self.setback * math.sqrt(spread + other):
+            return False
+        self.slowed /= 2
+        log.warning(
+            "set back: %d of the newest %d roll-outs succeeded, of the %d before learning %d; back to where it was "
+            "best, learning rate times %g", sum(self.recent), RECENT, len(self.first), sum(self.first), self.slowed,
+        )  # fmt: skip
+        self.recent = []
+        return True
+
+
+def _rate(successes: Sequence[bool]) -> tuple[float, float]:
+    """Rate of success and its variance."""
+    count = len(successes) + 2
+    rate = (sum(successes) + 1) / count
+    return rate, rate * (1 - rate) / count
 
 
 def keep(folder: Path, step: int, planner: Planner, critic: Critic | None, described: dict[str, Any]) -> None:

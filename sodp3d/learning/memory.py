@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import LASTING, EnvConfig
 from sodp3d.learning.buffers import EpisodeRecord, ReplayBuffer, TargetBuffer
 from sodp3d.learning.ppo import RunningScale
 from sodp3d.rollouts.rollout import Episode
@@ -22,6 +22,7 @@ class Memory:
     def __init__(self, settings: FinetuneSettings) -> None:
         self.replay = ReplayBuffer(settings.replay_episodes)
         self.target = TargetBuffer(settings.target_episodes, settings.best_returns)
+        self.cut = settings.cloned_until == "success"
         self.scale = RunningScale()
         self.scale_reward = settings.scale_reward
 
@@ -29,7 +30,7 @@ class Memory:
         """Remember episodes."""
         for record in records:
             self.replay.add(record)
-            self.target.add(record)
+            self.target.add(record.until_success() if self.cut else record)
             self.scale.update(record.reward)
 
     def no_credit(self) -> Tensor:
@@ -62,4 +63,5 @@ def to_record(episode: Episode, task: EnvConfig, frozen: bool) -> EpisodeRecord:
         episode.success[task.success_metric],
         episode.terminated,
         final,
+        episode.achieved.get(task.success_metric) if task.success_metric in LASTING else None,
     )

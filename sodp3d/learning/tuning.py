@@ -42,7 +42,7 @@ class Finetuning:
         self.critic = CriticLearner(pretrained, settings.critic, seed) if settings.critic.members else None
         self.arms = Arms()
         self.branches = Branches(settings.branches.capacity) if settings.credit == "branch" else None
-        self.keeper = Keeper(settings.collapse)
+        self.keeper = Keeper(settings.collapse, settings.setback)
         self.episodes = 0  # learned from
         self.rolled_out = 0  # with those before the first update
         self.environment_steps = 0  # control steps
@@ -170,6 +170,12 @@ class Finetuning:
         elif verdict == "collapsed":
             self.learner.go_back_to(kept(run.directory / "best"))
 
+    def guard(self, success: list[bool], run: Run, pretrained: Planner) -> None:
+        """Note how roll-outs ended: where they say that learning did harm, the best planner, or the first, goes on."""
+        if self.keeper.set_back(success):
+            best = kept(run.directory / "best") if self.keeper.scores else pretrained.state_dict()
+            self.learner.go_back_to(best)
+
     def save(self, run: Run, described: dict[str, Any]) -> None:
         """Publish a checkpoint of everything."""
         tensors = {name: generator.get_state() for name, generator in self._generators().items()}
@@ -198,7 +204,9 @@ class Finetuning:
 
     def _restore(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         own = self._described_choice().get("critic")
-        if "outcomes" not in state["counters"] or (own and own["activation"] != state["critic"].get("activation")):
+        if set(self._counters()) - set(state["counters"]) or (
+            own and own["activation"] != state["critic"].get("activation")
+        ):
             raise InputError(
                 "finetune: this run was begun with an earlier release, whose roll-outs or critic are of another kind; "
                 "finish it there, or begin a new one (run_dir= names another folder)."
@@ -229,5 +237,5 @@ class Finetuning:
     def _counters(self) -> dict[str, Any]:
         """Who holds each number of a checkpoint's state."""
         own = dict.fromkeys(("episodes", "rolled_out", "environment_steps", "before"), self)
-        kept = dict.fromkeys(("best", "scores", "slowed"), self.keeper)
+        kept = dict.fromkeys(("best", "scores", "slowed", "first", "recent"), self.keeper)
         return {**own, **kept, "rate_factor": self.learner, "outcomes": self.arms}

@@ -52,6 +52,7 @@ class Episode:
     final_observation: Observation = field(default_factory=dict)  # (To, ...), after the last chunk
     final_features: Tensor | None = None  # (F,) of it; None unless kept
     success: dict[str, bool] = field(default_factory=dict)
+    achieved: dict[str, int] = field(default_factory=dict)  # chunks after which each metric first counted a success
 
     @property
     def episode_return(self) -> float:
@@ -236,6 +237,8 @@ def _record(episode: Episode, answer: dict[str, Any], row: int, plan: NDArray[np
     episode.terminated = bool(answer["terminated"][row])
     episode.diverged = bool(answer["diverged"][row])
     episode.success = {metric: bool(answer[f"success_{metric}"][row]) for metric in SUCCESS_METRICS}
+    for metric in (metric for metric, succeeded in episode.success.items() if succeeded):
+        episode.achieved.setdefault(metric, len(episode.actions))
     over = episode.terminated or bool(answer["truncated"][row])
     if over:
         episode.final_observation = _row(answer["observation"], row)

@@ -123,10 +123,12 @@ class FinetuneSettings:
     replay_episodes: Count = 64
     target_episodes: Count = 200
     best_returns: Count = 10  # episodes
+    cloned_until: Literal["success", "end"] = "end"  # of a proficient episode
     encoder: Literal["frozen", "tuned"] = "frozen"
     from_scratch: Flag = False
     offline: Text | None = None  # run directory
     collapse: Fraction = 0.5  # of the best validation; 0: never goes back
+    setback: NotNegative | None = None  # standard deviations of roll-outs' success; null: never goes back
     evaluate_every: Natural = 24  # episodes; 0: never
     checkpoint_every: Count = resource(default=8)  # episodes
     compile: Flag = resource(default=False)  # the denoiser into CUDA graphs, of updates and roll-outs
