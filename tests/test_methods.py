@@ -340,7 +340,12 @@ def test_a_policy_is_evaluated_as_its_method(folder: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"is of method=bcrnn, but method=sodp came; give method=bcrnn\."):
         as_planner_was_trained(compose("train", ["obs=state"]), tmp_path / "run")
     config = compose("train", ["obs=state", "method=bcrnn"])
-    assert as_planner_was_trained(config, tmp_path / "run") == config
+    made = {**training.planner.config.network, "sampling_steps": None}
+    assert made["width"] != config["model"]["width"], "this one is smaller than usual"
+    assert as_planner_was_trained(config, tmp_path / "run") == {**config, "model": made}
+    told = f"^model.width: planner .* was trained with {made['width']}, but 77 came; leave it out"
+    with pytest.raises(InputError, match=told):
+        as_planner_was_trained(compose("train", ["obs=state", "method=bcrnn", "model.width=77"]), tmp_path / "run")
     require_fitting(state, training.planner, config, tasks[0])
     with pytest.raises(InputError, match="sees obs=state, but obs=pointcloud was asked for"):
         require_fitting(state, training.planner, compose("train"), tasks[0])

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sodp3d.core import checkpoint
+from sodp3d.core.cli import compose
 from sodp3d.core.device import find_device
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import flat
@@ -23,7 +23,7 @@ from sodp3d.models.policy import method_class
 from sodp3d.models.policy_config import PolicyConfig, require_no_sampler
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.serving.remote import RemotePlanner, is_served
-from sodp3d.settings import ModelSettings, ObservationSettings
+from sodp3d.settings import ObservationSettings
 from sodp3d.vision.gl import settle
 from sodp3d.vision.pointcloud import check_backend
 from sodp3d.vision.sensors import Sensor, sensor
@@ -156,10 +156,10 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
 
 def _with_network(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:
     """The configuration, with what the planner's network is made of. Raises InputError where it asks for another."""
-    asked = config["model"]
-    usual = {**asdict(ModelSettings()), "unet": config["env"]["unet"]}
+    asked, usual = config["model"], compose("train", [f"method={planner.method}"])["model"]
+    recommended = {"unet": config["env"]["unet"]}  # unless the method has its own
     for key, own in planner.network.items():
-        if asked[key] not in (own, usual[key]):
+        if asked.get(key, own) not in (own, usual.get(key), recommended.get(key, own)):
             raise InputError(
                 f"model.{key}: planner {name} was trained with {own}, but {asked[key]} came; leave it out: "
                 "mode=pretrain decides it."

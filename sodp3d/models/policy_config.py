@@ -78,7 +78,7 @@ class PolicyConfig:
 
     @property
     def network(self) -> dict[str, Any]:
-        """What a planner's network is made of, as options name it; empty of other methods."""
+        """What the network is made of, as options of `model.` name it."""
         return {}
 
     @property
@@ -123,6 +123,11 @@ class MethodConfig(PolicyConfig):
     sampling_steps: int | None = None  # K', eta and sigma_floor: None where it does not denoise
     eta: float | None = None
     sigma_floor: float | None = None
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """All of `model.` but the sampler."""
+        return {name: value for name, value in asdict(self.model).items() if name != "sampling_steps"}
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -40,15 +40,19 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted name to value of what decides which run a composed, or recorded, configuration is of.
 
     A key that the record of an earlier release does not have yet is there with its default. A stage that takes a
-    planner has that planner's network, whatever its options say.
+    planner, or another policy, has that one's network, whatever its options say.
     """
     complete = {**_ALONE, **config}
     for name, kind in _SECTIONS.items():
         if isinstance(complete.get(name), Mapping):
             complete[name] = _over(asdict(kind()), complete[name])
     complete["planner"] = _below_root(complete["planner"])
-    idle = NETWORK if complete.get("mode", "pretrain") != "pretrain" else ()
-    return {name: value for name, value in flat(complete).items() if decides(name) and name not in idle}
+    made = complete.get("mode", "pretrain") == "pretrain"
+    return {name: value for name, value in flat(complete).items() if decides(name) and (made or not _of_network(name))}
+
+
+def _of_network(name: str) -> bool:
+    return name.startswith("model.") and name != "model.sampling_steps"
 
 
 def differences(recorded: Mapping[str, Any], config: Mapping[str, Any]) -> list[Difference]:
