@@ -117,7 +117,7 @@ def test_a_choice_that_does_not_pay_is_saved_as_such_and_remembered(tmp_path: Pa
     with Run(tmp_path, {}) as run:
         tuning.save(run, planner_state(tuning.planner, [TASK], "0123"))
         resumed = prepare(**EARNED)
-        assert resumed.load(run)
+        assert resumed.load(run, "of the planner")
     assert resumed.arms.outcomes == tuning.arms.outcomes and resumed.tested_best_of == 1
     assert load_choice(tmp_path, "cpu") is None
     choice = load_choice(tmp_path, "cpu", best_of=4)

@@ -130,7 +130,7 @@ def test_with_branches_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
         resumed = Finetuning(
             make_planner(STATE), settings(credit="branch", target_kl=None, importance_batch_size=8), regularized(), 9
         )
-        assert resumed.load(run)
+        assert resumed.load(run, "of the planner")
     straight.learn(2), resumed.learn(2)
     for name, value in straight.planner.state_dict().items():
         assert torch.equal(value, resumed.planner.state_dict()[name]), name

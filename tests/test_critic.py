@@ -243,7 +243,7 @@ def test_with_a_critic_it_goes_on_bit_for_bit(tmp_path: Path) -> None:
     with Run(tmp_path, {}) as run:
         stopped.save(run, planner_state(stopped.planner, [TASK], "0123"))
         resumed = Finetuning(make_planner(STATE), finetune_settings(**changes), regularized(), 9)
-        assert resumed.load(run)
+        assert resumed.load(run, "of the planner")
     straight.learn(2), resumed.learn(2)
     for name, value in straight.planner.state_dict().items():
         assert torch.equal(value, resumed.planner.state_dict()[name]), name
@@ -269,7 +269,7 @@ def test_a_run_of_a_release_without_what_is_known_today_does_not_go_on(tmp_path:
         state.write_text(json.dumps(told))
         resumed = Finetuning(make_planner(STATE), finetune_settings(critic=SMALL), regularized(), 9)
         with pytest.raises(InputError, match="begun with an earlier release, whose roll-outs or critic are of another"):
-            resumed.load(run)
+            resumed.load(run, "of the planner")
 
 
 def test_a_planner_without_a_critic_cannot_choose(tmp_path: Path) -> None:

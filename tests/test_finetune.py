@@ -22,7 +22,7 @@ from sodp3d.learning.keeper import Keeper
 from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.stages import _recorded, run_finetune, run_pretrain
-from sodp3d.learning.tuning import Finetuning
+from sodp3d.learning.tuning import START, Finetuning
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
@@ -182,7 +182,7 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(tmp_path: Path, changes: dict[s
     with Run(tmp_path, {}) as run:
         stopped.save(run, {"format": 1})
         resumed = Finetuning(make_planner(STATE), settings(**changes), regularized(), seed=9)
-        assert resumed.load(run)
+        assert resumed.load(run, "of the planner")
     assert resumed.environment_steps == stopped.environment_steps > 0
     straight.learn(2), resumed.learn(2)
     for name, value in straight.planner.state_dict().items():
@@ -255,7 +255,7 @@ def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest
         assert tuning.learner.optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2)
         tuning.save(run, {})
         resumed = prepare(collapse=0.5)
-        assert resumed.load(run) and resumed.keeper.slowed == 0.5
+        assert resumed.load(run, "of the planner") and resumed.keeper.slowed == 0.5
 
 
 @pytest.mark.parametrize("validated", [False, True])
@@ -278,7 +278,7 @@ def test_a_setback_in_roll_outs_goes_back(validated: bool, tmp_path: Path, caplo
         assert same(tuning.planner.state_dict(), learned) and tuning.keeper.slowed == 1
         tuning.save(run, {})
         tuning = prepare(setback=1.0)
-        assert tuning.load(run) and len(tuning.keeper.recent) == 24  # a resumed run remembers
+        assert tuning.load(run, "of the planner") and len(tuning.keeper.recent) == 24  # a resumed run remembers
         tuning.guard([False] * 8, run, pretrained)  # 12 of 32, beside 10 of 20: within a standard deviation
         assert same(tuning.planner.state_dict(), learned) and "set back" not in caplog.text
         tuning.guard([False] * 8, run, pretrained)  # 4 of 32
@@ -432,6 +432,16 @@ def test_episodes_of_a_run_that_goes_on_are_not_taken(tmp_path: Path) -> None:
         _recorded(read, make_planner(STATE), TASK)
     (path / "result.json").write_text("{}")
     assert _recorded(read, make_planner(STATE), TASK)
+
+
+def test_a_run_goes_on_with_the_planner_that_it_began_with_alone(tmp_path: Path) -> None:
+    with Run(tmp_path / "run", {}) as run:
+        prepare().save(run, {START: "one"})
+        assert prepare().load(run, "one")
+        with pytest.raises(
+            InputError, match=r"^planner: .* began with another .* \(start one, but other came\); bring"
+        ):
+            prepare().load(run, "other")
 
 
 def test_how_many_plans_a_test_chooses_among_is_an_option_of_fine_tuning(tmp_path: Path) -> None:

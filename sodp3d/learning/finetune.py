@@ -14,9 +14,9 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.branching import branch, interactions, trunks_within
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.keeper import evaluate_newest
-from sodp3d.learning.tuning import Finetuning
+from sodp3d.learning.tuning import START, Finetuning
 from sodp3d.models.capture import capture
-from sodp3d.models.loading import load_choice, load_planner, planner_state
+from sodp3d.models.loading import load_choice, load_planner
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
@@ -30,7 +30,7 @@ def finetune(
     settings: TrainSettings,
     run: Run,
     pretrained: Planner,
-    data_hash: str,
+    described: dict[str, Any],
     task: EnvConfig,
     rollouts: Rollouts,
     test_before: Callable[[], Evaluation],
@@ -38,8 +38,9 @@ def finetune(
 ) -> dict[str, Any] | None:
     """Fine-tune `pretrained` on `task`, from its first roll-outs to the final evaluation.
 
-    data_hash: of what it was pre-trained on. test_before: tests `pretrained`. recorded: episodes that stand in for
-    roll-outs. Returns the run's result, None where it was stopped before its end.
+    described: what its checkpoints say of the planner, with the digest of `pretrained`, {START: digest}.
+    test_before: tests `pretrained`. recorded: episodes that stand in for roll-outs.
+    Returns the run's result, None where it was stopped before its end.
     """
     options = settings.finetune
     if recorded:
@@ -47,7 +48,6 @@ def finetune(
     tuning = Finetuning(pretrained, options, settings.reg, settings.common.seed)
     if options.compile:
         capture(tuning.planner)
-    described = planner_state(pretrained, [task], data_hash)
 
     def validate() -> dict[str, float]:
         choice = tuning.choice(tuning.tested_best_of)
@@ -55,7 +55,7 @@ def finetune(
         tuning.compare(found, run, described)
         return found.metrics("validation")
 
-    if not tuning.load(run):
+    if not tuning.load(run, described[START]):
         run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
         checkpoint.drop_after(run.directory / "best", -1)
         _begin(settings, run, tuning, test_before(), pretrained, task, rollouts, bool(recorded))

@@ -41,12 +41,14 @@ from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
+from sodp3d.learning.tuning import START
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
     is_unseen,
     load_choice,
     load_planner_and_state,
+    planner_state,
     require_fitting,
 )
 from sodp3d.models.planner import Planner
@@ -121,7 +123,9 @@ def run_finetune(config: dict[str, Any]) -> None:
             made = _made_before(run.config, settings, path, task, choice)
             return made or evaluate(planner, rollouts, task, settings.evaluation.test_seeds, choice)
 
-        result = finetune(settings, run, planner, state["data_hash"], task, rollouts, test_before, recorded)
+        start = {START: checkpoint.digest_of(checkpoint_of(path))}
+        described = planner_state(planner, [task], state["data_hash"]) | start
+        result = finetune(settings, run, planner, described, task, rollouts, test_before, recorded)
         if result is not None:
             result |= {"trained_on": state["tasks"], **told_unseen([task] if is_unseen(state, task) else [])}
         conclude(run, "finetune", result)

@@ -25,6 +25,7 @@ from sodp3d.rollouts.rollout import Episode
 from sodp3d.settings import FinetuneSettings, RegularizerSettings
 
 log = logging.getLogger(__name__)
+START = "start"  # in a checkpoint's state: digest of the planner that fine-tuning began with
 
 
 class Finetuning:
@@ -190,12 +191,20 @@ class Finetuning:
     def _described_choice(self) -> dict[str, Any]:
         return {} if self.critic is None else described_choice(self.critic.critic, self.tested_best_of)
 
-    def load(self, run: Run) -> bool:
-        """Continue from the newest checkpoint; False where there is none."""
+    def load(self, run: Run, start: str) -> bool:
+        """Continue from the newest checkpoint; False where there is none.
+
+        start: digest of the planner that came. Raises InputError where the run began with another.
+        """
         found = checkpoint.load_latest(run.checkpoints)
         if found is None:
             return False
         step, tensors, state = found
+        if state.get(START, start) != start:
+            raise InputError(
+                f"planner: {run.directory} began with another planner than is there now ({START} {state[START][:12]}, "
+                f"but {start[:12]} came); bring that one back, or begin a new run (run_dir= names another folder)."
+            )
         with checkpoint.restoring(checkpoint.path_of(run.checkpoints, step)):
             self._restore(tensors, state)
         checkpoint.drop_after(run.directory / "best", self.environment_steps)
