@@ -7,7 +7,7 @@ import pytest
 
 from sodp3d.collection import demos
 from sodp3d.collection.environments import Finished
-from sodp3d.collection.record import Kept, record, save
+from sodp3d.collection.record import Kept, folder_of, record, save
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
@@ -39,6 +39,15 @@ def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_wer
     everything = card + (tmp_path / "mine" / "data" / "metadata.json").read_text()
     assert "/some/where" not in everything
     assert {path.name for path in tmp_path.iterdir()} == {".mine.partial", "mine"}
+
+
+def test_it_goes_beside_the_tasks_data_and_over_nothing(tmp_path: Path) -> None:
+    usual = tmp_path / "data" / "adroit_door" / "demonstrations"
+    assert folder_of(compose("record", ["env=adroit_door", f"root={tmp_path}"]), ENV) == usual
+    usual.mkdir(parents=True)
+    for options in ([], [f"output={tmp_path}"]):
+        with pytest.raises(InputError, match="exists already and is never overwritten; move it away or name another"):
+            folder_of(compose("record", ["env=adroit_door", f"root={tmp_path}", *options]), ENV)
 
 
 def test_only_an_agents_run_is_recorded(tmp_path: Path) -> None:

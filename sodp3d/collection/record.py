@@ -44,14 +44,21 @@ def main(config: dict[str, Any]) -> None:
     if len(tasks) > 1:
         raise InputError(f"env={config['env']['name']} is a set of tasks; record one of them.")
     env = tasks[0]
-    settings = read_keys(RecordSettings, config)
-    output = Path(settings.output).expanduser() if settings.output else demos.SHIPPED / env.name
-    if output.exists():
-        raise InputError(f"{output}: exists already and is never overwritten; move it away or name another output=.")
+    output = folder_of(config, env)
     recording = record(config, env)
     save(output, env, recording)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     log.info("%d of %d episodes kept in %s (%.2f MB)", len(recording.episodes), recording.attempts, output, size / 1e6)
+    log.info("agents learn from them by: %s", command_line("collect", *env.choice.split(), f"demos={output}"))
+
+
+def folder_of(config: Mapping[str, Any], env: EnvConfig) -> Path:
+    """Where the dataset goes: to `output=`, or beside the task's own data. Raises InputError where something is."""
+    named = read_keys(RecordSettings, config).output
+    folder = Path(named).expanduser() if named else data_root(config) / env.name / "demonstrations"
+    if folder.exists():
+        raise InputError(f"{folder}: exists already and is never overwritten; move it away or name another output=.")
+    return folder
 
 
 def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
@@ -142,8 +149,8 @@ def card(name: str, env: EnvConfig, recording: Kept) -> str:
     shown = Path(trained["demos"]).name if trained["demos"] else f"those shipped for {env.name}"
     return f"""# {name}
 
-{len(episodes)} successful episodes on `{env.name}`, made by this project's own agent: the default demonstrations of
-`sodp3d collect env={env.name}`.
+{len(episodes)} successful episodes on `{env.name}`, made by this project's own agent. Others begin with them by
+`{command_line("collect", *env.choice.split(), "demos=<this folder>")}`.
 
 * Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
   {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
