@@ -50,6 +50,8 @@ def test_point_counts_and_pictures(folder: Path) -> None:
     kept = EpisodeStore.open(folder / "episodes.zarr").read("point_cloud_kept")
     assert f"{kept.min()} to {kept.max()}, {kept.mean():.1f} on average" in text
     assert "12 of 12 episodes, 20 points" in text
+    still = EpisodeStore.open(folder / "episodes.zarr").conversions["point_cloud"]["statistics"]["still"]
+    assert f"{100 * still:.0f} % of the points lie where nearly every frame has one" in text
     for name in ("depth", "point_cloud"):
         assert f"(card/{name}.png)" in text
         assert (folder / "card" / f"{name}.png").stat().st_size > 5000

@@ -189,6 +189,26 @@ def test_too_few_points_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "100.0 % of the frames keep fewer than env.points=1000" in caplog.text
 
 
+@pytest.mark.parametrize(("moves", "told"), [(True, False), (False, True)])
+def test_points_that_never_move_are_told(
+    moves: bool, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EpisodeStore.create(tmp_path / "a.zarr", ATTRIBUTES, SPECIFICATION) as store:
+        for number in range(8):
+            made = episode(number)
+            store.append(made if moves else {**made, "depth": np.full_like(made["depth"], 950)}, metadata(number))
+    with caplog.at_level(logging.WARNING):
+        statistics = convert_store(tmp_path / "a.zarr", CONFIG)
+    assert statistics["still"] == (1 if told else pytest.approx(0, abs=0.3))
+    assert (statistics["moves_within"] is None) is told
+    assert ("100 % of the points lie where nearly every frame has one" in caplog.text) is told
+    assert ("A tighter env.crop leaves more points" in caplog.text) is told
+
+
+def test_of_few_episodes_nobody_can_say_what_never_moves(tmp_path: Path) -> None:
+    assert "still" not in convert_store(make_store(tmp_path / "a.zarr", range(7)).path, CONFIG)
+
+
 def test_an_empty_store_converts_to_nothing(tmp_path: Path) -> None:
     path = make_store(tmp_path / "a.zarr", []).path
     assert convert_store(path, CONFIG, workers=2) == {}

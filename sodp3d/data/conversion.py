@@ -1,6 +1,7 @@
 """Point clouds of a whole store: `data/point_cloud` beside the depth, episode by episode, resumable (`derived.py`)."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.parallel import WorkerCount
 from sodp3d.vision.camera import POSE, Camera
 from sodp3d.vision.pointcloud import Converter, CropConfig
+from sodp3d.vision.stillness import FRAMES, stillness
 
 log = logging.getLogger(__name__)
 _WARN_SHARE = 0.01  # of frames with fewer than N points
+_TELL_STILL = 0.3  # of points that never move
+_TELLING = 8  # episodes from which on one can say so
 
 
 def convert_store(
@@ -134,6 +138,7 @@ def _finish(store: EpisodeStore, output: str, points: int) -> dict[str, Any]:
         "maximum": int(kept.max()),
         "below_points": round(float((kept < points).mean()), 6),
         **dict(zip(names, np.percentile(kept, [float(name[1:]) for name in names]).round(1).tolist(), strict=True)),
+        **_still(store, output),
     }
     record_statistics(store, output, statistics)
     if statistics["below_points"] > _WARN_SHARE:
@@ -145,4 +150,31 @@ def _finish(store: EpisodeStore, output: str, points: int) -> dict[str, Any]:
             points,
             statistics["minimum"],
         )
+    if statistics.get("still", 0) > _TELL_STILL:
+        log.warning(
+            "%s: %s A tighter env.crop leaves more points for what does.", store.path, still_sentence(statistics)
+        )
     return statistics
+
+
+def still_sentence(statistics: Mapping[str, Any]) -> str:
+    """What a conversion's statistics, which have "still", say of points that never move."""
+    box = statistics["moves_within"]
+    where = f" What moves lies within {box[0]} to {box[1]}." if box else ""
+    return (
+        f"{100 * statistics['still']:.0f} % of the points lie where nearly every frame has one: they never move.{where}"
+    )
+
+
+def _still(store: EpisodeStore, output: str) -> dict[str, Any]:
+    """The share of points that never move and the corners of what does, by a frame each of episodes spread evenly."""
+    if len(store) < _TELLING:
+        return {}
+    episodes = np.unique(np.linspace(0, len(store) - 1, FRAMES).astype(int)).tolist()
+    frames = []
+    for place, index in enumerate(episodes):
+        clouds = store.read(output, index, index + 1)
+        frames.append(clouds[place * 7919 % len(clouds)])  # at all times of an episode
+    found = stillness(np.stack(frames))
+    assert found is not None
+    return {"still": round(found.share, 4), "moves_within": found.box and list(found.box)}

@@ -26,6 +26,7 @@ from sodp3d.core.paths import command_line
 from sodp3d.data import experience
 from sodp3d.data.absence import can_be_made, is_recorded
 from sodp3d.data.attributes import each
+from sodp3d.data.conversion import still_sentence
 from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.recording import names_of
 from sodp3d.data.schema import METADATA
@@ -298,6 +299,8 @@ def _point_clouds(store: EpisodeStore) -> Iterator[str]:
             )
             yield from histogram(kept, "points inside the crop")
             yield ""
+        if "still" in state["statistics"]:
+            yield f"{escape(still_sentence(state['statistics']))}\n"
 
 
 def _images(store: EpisodeStore) -> Iterator[str]:
