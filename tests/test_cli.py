@@ -3,8 +3,10 @@ from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
+import hydra
 import pytest
 import yaml
+from hydra.core.global_hydra import GlobalHydra
 
 from sodp3d.core.cli import FORMER, command, compose, option_names, refuse_targets
 from sodp3d.core.errors import InputError
@@ -47,6 +49,13 @@ def test_a_crop_without_a_limit_on_the_command_line() -> None:
     config = compose("train", ["env.crop.low=[-inf,0,0]", "env.crop.high=[1,1,inf]"])["env"]
     crop = EnvConfig.from_config(config).crop
     assert crop.low == (-float("inf"), 0, 0) and crop.high == (1, 1, float("inf"))
+
+
+def test_a_running_command_may_compose_another_configuration() -> None:
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        assert compose("train", ["method=mtbc"])["method"] == "mtbc"
+        assert GlobalHydra.instance().is_initialized() and hydra.compose("train").method == "sodp"
+    assert not GlobalHydra.instance().is_initialized()
 
 
 @pytest.mark.parametrize(("mode", "algorithm"), list(product(choices("mode"), choices("algorithm"))))

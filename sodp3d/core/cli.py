@@ -194,13 +194,25 @@ def compose(config_name: str, overrides: list[str] | None = None) -> dict[str, A
 
     refuse_former(overrides or [])
     _find_plugins(overrides or [])
-    with _hydra_errors(config_name):
+    with _hydra_errors(config_name), _aside_of_a_command():
         _check_choices(config_name, overrides or [])
         with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
             composed = OmegaConf.to_container(hydra.compose(config_name, overrides or []), resolve=True)
     assert isinstance(composed, dict)
     refuse_targets(composed)
     return composed  # type: ignore[return-value]
+
+
+@contextmanager
+def _aside_of_a_command() -> Iterator[None]:
+    """Hydra, of which there is one, as if no command were running."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def config_groups(config_name: str) -> dict[str, list[str]]:
