@@ -138,13 +138,26 @@ def test_other_parameters_are_refused_or_go_elsewhere(tmp_path: Path, changes: d
     path = make_store(tmp_path / "a.zarr", range(2)).path
     convert_store(path, CONFIG)
     other = replace(CONFIG, **changes)
-    with pytest.raises(InputError, match=f"{words}.*output="):
+    with pytest.raises(InputError, match=f"{words}.*again=clouds replaces it, output="):
         convert_store(path, other)
     convert_store(path, CONFIG, backend="torch")  # the same points: welcome
     convert_store(path, replace(CONFIG, points=8), output="small_cloud")
     store = EpisodeStore.open(path)
     assert store.read("small_cloud").shape == (store.steps, 8, 3)
     assert_converted(path, range(2))
+
+
+def test_asked_for_clouds_of_another_crop_and_number_replace_the_finished_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_store(tmp_path / "a.zarr", range(3)).path
+    convert_store(path, replace(CONFIG, points=8, crop=CropConfig((-1.0,) * 3, (1.0,) * 3)))
+    convert_store(path, CONFIG, replaces=True)
+    assert_converted(path, range(3))
+    assert "the conversion with another low is made anew" in caplog.text
+    seen: list[tuple[int, int]] = []
+    convert_store(path, CONFIG, replaces=True, progress=lambda *counts: seen.append(counts))
+    assert seen == [(3, 3)], "what is as asked for stays"
 
 
 def test_unfinished_conversion_may_start_over_with_another_crop(tmp_path: Path) -> None:

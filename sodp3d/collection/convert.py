@@ -1,13 +1,15 @@
 """Turn the depth of a store into cropped, downsampled point clouds beside it; or draw its episodes again.
 
     sodp3d convert env=adroit_door
+    sodp3d convert env=adroit_door again=clouds env.crop.low=[-0.4,-0.5,0.001]
     sodp3d convert env=adroit_door again=image
     sodp3d convert env=adroit_door again=depth
     sodp3d convert env=adroit_door again=depth env.camera.fovy=60 output_data=data/adroit_door-wide
 
-`again` needs no agent: it draws from the simulator states in the store, RGB for obs=image beside the depth, depth of a
-store that was collected without, or depth of another camera in a new store. Run again, each does only what has been
-collected since. Of a set of tasks several are converted side by side.
+`again=clouds` replaces clouds of another crop or another number of points. The other two need no agent: they draw from
+the simulator states in the store, RGB for obs=image beside the depth, depth of a store that was collected without, or
+depth of another camera in a new store. Run again, each does only what has been collected since. Of a set of tasks
+several are converted side by side.
 """
 
 import logging
@@ -53,7 +55,7 @@ def convert(config: dict[str, Any], task: EnvConfig) -> None:
     folder = _folder(config, task)
     path = folder / "episodes.zarr"
     progress = progress_lines(task.name)
-    if config["again"] is None:
+    if config["again"] in (None, "clouds"):
         make_clouds(config, task, path, progress)
     else:
         from sodp3d.data.redraw import add_depth, render_depth, render_images
@@ -76,7 +78,8 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
     device = "cpu" if config["device"] == "auto" else config["device"]
     workers = 0 if config["backend"] == "torch" and device != "cpu" else config["workers"] or core_count()
     output = config["output"] or "point_cloud"
-    statistics = convert_store(path, task, config["backend"], device, workers, output, progress)
+    replaces = config["again"] == "clouds"
+    statistics = convert_store(path, task, config["backend"], device, workers, output, progress, replaces)
     log.info("%s: points inside the crop %s", task.name, statistics)
 
 

@@ -36,12 +36,13 @@ def convert_store(
     workers: WorkerCount = 0,
     output: str = "point_cloud",
     progress: Progress | None = None,
+    replaces: bool = False,
 ) -> dict[str, Any]:
     """Convert every episode of the store at `path` that is not yet converted; the statistics of kept points.
 
     Crop and N come from `config`, the camera and, where it moves, its poses from the store. workers: as in
     `derived.derive`. output: the key of the clouds, (steps, N, 3) float32; `<output>_kept` (steps,) holds the number of
-    points inside the crop before sampling.
+    points inside the crop before sampling. replaces: clouds of another crop or number, finished ones too.
     progress(done, total): called before the first episode and after each. Raises InputError when the key holds a
     finished conversion with other parameters, when a frame has no point in the crop, when another process writes to the
     store, or when the disk is full; what was converted by then stays.
@@ -57,6 +58,8 @@ def convert_store(
             factory=EpisodeConverter,
             arguments=(str(store.path.resolve()), config.crop, config.points, backend, device),
             free=("backend",),  # both choose the same points, so a conversion may go on with the other one
+            replaces=replaces,
+            replaced_by="again=clouds",
         )
         derive(store, clouds, workers, progress)
         return _finish(store, output, config.points)

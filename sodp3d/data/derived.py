@@ -40,7 +40,7 @@ class Derivation:
 
     fields: the arrays in the order in which the maker gives them; the first is the output that names them all.
     parameters: recorded with the result; those named in `free` do not change it. factory(*arguments): an EpisodeMaker,
-    picklable by name.
+    picklable by name. replaces: what was finished with other parameters, too; replaced_by: the option for that.
     """
 
     fields: dict[str, Field]
@@ -48,6 +48,8 @@ class Derivation:
     factory: Callable[..., EpisodeMaker]
     arguments: tuple[Any, ...]
     free: tuple[str, ...] = ()
+    replaces: bool = False
+    replaced_by: str | None = None
 
     @property
     def output(self) -> str:
@@ -163,15 +165,16 @@ def _may_start_over(store: EpisodeStore, derivation: Derivation, state: dict[str
         return True
     wanted, stored = derivation.parameters, state["parameters"]
     differing = [key for key in wanted if key not in derivation.free and stored.get(key) != wanted[key]]
-    if differing and state["statistics"]:
+    if differing and state["statistics"] and not derivation.replaces:
         key = differing[0]
+        replacing = f"{derivation.replaced_by} replaces it, " if derivation.replaced_by else "use the stored value, or "
         raise InputError(
             f"{store.path}: data/{derivation.output} was made with {key} = {stored.get(key)}, now {key} = "
-            f"{wanted[key]} is asked for. It is not overwritten: use the stored value, or output=<another key> for a "
-            f"second array."
+            f"{wanted[key]} is asked for. It is not overwritten unasked: {replacing}output=<key> makes a second."
         )
     if differing and state["episodes"]:
-        log.warning("%s: an unfinished conversion with another %s starts over", store.path, differing[0])
+        kind = "the" if state["statistics"] else "an unfinished"
+        log.warning("%s: %s conversion with another %s is made anew", store.path, kind, differing[0])
     return bool(differing) or state["episodes"] == 0
 
 

@@ -62,7 +62,7 @@ class ConvertSettings:
     data: Text | None = None  # store folder; null: data/<env name>
     backend: Literal["open3d", "torch"] = "open3d"  # who samples points
     output: Text | None = None  # key of the new array; null: point_cloud or image
-    again: Literal["image", "depth"] | None = None  # draw from simulator states
+    again: Literal["clouds", "image", "depth"] | None = None  # with another crop; or drawn from simulator states
     output_data: Text | None = None  # again=depth: folder of the new store; null: into a store without depth
     partial: Flag = False  # of a set: convert what is there
 
