@@ -233,7 +233,7 @@ def test_depth_goes_neither_into_its_source_nor_into_other_episodes(store_path: 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["again=colour"], "again: expected image or depth, or null"),
+        (["again=colour"], "again: expected one of clouds, image, depth, or null"),
         (["output_data=x"], "output_data: names"),
     ],
 )
