@@ -19,7 +19,6 @@ from sodp3d.core.seeds import FIRST_SEED
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.stages import STAGES
 from sodp3d.settings import (
-    NETWORK,
     CollectSettings,
     CommonSettings,
     DemonstrationSettings,
@@ -36,6 +35,7 @@ from sodp3d.settings import (
     TrainSettings,
     differences,
     identity,
+    of_network,
     resources,
 )
 
@@ -299,14 +299,14 @@ def test_another_value_of_a_resource_continues_a_run_and_of_any_other_key_begins
     assert RESOURCES - {"stage1.log_every", "stage1.checkpoint_every"} < set(names)
     for name, value in leaves():
         changed = [key for key, _, _ in differences(config, with_value(config, name, other(value)))]
-        assert changed == ([] if name in {*RESOURCES, *NETWORK} else [name]), name
+        assert changed == ([] if name in RESOURCES or of_network(name) else [name]), name
 
 
 def test_a_new_planner_s_network_decides_a_run_and_a_given_planner_s_does_not() -> None:
     for mode, decides in (("pretrain", True), ("finetune", False), ("distill", False), ("eval", False)):
         config = compose("train", [f"mode={mode}", "planner=there"])
         for name, value in leaves():
-            if name in NETWORK:
+            if of_network(name):
                 changed = [key for key, _, _ in differences(config, with_value(config, name, other(value)))]
                 assert changed == ([name] if decides else []), (mode, name)
 

@@ -104,10 +104,10 @@ def _begin(
     if not offline:
         first = find_proficient(pretrained, tuning, rollouts, task, settings.common.seed)
         tuning.remember(first, task)
-        tuning.keeper.first = [episode.success[task.success_metric] for episode in first]
+        if not settings.finetune.from_scratch:  # or else they are not of the planner that learns
+            tuning.keeper.first = [episode.success[task.success_metric] for episode in first]
     if settings.finetune.from_scratch:
         tuning.learner.begin_anew(settings.common.seed)
-        tuning.keeper.first = []  # those were not its own
 
 
 def _roll_out(

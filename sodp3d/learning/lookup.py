@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,16 @@ def as_planner_was_trained(config: dict[str, Any], path: Path) -> dict[str, Any]
     return as_planner_sees(config, planner, str(path))
 
 
+@cache
+def _usual_network(method: str) -> dict[str, Any]:
+    """Options of the network of a method's policies, where a command names none."""
+    options: dict[str, Any] = compose("train", [f"method={method}"])["model"]
+    return options
+
+
 def _with_network(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:
     """The configuration, with what the planner's network is made of. Raises InputError where it asks for another."""
-    asked, usual = config["model"], compose("train", [f"method={planner.method}"])["model"]
+    asked, usual = config["model"], _usual_network(planner.method)
     recommended = {"unet": config["env"]["unet"]}  # unless the method has its own
     for key, own in planner.network.items():
         if asked.get(key, own) not in (own, usual.get(key), recommended.get(key, own)):

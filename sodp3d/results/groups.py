@@ -8,7 +8,7 @@ from typing import Any
 from sodp3d.core.mappings import flat
 from sodp3d.results.naming import METHODS, method_and_variant, pretraining_of
 from sodp3d.results.scan import RunRecord, Score
-from sodp3d.settings import NETWORK, decides
+from sodp3d.settings import decides, of_network
 
 _TOLD = {"seed", "mode", "planner", "data", "env.name", "obs.name", "algorithm", "reg.name"}  # in other ways
 
@@ -103,7 +103,8 @@ def settings_of(run: RunRecord, ancestors: Sequence[RunRecord]) -> dict[str, Any
     if run.stage in ("finetune", "distill"):
         pretraining = pretraining_of(run, ancestors)
         if pretraining is not None:
-            found |= _settings(pretraining.config, ("pretrain.", *NETWORK))
+            made = _settings(pretraining.config)
+            found |= {name: value for name, value in made.items() if name.startswith("pretrain.") or of_network(name)}
         found = {name: value for name, value in found.items() if name not in _TOLD_BY_VARIANT}
         for generation, ancestor in enumerate((a for a in ancestors if a.stage == "finetune"), start=1):
             own = {name: value for name, value in flat(ancestor.config).items() if name in ("algorithm", "reg.name")}

@@ -20,14 +20,13 @@ from sodp3d.settings.finetuning import (
     RegularizerSettings,
     SamplerSettings,
 )
-from sodp3d.settings.identity import NETWORK, decides, differences, identity, measured_alike, resources
+from sodp3d.settings.identity import decides, differences, identity, measured_alike, of_network, resources
 from sodp3d.settings.pretraining import AugmentationSettings, ModelSettings, PretrainSettings
 from sodp3d.settings.serving import ServeSettings
 from sodp3d.settings.train import ObservationSettings, TrainSettings
 from sodp3d.settings.viewing import ReplaySettings
 
 __all__ = [
-    "NETWORK",
     "AugmentationSettings",
     "BranchSettings",
     "CollectSettings",
@@ -56,5 +55,6 @@ __all__ = [
     "differences",
     "identity",
     "measured_alike",
+    "of_network",
     "resources",
 ]

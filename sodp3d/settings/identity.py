@@ -4,7 +4,7 @@ A run continues with other resources, on another machine too; anything else begi
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -13,12 +13,10 @@ from sodp3d.core.run import Difference
 from sodp3d.core.sections import resource_names
 from sodp3d.settings.collection import CollectSettings, Stage1Settings
 from sodp3d.settings.common import CommonSettings
-from sodp3d.settings.pretraining import ModelSettings
 from sodp3d.settings.train import SECTIONS, StageSettings
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
 _ADVICE = "env.recommended."  # has its effect in the options that take it
-NETWORK = tuple(f"model.{field.name}" for field in fields(ModelSettings) if field.name != "sampling_steps")
 # Keys outside sections, with their defaults. Fine-tuning recorded without an algorithm is none that can be run now: its
 # importance term meant something else.
 _ALONE = {"seed": 0, "method": "sodp", "algorithm": None, "planner": None, "data": None}
@@ -48,10 +46,11 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
             complete[name] = _over(asdict(kind()), complete[name])
     complete["planner"] = _below_root(complete["planner"])
     made = complete.get("mode", "pretrain") == "pretrain"
-    return {name: value for name, value in flat(complete).items() if decides(name) and (made or not _of_network(name))}
+    return {name: value for name, value in flat(complete).items() if decides(name) and (made or not of_network(name))}
 
 
-def _of_network(name: str) -> bool:
+def of_network(name: str) -> bool:
+    """Whether an option, by its dotted name, says what a policy's network is made of."""
     return name.startswith("model.") and name != "model.sampling_steps"
 
 
