@@ -15,7 +15,7 @@ from toy_slider import STEPS, SliderChunks, make_slider, slider_rollouts
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
 from sodp3d.learning.branching import Branches, Group, branch, interactions, trunks_within
-from sodp3d.learning.memory import to_record
+from sodp3d.learning.memory import Memory, to_record
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.planner import ChainOptions, Planner
 from sodp3d.rollouts.rollout import Episode, Rollouts
@@ -70,6 +70,21 @@ def test_groups_begin_where_their_trunk_was_and_are_drawn_again_alike(planner: P
     steps = sum(other.length for group in groups for other in group.others)
     everything = [*trunks, *(other for group in groups for other in group.others)]
     assert steps == 2 * 2 * (5 + 2) and interactions(everything, TASK) == 2 + -(-steps // STEPS)
+
+
+def test_a_branch_of_what_is_achieved_already_shows_nobody_how(planner: Planner, rollouts: Rollouts) -> None:
+    """Where successes are cut, it is not cloned; nor does it push out those that show something."""
+    (trunk,) = rollouts.run(planner, [7], OPTIONS, keep_chains=True)
+    trunk.success["count"], trunk.achieved = True, {"count": 2}
+    groups = branch(planner, [trunk], rollouts, OPTIONS, SETTINGS, seed=0, index=0)
+    assert [group.chunk for group in groups] == [1, 2]
+    memory = Memory(settings(cloned_until="success"))
+    for group in groups:
+        for other in group.others:
+            assert (other.achieved.get("count") == 0) == (group.chunk == 2)
+            record = to_record(other, dataclasses.replace(TASK, success_metric="count"), frozen=True)
+            memory.take([dataclasses.replace(record, success=True)])
+    assert len(memory.replay) == 4 and len(memory.target) == 2
 
 
 def test_a_groups_advantages_are_returns_against_their_mean_and_sum_to_zero(

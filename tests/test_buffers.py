@@ -36,6 +36,7 @@ def test_a_success_is_cut_after_the_chunk_that_achieved_it() -> None:
     }
     whole = dataclasses.replace(make_episode(0, 5, success=True), **counted, terminated=True, achieved=2)
     cut = whole.until_success()
+    assert cut is not None
     assert {len(value) for value in cut.rows().values()} == {2}
     assert cut.observation["features"][:, 0].tolist() == [0, 1] and cut.reward.tolist() == [0, 1]
     assert cut.final["features"].tolist() == [2] * 4  # what was seen after the second chunk
@@ -46,6 +47,7 @@ def test_a_success_is_cut_after_the_chunk_that_achieved_it() -> None:
         dataclasses.replace(whole, achieved=None),
     ):
         assert kept.until_success() is kept
+    assert dataclasses.replace(whole, achieved=0).until_success() is None, "a branch that began as a success"
 
 
 def numbers(buffer: ReplayBuffer | TargetBuffer) -> list[int]:

@@ -132,6 +132,19 @@ def test_a_kill_loses_at_most_the_wave_in_flight(tmp_path: Path, fail_at: int) -
     assert steps == sorted(steps)
 
 
+def test_an_evaluation_that_a_kill_prevented_is_made_when_it_goes_on(tmp_path: Path) -> None:
+    workers = ToyWorkers()
+    collect(tmp_path / "whole", workers)
+    whole = [record for record in contents(tmp_path / "whole")[1] if "evaluation/return" in record]
+    for fail_at in (1, workers.step_calls):  # in the first one, after stage 2, and in the last one
+        folder = tmp_path / str(fail_at)
+        with pytest.raises(KeyboardInterrupt):
+            collect(folder, ToyWorkers(fail_at=fail_at))
+        collect(folder, ToyWorkers())
+        found = [record for record in contents(folder)[1] if "evaluation/return" in record]
+        assert [record["step"] for record in found] == [record["step"] for record in whole], fail_at
+
+
 def test_what_is_explored_after_a_kill_is_new(tmp_path: Path) -> None:
     """The stream of random actions goes neither back to the checkpoint nor on from it."""
     with pytest.raises(KeyboardInterrupt):

@@ -160,6 +160,16 @@ def test_asked_for_clouds_of_another_crop_and_number_replace_the_finished_ones(
     assert seen == [(3, 3)], "what is as asked for stays"
 
 
+def test_clouds_that_cannot_be_made_again_stay_as_they_are(tmp_path: Path) -> None:
+    path = make_store(tmp_path / "a.zarr", range(2)).path
+    convert_store(path, CONFIG)
+    with pytest.raises(InputError, match="no point"):
+        convert_store(path, replace(CONFIG, crop=CropConfig((5.0,) * 3, (6.0,) * 3)), replaces=True)
+    with pytest.raises(InputError, match="device"):
+        convert_store(path, replace(CONFIG, points=8), device="cuda", replaces=True)
+    assert_converted(path, range(2))
+
+
 def test_unfinished_conversion_may_start_over_with_another_crop(tmp_path: Path) -> None:
     """A crop that empties a late frame shows only after hours; the mended one must not need another key."""
     high = {**episode(1), "depth": np.full_like(episode(1)["depth"], 900)}  # all its points at z = 0.1

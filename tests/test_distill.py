@@ -194,6 +194,9 @@ def test_what_a_teacher_sees_is_kept_wave_by_wave(tmp_path: Path, rollouts: Roll
         assert found is not None and checkpoint.steps(tmp_path) == [3]
         torch.testing.assert_close(found["features"], expected)
         assert found["elapsed"].tolist() == pytest.approx([0, 3 / STEPS, 6 / STEPS] * 3)
+    with pytest.raises(InputError, match="began with another planner than is there now"):
+        other = Teacher(teacher.planner, digest="another")
+        observed_by(other, TASK, rollouts, [7, 8, 9], tmp_path, lambda: False)
 
 
 def test_a_teacher_that_sees_nothing_but_diverging_simulations_is_told(

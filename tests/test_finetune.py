@@ -17,12 +17,13 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CONFIGS
 from sodp3d.core.run import Run
 from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.checks import START
 from sodp3d.learning.finetune import find_proficient, validation_due
 from sodp3d.learning.keeper import Keeper
 from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.stages import _recorded, run_finetune, run_pretrain
-from sodp3d.learning.tuning import START, Finetuning
+from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
 from sodp3d.rollouts.evaluate import Evaluation
@@ -210,6 +211,14 @@ def test_a_large_step_is_one_gradient_of_the_importance_term_over_all_of_its_pla
     assert {"train/imp_loss", "train/large_gradient_norm", "train/regularizer"} <= metrics.keys()
 
 
+def test_large_steps_learn_alone_where_nothing_regularizes() -> None:
+    tuning = prepare(large_steps=LargeStepSettings(updates=2, batch_size=8), target_kl=None, regularizer="none")
+    before = [parameter.clone() for parameter in tuning.learner.parameters]
+    metrics = tuning.learn(3)
+    assert metrics["train/updates"] == 0 and "train/large_gradient_norm" in metrics
+    assert any(not torch.equal(a, b) for a, b in zip(before, tuning.learner.parameters, strict=True))
+
+
 def test_large_steps_need_the_importance_term() -> None:
     with pytest.raises(InputError, match=r"finetune\.large_steps\.updates: 2 steps .* finetune.importance_weight=0"):
         settings(large_steps=LargeStepSettings(updates=2), importance_weight=0.0)
@@ -247,7 +256,9 @@ def test_a_collapse_goes_back_to_the_best_planner(tmp_path: Path, caplog: pytest
         tuning.compare(validation(5), run, {})  # worse, but no collapse
         assert any(not torch.equal(value, best[name]) for name, value in tuning.planner.state_dict().items())
         assert tuning.keeper.slowed == 1 and "collapsed" not in caplog.text
+        tuning.keeper.recent = [False] * 24  # of the planner that is given up: no setback of the one that comes back
         tuning.compare(validation(3), run, {})
+        assert tuning.keeper.recent == []
         assert all(torch.equal(value, best[name]) for name, value in tuning.planner.state_dict().items())
         assert tuning.keeper.slowed == 0.5 and "fell to 30 % from 80 %" in caplog.text
         rate = tuning.settings.learning_rate
@@ -326,6 +337,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_change() -> None
         ({"importance_weight": -1}, r"finetune\.importance_weight: .* at least 0, got -1"),
         ({"target_kl": 0}, r"finetune\.target_kl: .* or null for no bound, got 0"),
         ({"importance_weight": 0, "regularizer": "none"}, "leaves nothing to learn from"),
+        ({"offline": "a-run", "critic": {"members": 2}}, r"finetune\.offline: .* use algorithm=sodp_chunk"),
+        (
+            {"chosen_share": 0.5, "critic": {"members": 2}, "regularizer": "kl"},
+            r"finetune\.chosen_share: .* reg\.name=kl",
+        ),
         ({"value_learning_rate": -1}, r"finetune\.value_learning_rate: .* at least 0, got -1"),
         ({"final_learning_rate": -0.1}, r"finetune\.final_learning_rate: .* above 0, up to 1, got -0.1"),
         ({"discount": 1.5}, r"finetune\.discount: .* up to 1, got 1.5"),
@@ -415,6 +431,10 @@ def test_recorded_episodes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"floor_steps=all_but_last, but all came, .* finetune\.importance_weight"):
         recorded_episodes(path, planner, settings(sampler=noisier), regularized(), TASK)
     assert recorded_episodes(path, planner, settings(sampler=noisier, importance_weight=0.0), regularized(), TASK)
+    cut = recorded_run(tmp_path / "cut", prepare(cloned_until="success"))
+    assert recorded_episodes(cut, planner, settings(), regularized(), TASK)
+    with pytest.raises(InputError, match=r"finetune\.cloned_until=success\), so finetune\.credit=gae would"):
+        recorded_episodes(cut, planner, settings(credit="gae", baseline="none"), regularized(), TASK)
     for part in ("encoder", "normalizer"):
         other = make_planner(STATE)
         for name, value in other.state_dict().items():

@@ -235,6 +235,7 @@ def test_depth_goes_neither_into_its_source_nor_into_other_episodes(store_path: 
     [
         (["again=colour"], "again: expected one of clouds, image, depth, or null"),
         (["output_data=x"], "output_data: names"),
+        (["again=depth", "output=depth2"], "output: again=depth always makes data/depth, got depth2"),
     ],
 )
 def test_wrong_options_are_named(

@@ -11,7 +11,7 @@ from toy_planner import STATE, make_observation, make_planner
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
-from sodp3d.learning.augmentation import augmented, thinned, turned
+from sodp3d.learning.augmentation import augmented, require_clouds, thinned, turned
 from sodp3d.learning.lookup import find_planner, label
 from sodp3d.learning.pretrain import check_acceleration
 from sodp3d.models.convolution import Convolution
@@ -130,6 +130,10 @@ def test_clouds_are_changed_and_nothing_else_is() -> None:
     assert not torch.equal(found["point_cloud"], CLOUDS) and batch["point_cloud"] is CLOUDS
     state = {"state": torch.zeros(5, 2, 3)}
     assert augmented(state, settings) is state
+    require_clouds(settings, "pointcloud")
+    require_clouds(AugmentationSettings(), "state")
+    with pytest.raises(InputError, match=r"pretrain\.augment\.\w+: it changes clouds, but obs=state"):
+        require_clouds(settings, "state")
 
 
 def test_a_turn_keeps_heights_and_distances_and_is_one_for_all_steps_of_a_sample() -> None:

@@ -79,12 +79,12 @@ def test_a_stage_that_takes_a_planner_has_its_network_and_refuses_another(tmp_pa
     for options in ([], same):
         found = as_planner_was_trained(compose("train", [*asked, *options]), path)["model"]
         assert {key: found[key] for key in made} == made
-    for key, value in (("prediction", "sample"), ("denoising_steps", 50), ("unet", "narrow"), ("encoder", "cnn")):
+    for key, value in (("prediction", "sample"), ("denoising_steps", 50), ("unet", "dp3"), ("encoder", "cnn")):
         told = rf"^model\.{key}: planner .* was trained with {made[key]}, but {value} came; leave it out: mode="
         with pytest.raises(InputError, match=told):
             as_planner_was_trained(compose("train", [*asked, f"model.{key}={value}"]), path)
     with pytest.raises(InputError, match=r"^model\.unet: planner ws://robot was trained with "):
-        as_planner_sees(compose("train", [*asked, "model.unet=narrow"]), STATE, "ws://robot")
+        as_planner_sees(compose("train", [*asked, "model.unet=dp3"]), STATE, "ws://robot")
 
 
 def test_the_checkpoint_of_something_else_is_no_planner(tmp_path: Path) -> None:

@@ -371,7 +371,8 @@ def test_the_commands_agree_on_a_served_planner(tmp_path: Path) -> None:
     )
     planner = make_planner(config)
     tensors = checkpoint.with_prefix("planner", planner.state_dict())
-    path = checkpoint.save(tmp_path / "checkpoints", 1, tensors, planner_state(planner, [task], "none"))
+    state = planner_state(planner, [replace(task, name="adroit_other")], "none")  # so that the task is unseen
+    path = checkpoint.save(tmp_path / "checkpoints", 1, tensors, state)
     around = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sodp3d", "serve", f"run={path}", "port=0", "device=cpu", "threads=1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=around, cwd=tmp_path) as server:
@@ -387,7 +388,8 @@ def test_the_commands_agree_on_a_served_planner(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr
             folder = tmp_path / f"run{len(results)}"
             kept = np.load(folder / "evaluation/adroit_door/rollouts.npz")
-            results.append((json.loads((folder / "result.json").read_text())["tasks"], dict(kept)))
+            result = json.loads((folder / "result.json").read_text())
+            results.append(({key: result[key] for key in ("tasks", "unseen")}, dict(kept)))
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 143
     assert results[0][0] == results[1][0]

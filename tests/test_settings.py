@@ -284,7 +284,7 @@ def with_value(config: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 
 def leaves() -> Iterator[tuple[str, Any]]:
     config = compose("train", ["preset=cpu", "mode=finetune", "planner=there"])
-    without = ("numbers.", "env.recommended.")  # they have their effect in the options that take them
+    without = ("numbers.", "env.recommended.", "env.unet")  # they have their effect in the options that take them
     yield from ((name, value) for name, value in flat(config).items() if not name.startswith(without))
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,15 @@ def see(path: Path) -> None:
     store, clouds = EpisodeStore.open(path), sensor("pointcloud")
     assert isinstance(renderer_of(store, clouds), str)
     require_same_view(store, clouds, CONFIG)
+
+
+def test_clouds_of_another_crop_come_with_the_command_that_makes_them_again(whole: Path) -> None:
+    store, clouds = EpisodeStore.open(whole), sensor("pointcloud")
+    with pytest.raises(InputError, match=r"made with env\.points = \d+, .* again=clouds$"):
+        require_same_view(store, clouds, replace(CONFIG, points=CONFIG.points + 1))
+    moved = replace(CONFIG, camera=replace(CONFIG.camera, fovy=77.0))
+    with pytest.raises(InputError, match=r"made with env\.camera\.fovy = .* again=depth output_data=<new folder>$"):
+        require_same_view(store, clouds, moved)
 
 
 def merged(path: Path) -> None:

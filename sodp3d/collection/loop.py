@@ -59,12 +59,14 @@ class Collection:
         """Stage 2, then stage 3 up to the asked number of steps, or to a stop."""
         self._resume()
         self._learn_offline()
-        while self.steps_done < self.settings.steps and not self.run.stop_requested:
-            self._wave()
-            if self._due(self.settings.evaluate_every, self._last_evaluation):
+        while True:
+            if self._due(self.settings.evaluate_every, self._last_evaluation):  # at once where a kill prevented it
                 self._evaluate()
             if self._due(self.settings.checkpoint_every, self._last_checkpoint):
                 self._save()
+            if self.steps_done >= self.settings.steps or self.run.stop_requested:
+                break
+            self._wave()
         self._save()
 
     # ---- stages -----------------------------------------------------------------------------------------------------
@@ -73,11 +75,14 @@ class Collection:
         """Stage 2. Its metrics are logged at the steps -updates .. 0, so that agent steps start at 0."""
         if not self.agent.offline_left:
             return
+        saved = self.agent.offline_left
         while self.agent.offline_left and not self.run.stop_requested:
             metrics = self.agent.update(min(_OFFLINE_BLOCK, self.agent.offline_left), offline=True)
             self.run.log(-self.agent.offline_left, _named("offline", metrics), 0)
-            if self.agent.offline_left % _OFFLINE_CHECKPOINT == 0:
+            # The last is saved when it has been evaluated: a run killed before that does both again.
+            if self.agent.offline_left and saved - self.agent.offline_left >= _OFFLINE_CHECKPOINT:
                 self._save()
+                saved = self.agent.offline_left
         if not self.agent.offline_left and self.settings.evaluate_every:
             self._evaluate()
         self._save()

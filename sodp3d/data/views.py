@@ -30,9 +30,18 @@ def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) ->
     for name, old, new in differences(stored, {"camera": plain(asdict(config.camera)), **given}, "env"):
         raise InputError(
             f"{store.path}: its data/{sensor.key} was made with {name} = {old!r}, but roll-outs would use {new!r}. "
-            f"Give the stored value, or convert again with the new one (convert.py output=<new key>; for a camera "
-            f"again=depth output_data=<new folder>)."
+            f"Give the stored value, or make it again with the new one: "
+            f"{_made_again(store, sensor, name.startswith('env.camera'))}"
         )
+
+
+def _made_again(store: EpisodeStore, sensor: Sensor, camera: bool) -> str:
+    """The command that makes the store's array of `sensor` with the env's own values."""
+    if camera:
+        again = "again=depth output_data=<new folder>"
+    else:
+        again = "again=clouds" if sensor.converter is not None else sensor.made_by or ""
+    return command_line("convert", *store.choice.split(), again)
 
 
 def renderer_of(store: EpisodeStore, sensor: Sensor) -> str:

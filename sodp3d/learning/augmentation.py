@@ -4,14 +4,27 @@ Shape letters: B batch, To observed steps, N points.
 """
 
 import math
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
 from sodp3d.core import draws
+from sodp3d.core.errors import InputError
 from sodp3d.settings import AugmentationSettings
+from sodp3d.vision.sensors import sensor
 
 CLOUD = "point_cloud"
+
+
+def require_clouds(settings: AugmentationSettings, observation: str) -> None:
+    """Raise InputError where other observations than clouds are to be changed. observation: what `obs.name` says."""
+    asked = [key for key, value in asdict(settings).items() if value]
+    if asked and sensor(observation).key != CLOUD:
+        raise InputError(
+            f"pretrain.augment.{asked[0]}: it changes clouds, but obs={observation} learns from others; use 0, or "
+            "obs=pointcloud."
+        )
 
 
 def augmented(

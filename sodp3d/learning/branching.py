@@ -67,9 +67,14 @@ def branch(
     first = index * settings.states * size
     seeds = [episode_seed(seed, BRANCHING, first + place) for place in range(len(starts))]
     found = rollouts.run(planner, seeds, options, keep_chains=True, starts=starts)
-    return [
+    groups = [
         Group(trunk, chunk, found[place * size : (place + 1) * size]) for place, (trunk, chunk) in enumerate(points)
     ]
+    for group in groups:
+        before = {metric: 0 for metric, chunks in group.trunk.achieved.items() if chunks <= group.chunk}
+        for other in group.others:
+            other.achieved |= before
+    return groups
 
 
 def _branching_points(trunk: Episode, settings: BranchSettings, entropy: tuple[int, ...]) -> list[int]:

@@ -33,11 +33,14 @@ class EpisodeRecord:
     success: bool
     terminated: bool  # by the task; False where the time limit cut it
     final: Mapping[str, Tensor]
-    achieved: int | None = None  # chunks after which it counts as a success for good; None: not before its end
+    # chunks after which it counts as a success for good; 0: it began as one, as branches may; None: not before its end
+    achieved: int | None = None
 
-    def until_success(self) -> "EpisodeRecord":
-        """Its chunks up to the one that achieved the task: what comes after shows nobody how to."""
+    def until_success(self) -> "EpisodeRecord | None":
+        """Its chunks up to the one that achieved the task: what comes after shows nobody how to. None if all does."""
         count = self.achieved
+        if count == 0:
+            return None
         if not self.success or count is None or count >= len(self.reward):
             return self
         rows = {key: getattr(self, key)[:count] for key in CHAIN_KEYS}

@@ -96,8 +96,7 @@ class CriticLearner:
         chunks = executed_chunks(planner, record.latents[:, -1])
         final = record.final["features"][None]
         after = self._plans(planner, final.to(planner.device), options).cpu()
-        features, last = record.observation["features"], record.elapsed[-1:]
-        step = record.elapsed[1:2] if len(record.elapsed) > 1 else torch.ones(1)
+        features = record.observation["features"]
         continues = torch.ones(len(chunks))
         continues[-1] = float(not record.terminated and not self.critic.config.timed)
         return {
@@ -106,7 +105,7 @@ class CriticLearner:
             "chunk": chunks,
             "reward": record.reward,
             "next_features": torch.cat([features[1:], final]),
-            "next_elapsed": torch.cat([record.elapsed[1:], (last + step).clamp(max=1)]),
+            "next_elapsed": torch.cat([record.elapsed[1:], record.elapsed[-1:]]),  # one that knows the time ends there
             "next_chunk": torch.cat([chunks[1:], after]),
             "continues": continues,
         }

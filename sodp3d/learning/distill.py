@@ -27,6 +27,7 @@ from sodp3d.core.run import Run
 from sodp3d.core.seeds import DISTILLING, episode_seed
 from sodp3d.data.hashing import Identity
 from sodp3d.envs.config import EnvConfig
+from sodp3d.learning.checks import START, require_same_start
 from sodp3d.learning.measuring import Measurements
 from sodp3d.learning.memory import to_record
 from sodp3d.learning.pretrain import Drawn, Pretraining, fit
@@ -86,10 +87,11 @@ def drafts(student: Planner, features: Tensor, noise: Tensor) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Teacher:
-    """A planner, with its sampler and its choice among several plans."""
+    """A planner, with its sampler and its choice among several plans. digest: of its checkpoint."""
 
     planner: Planner
     choice: Choice | None = None
+    digest: str = ""
 
     @torch.no_grad()
     def plans(self, features: Tensor, elapsed: Tensor, generator: torch.Generator) -> Tensor:
@@ -142,7 +144,7 @@ def distill(
     if observed is None:
         return None
     training = Distillation(teacher, settings)
-    digest = training.load(run, Identity(data_hash, data_hash))
+    data_hash = training.load(run, Identity(data_hash, data_hash))
     count = len(observed["elapsed"])
     log.info("%d observations; %d steps there, %d here", count, planner.config.inference_steps, options.steps)
 
@@ -150,7 +152,7 @@ def distill(
         chosen = torch.from_numpy(batches.integers(count, size=options.batch_size))
         return {key: values[chosen].to(planner.device) for key, values in observed.items()}, None
 
-    result = fit(training, run, planner_state(training.student, [task], digest), draw, measurements)
+    result = fit(training, run, planner_state(training.student, [task], data_hash), draw, measurements)
     if result is None:
         return None
     student = training.ema.planner
@@ -171,9 +173,10 @@ def observed_by(
     """What the teacher sees where it plans, in one episode per seed: "features" (C, F) and "elapsed" (C,) of the limit.
 
     They are kept in `folder` wave by wave, and it goes on from there; None where `stopped()` ended it between two.
+    Raises InputError where they are another teacher's.
     """
-    kept = checkpoint.load_latest(folder)
-    done, observed = kept[:2] if kept is not None else (0, {})
+    done, observed, state = checkpoint.load_latest(folder) or (0, {}, {})
+    require_same_start(state, teacher.digest, folder.parent)
     while done < len(seeds):
         if stopped():
             return None
@@ -189,7 +192,7 @@ def observed_by(
         seen["elapsed"] = [record.elapsed for record in records]
         observed = {key: torch.cat([*([observed[key]] if observed else []), *parts]) for key, parts in seen.items()}
         done += len(wave)
-        checkpoint.save(folder, done, observed, {}, keep=1)
+        checkpoint.save(folder, done, observed, {START: teacher.digest}, keep=1)
         log.info("%d of %d roll-outs of the teacher", done, len(seeds))
     return observed
 

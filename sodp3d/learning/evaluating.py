@@ -87,5 +87,6 @@ def _eval_served(config: dict[str, Any], tasks: list[EnvConfig]) -> None:
                     return
                 found[task.name] = evaluation
                 log.info("%s", sentence(evaluation.summary()))
-            finish(run, config, {"planner": config["planner"], **summary_of(found)})
+            told = told_unseen([task for task in tasks if is_unseen(remote.state, task)])
+            finish(run, config, {"planner": config["planner"], **summary_of(found), **told})
             log.info("videos and numbers: %s", run.directory)

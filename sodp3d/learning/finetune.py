@@ -13,8 +13,9 @@ from sodp3d.core.seeds import FINETUNING, episode_seed
 from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.branching import branch, interactions, trunks_within
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.checks import START
 from sodp3d.learning.keeper import evaluate_newest
-from sodp3d.learning.tuning import START, Finetuning
+from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.capture import capture
 from sodp3d.models.loading import load_choice, load_planner
 from sodp3d.models.planner import Planner

@@ -38,7 +38,7 @@ class Keeper:
         self.best = -1.0
         self.slowed = 1.0  # factor of the learning rate, halved at every collapse and setback
         self.first: list[bool] = []  # how roll-outs of the planner ended before it learned
-        self.recent: list[bool] = []  # and the newest ones since, or since the last setback
+        self.recent: list[bool] = []  # and the newest ones since, or since it last went back
 
     def judge(self, success_rate: float) -> Verdict:
         """Note a validation's score, 0..1, and say what it means. Of equals the later is best: it learned longer."""
@@ -49,6 +49,7 @@ class Keeper:
         if success_rate >= self.collapse * self.best:
             return "neither"
         self.slowed /= 2
+        self.recent = []  # of the planner that is given up
         log.warning(
             "collapsed: validation fell to %.0f %% from %.0f %%; back to the best planner, learning rate times %g",
             100 * success_rate, 100 * self.best, self.slowed,

@@ -18,7 +18,7 @@ from sodp3d.core.machine import Pace
 from sodp3d.learning.checks import require_finite
 from sodp3d.learning.credit import on_device
 from sodp3d.learning.ppo import denoising_discounts, growing_clip, importance_loss, kl_exceeded
-from sodp3d.learning.regularizers import make_regularizer
+from sodp3d.learning.regularizers import NoRegularizer, make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.likelihood import divergence, log_ratio, reduce
 from sodp3d.models.loading import make_policy
@@ -145,7 +145,7 @@ class Learner:
         _set_rate(self.large, large.learning_rate * slowed * self.rate_factor)
         records: list[dict[str, Tensor]] = []
         weighs = self.settings.importance_weight > 0 and not large.updates
-        for _ in range(updates):
+        for _ in range(updates if weighs or self.regularized else 0):
             self.pace.begin()
             metrics = self._update(lesson, where, weighs)
             self.pace.end()
@@ -193,6 +193,11 @@ class Learner:
             self.rate_factor = max(self.rate_factor / RATE_STEP, 1 / RATE_RANGE)
         elif kl < self.settings.target_kl / 4:
             self.rate_factor = min(self.rate_factor * RATE_STEP, RATE_RANGE)
+
+    @property
+    def regularized(self) -> bool:
+        """Whether the regularizer has a gradient."""
+        return self.regularizer_weight > 0 and not isinstance(self.regularizer, NoRegularizer)
 
     @property
     def teaches(self) -> bool:

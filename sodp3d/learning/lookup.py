@@ -165,9 +165,10 @@ def _usual_network(method: str) -> dict[str, Any]:
 def _with_network(config: dict[str, Any], planner: PolicyConfig, name: str) -> dict[str, Any]:
     """The configuration, with what the planner's network is made of. Raises InputError where it asks for another."""
     asked, usual = config["model"], _usual_network(planner.method)
-    recommended = {"unet": config["env"]["unet"]}  # unless the method has its own
+    env = config["env"]
+    recommended = {"unet": (env["unet"], env["recommended"]["paper"].get("unet"))}  # unless the method has its own
     for key, own in planner.network.items():
-        if asked.get(key, own) not in (own, usual.get(key), recommended.get(key, own)):
+        if asked.get(key, own) not in (own, usual.get(key), *recommended.get(key, ())):
             raise InputError(
                 f"model.{key}: planner {name} was trained with {own}, but {asked[key]} came; leave it out: "
                 "mode=pretrain decides it."

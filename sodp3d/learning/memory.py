@@ -30,7 +30,9 @@ class Memory:
         """Remember episodes."""
         for record in records:
             self.replay.add(record)
-            self.target.add(record.until_success() if self.cut else record)
+            proficient = record.until_success() if self.cut else record
+            if proficient is not None:
+                self.target.add(proficient)
             self.scale.update(record.reward)
 
     def no_credit(self) -> Tensor:

@@ -52,6 +52,7 @@ def recorded_episodes(
             f"model.sampling_steps={planner.config.inference_steps}; use model.sampling_steps={steps}."
         )
     _require_sampler(path, settings, regularizer)
+    _require_whole(path, settings)
     theirs = checkpoint.without_prefix("planner", tensors)
     shared = ("normalizer", "encoder") if made == "frozen" else ("normalizer",)
     same = policy_config(state, path).same_network(planner.config) and all(
@@ -65,6 +66,17 @@ def recorded_episodes(
             "rest on; give the planner that it began with (planner=, see its config.yaml)."
         )
     return records
+
+
+def _require_whole(path: Path, settings: FinetuneSettings) -> None:
+    """Raise InputError where returns to an episode's end are asked for, and that run kept none beyond success."""
+    kept = identity({"finetune": {}, **read_config(path)})["finetune.cloned_until"]
+    if kept == "success" and settings.credit in ("return_to_go", "gae"):
+        raise InputError(
+            f"finetune.offline: {path} kept its episodes up to their success (finetune.cloned_until=success), so "
+            f"finetune.credit={settings.credit} would think less of an early success; use finetune.credit=chunk, "
+            "or a run with finetune.cloned_until=end."
+        )
 
 
 def _require_sampler(path: Path, settings: FinetuneSettings, regularizer: RegularizerSettings) -> None:

@@ -15,7 +15,9 @@ from sodp3d.core.following import Follower
 from sodp3d.core.run import Run, is_finished, readable_config
 from sodp3d.data.recording import as_recorded
 from sodp3d.envs.config import RECORDED, EnvConfig
+from sodp3d.learning.augmentation import require_clouds
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.checks import START
 from sodp3d.learning.distill import Teacher, distill
 from sodp3d.learning.evaluating import run_eval
 from sodp3d.learning.finetune import finetune
@@ -41,7 +43,6 @@ from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
-from sodp3d.learning.tuning import START
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
@@ -66,6 +67,7 @@ def run_pretrain(config: dict[str, Any]) -> None:
     config = with_sampler(config)
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
+    require_clouds(settings.pretrain.augment, settings.obs.name)
     require_equal_parts(settings.pretrain.batch_size)
     with join(device) as processes:
         with processes.main_first():
@@ -211,15 +213,16 @@ def run_distill(config: dict[str, Any]) -> None:
     config = as_planner_was_trained(config, path)
     settings = TrainSettings.from_config(config)
     planner, state = load_planner_and_state(path, device, **settings.sampler)
-    teacher = Teacher(planner, load_choice(path, device, settings.evaluation.best_of))
+    digest = checkpoint.digest_of(checkpoint_of(path))
+    teacher = Teacher(planner, load_choice(path, device, settings.evaluation.best_of), digest)
     require_fitting(state, planner, config, task)
     name = "one-step" if settings.distill.steps == 1 else "two-steps"
     with (
         open_stage({**config, "planner": str(path)}, ("distill", "planner"), name) as run,
         make_rollouts(config, task, settings.evaluation.environments) as rollouts,
     ):
-        digest, seeds = checkpoint.digest_of(checkpoint_of(path)), settings.evaluation.test_seeds
-        folder, stopped = run.directory / "evaluation" / "before" / task.name, lambda: run.stop_requested
+        seeds, stopped = settings.evaluation.test_seeds, lambda: run.stop_requested
+        folder = run.directory / "evaluation" / "before" / task.name
         before = _made_before(run.config, settings, path, task, teacher.choice) or evaluate_and_keep(
             planner, digest, task, seeds, folder, lambda: rollouts, stopped, teacher.choice
         )

@@ -13,6 +13,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.arms import Arms
 from sodp3d.learning.branching import Branches, Group, interactions
 from sodp3d.learning.buffers import EpisodeRecord
+from sodp3d.learning.checks import require_same_start
 from sodp3d.learning.credit import Credit, normalized
 from sodp3d.learning.critic import CriticLearner
 from sodp3d.learning.keeper import Keeper, keep, kept
@@ -25,7 +26,6 @@ from sodp3d.rollouts.rollout import Episode
 from sodp3d.settings import FinetuneSettings, RegularizerSettings
 
 log = logging.getLogger(__name__)
-START = "start"  # in a checkpoint's state: digest of the planner that fine-tuning began with
 
 
 class Finetuning:
@@ -200,11 +200,7 @@ class Finetuning:
         if found is None:
             return False
         step, tensors, state = found
-        if state.get(START, start) != start:
-            raise InputError(
-                f"planner: {run.directory} began with another planner than is there now ({START} {state[START][:12]}, "
-                f"but {start[:12]} came); bring that one back, or begin a new run (run_dir= names another folder)."
-            )
+        require_same_start(state, start, run.directory)
         with checkpoint.restoring(checkpoint.path_of(run.checkpoints, step)):
             self._restore(tensors, state)
         checkpoint.drop_after(run.directory / "best", self.environment_steps)

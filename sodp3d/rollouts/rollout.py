@@ -52,7 +52,8 @@ class Episode:
     final_observation: Observation = field(default_factory=dict)  # (To, ...), after the last chunk
     final_features: Tensor | None = None  # (F,) of it; None unless kept
     success: dict[str, bool] = field(default_factory=dict)
-    achieved: dict[str, int] = field(default_factory=dict)  # chunks after which each metric first counted a success
+    # chunks after which each metric first counted a success; 0: before the first
+    achieved: dict[str, int] = field(default_factory=dict)
 
     @property
     def episode_return(self) -> float:

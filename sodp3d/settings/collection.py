@@ -69,6 +69,11 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         if self.output_data and self.again != "depth":
             raise InputError("output_data: names the new store's folder for again=depth, and belongs to it alone.")
+        if self.output and self.again == "depth":
+            raise InputError(
+                f"output: again=depth always makes data/depth, got {self.output}; leave it out. output_data= names a "
+                "new store for it."
+            )
 
 
 @section("")

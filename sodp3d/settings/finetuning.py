@@ -167,6 +167,11 @@ class FinetuneSettings:
                 "finetune.critic: it learns from features, which a tuned encoder would change under it; use "
                 "finetune.encoder=frozen, or an algorithm without a critic: algorithm=sodp_chunk."
             )
+        if self.critic.members and self.offline is not None:
+            raise InputError(
+                "finetune.offline: another run kept its successes alone, and of those no critic learns what fails; use "
+                "algorithm=sodp_chunk, the paper's two terms, or algorithm=clone."
+            )
         if self.credit == "branch" and (self.best_of > 1 or self.offline is not None or self.importance_weight == 0):
             raise InputError(
                 "finetune.credit: branch compares plans that the planner draws and executes, for the importance term; "
@@ -185,9 +190,14 @@ class FinetuneSettings:
             )
 
     def check_regularizer(self, regularizer: RegularizerSettings) -> None:
-        """Raise InputError where neither term of the loss is left."""
+        """Raise InputError where neither term of the loss is left, or plans are chosen for nothing."""
         if self.importance_weight == 0 and (regularizer.weight == 0 or regularizer.name == "none"):
             raise InputError(
                 f"finetune.importance_weight: 0 with reg.name={regularizer.name} and reg.weight={regularizer.weight:g} "
                 "leaves nothing to learn from; use algorithm=clone for direct BC, or a weight above 0."
+            )
+        if self.chosen_share and (regularizer.weight == 0 or regularizer.name in ("none", "kl", "pl")):
+            raise InputError(
+                f"finetune.chosen_share: the critic's plans are cloned, which reg.name={regularizer.name} with "
+                f"reg.weight={regularizer.weight:g} does not; use reg.name=bc with a weight above 0, or 0 of them."
             )

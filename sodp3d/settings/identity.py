@@ -16,7 +16,7 @@ from sodp3d.settings.common import CommonSettings
 from sodp3d.settings.train import SECTIONS, StageSettings
 
 _SECTIONS = {**SECTIONS, "collect": CollectSettings, "stage1": Stage1Settings}
-_ADVICE = "env.recommended."  # has its effect in the options that take it
+_ADVICE = ("env.recommended.", "env.unet")  # have their effect in the options that take them
 # Keys outside sections, with their defaults. Fine-tuning recorded without an algorithm is none that can be run now: its
 # importance term meant something else.
 _ALONE = {"seed": 0, "method": "sodp", "algorithm": None, "planner": None, "data": None}
