@@ -1,4 +1,4 @@
-# make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes; its last line is the report's path
+# make quickstart   the whole pipeline on Adroit door, on a fresh machine, in minutes, in quickstart/; its last line is the report's path
 # make test         lint, types and tests, on a fresh machine
 # make whole-test   the tests of whole commands, installations and renderers; .ci/run runs both
 # make slow-test    the tests that take long: learning, kills, whole commands
@@ -13,6 +13,7 @@ DOCS = $(shell $(ANY_PYTHON) -c "import tomllib; print(*tomllib.load(open('pypro
 
 .PHONY: quickstart test whole-test slow-test lint coverage results docs setup
 
+quickstart: export SODP3D_ROOT = quickstart
 quickstart: setup
 	.venv/bin/sodp3d doctor --frames 20
 	$(PYTHON) data_collection/collect.py $(QUICK)
