@@ -144,6 +144,6 @@ def test_what_a_critic_chose_is_another_evaluation(tmp_path: Path) -> None:
     rollouts = Rollouts()
     given = make_planner(), "one", TASK, SEEDS, tmp_path, lambda: rollouts, lambda: False
     assert evaluate_and_keep(*given, choice) is not None and rollouts.asked == list(SEEDS)  # type: ignore[arg-type]
-    assert recall("one", TASK, SEEDS, tmp_path, choice) is not None
+    assert recall("one", TASK, SEEDS, tmp_path, choice.count) is not None
     assert recall("one", TASK, SEEDS, tmp_path) is None
-    assert recall("one", TASK, SEEDS, tmp_path, Choice(choice.critic, 8)) is None
+    assert recall("one", TASK, SEEDS, tmp_path, 8) is None

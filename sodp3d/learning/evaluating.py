@@ -12,7 +12,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.lookup import as_planner_was_trained, as_served, find_planner, make_rollouts, planner_of
 from sodp3d.learning.measuring import measure, measure_side_by_side, summary_of
 from sodp3d.learning.opening import begin, finish, open_stage, told_unseen
-from sodp3d.models.loading import checkpoint_of, is_unseen, load_choice, load_policy_and_state, require_fitting
+from sodp3d.models.loading import checkpoint_of, chosen_from, is_unseen, load_policy_and_state, require_fitting
 from sodp3d.rollouts.evaluate import Evaluation, sentence
 from sodp3d.rollouts.kept import evaluate_and_keep, of_choice
 from sodp3d.serving.remote import RemotePlanner, is_served
@@ -60,7 +60,7 @@ def _check_planners(
         sharing = [task for task in tasks if planners[task.name] == source]
         settings = TrainSettings.from_config(parts[sharing[0].name])
         planner, state = load_policy_and_state(source, device, **settings.sampler)
-        load_choice(source, device, settings.evaluation.best_of)
+        chosen_from(source, settings.evaluation.best_of)
         for task in sharing:
             require_fitting(state, planner, parts[task.name], task)
         unseen += [task for task in sharing if is_unseen(state, task)]

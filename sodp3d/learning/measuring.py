@@ -21,7 +21,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.keeper import evaluate_newest
 from sodp3d.learning.lookup import make_rollouts
 from sodp3d.models.capture import capture
-from sodp3d.models.loading import load_choice, load_policy_and_state
+from sodp3d.models.loading import chosen_from, load_choice, load_policy_and_state
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.parallel.tasks import Job, at_once, run_side_by_side, share_of
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, mean_summary
@@ -131,8 +131,8 @@ def measure_side_by_side(
 
 
 def _recalled(config: dict[str, Any], task: EnvConfig, path: Path, seeds: range, folder: Path) -> Evaluation | None:
-    choice = load_choice(path, "cpu", config["evaluation"]["best_of"])
-    return recall(checkpoint.digest_of(path), task, seeds, folder / task.name, choice)
+    count = chosen_from(path, config["evaluation"]["best_of"])
+    return recall(checkpoint.digest_of(path), task, seeds, folder / task.name, count)
 
 
 def _measure_apart(config: dict[str, Any], task: EnvConfig, path: Path, seeds: range, folder: Path) -> None:

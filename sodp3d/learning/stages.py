@@ -185,7 +185,9 @@ def _made_before(
     if recorded is None or not measured_alike(recorded, config):
         return None
     digest = checkpoint.digest_of(checkpoint_of(path))
-    return recall(digest, task, settings.evaluation.test_seeds, path / "evaluation" / task.name, choice)
+    return recall(
+        digest, task, settings.evaluation.test_seeds, path / "evaluation" / task.name, choice.count if choice else 1
+    )
 
 
 def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> list[EpisodeRecord]:

@@ -160,6 +160,22 @@ def acting(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for prefix, part in own.items() for name, value in checkpoint.with_prefix(prefix, part).items()}
 
 
+def chosen_from(path: str | Path, best_of: int | None = None, option: str = "evaluation.best_of") -> int:
+    """Of how many plans the planner in `path` takes the best: as it was tested, or `best_of`; 1 where it has no choice.
+
+    Its tensors, which are many, stay unread. option, and raises: as `load_choice`.
+    """
+    directory = checkpoint_of(Path(path))
+    state = checkpoint.load_state(directory)
+    count: int = state.get("best_of", 1) if best_of is None else best_of
+    if count > 1 and "critic" not in state:
+        raise InputError(
+            f"{option}: {count} plans need a critic to choose, and {directory} has none; fine-tune with one "
+            f"(finetune.critic.members=5), or use {option}=1."
+        )
+    return count
+
+
 def load_choice(
     path: str | Path, device: torch.device | str = "cpu", best_of: int | None = None, option: str = "evaluation.best_of"
 ) -> Choice | None:
@@ -168,17 +184,11 @@ def load_choice(
     None for one plan. option: what messages call `best_of`. Raises InputError where several are asked for and no critic
     was saved with it.
     """
-    directory = checkpoint_of(Path(path))
-    state = checkpoint.load_state(directory)  # first alone: most planners have no choice, and their tensors are many
-    count = state.get("best_of", 1) if best_of is None else best_of
+    count = chosen_from(path, best_of, option)
     if count == 1:
         return None
-    if "critic" not in state:
-        raise InputError(
-            f"{option}: {count} plans need a critic to choose, and {directory} has none; fine-tune with one "
-            f"(finetune.critic.members=5), or use {option}=1."
-        )
-    tensors, _ = checkpoint.load(directory)
+    directory = checkpoint_of(Path(path))
+    tensors, state = checkpoint.load(directory)
     with checkpoint.restoring(directory):
         critic = Critic(CriticConfig(**state["critic"]))
         critic.load_state_dict(checkpoint.without_prefix(CRITIC, tensors))

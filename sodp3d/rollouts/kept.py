@@ -119,11 +119,12 @@ def evaluate_and_keep(
     return found
 
 
-def recall(
-    digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path, choice: Choice | None = None
-) -> Evaluation | None:
-    """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it."""
-    episodes = _kept_episodes(folder, of_choice(digest, choice.count if choice is not None else 1), seeds)
+def recall(digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path, count: int = 1) -> Evaluation | None:
+    """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it.
+
+    count: of how many plans each was the best.
+    """
+    episodes = _kept_episodes(folder, of_choice(digest, count), seeds)
     return Evaluation(config, episodes) if len(episodes) == len(seeds) else None
 
 
