@@ -90,6 +90,9 @@ def test_messages_name_the_command_that_the_user_has(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", ["notebook"])
     monkeypatch.setattr(paths, "CHECKOUT", None)
     assert paths.command_line("collect", "env=toy") == "sodp3d collect env=toy"
+    monkeypatch.setattr("sys.argv", ["sodp3d train", "root=/my files", "env=toy"])
+    assert paths.command_line("collect", "env=toy") == "sodp3d collect env=toy 'root=/my files'"
+    assert paths.command_line("card", "data/a") == "sodp3d card data/a", "which takes none"
 
 
 def test_data_and_outputs_lie_under_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -38,7 +38,12 @@ def outputs_root(config: Mapping[str, Any] | None = None) -> Path:
 
 
 def command_line(verb: str, *options: str) -> str:
-    """What to type for a command, for messages: `sodp3d <verb>`, or in a checkout its script, as the user began."""
+    """What to type for a command, for messages: `sodp3d <verb>`, or in a checkout its script, as the user began.
+
+    A `root=` that the user typed comes along, or the command would look elsewhere.
+    """
+    typed = [word for word in sys.argv[1:] if word.startswith("root=") and verb in _SCRIPTS]
     script = None if CHECKOUT is None or sys.argv[0].startswith("sodp3d ") else _SCRIPTS.get(verb)
     program = ["python", script] if script else ["sodp3d", verb]
-    return " ".join([*program, *(option if "<" in option else shlex.quote(option) for option in options if option)])
+    words = (option for option in (*options, *typed) if option)
+    return " ".join([*program, *(word if "<" in word else shlex.quote(word) for word in words)])
