@@ -153,7 +153,7 @@ def curves(before: Mapping[str, Outcomes], runs: Sequence[Practised]) -> Figure:
     algorithms = list(dict.fromkeys(run.algorithm for run in runs))
     rows = -(-len(tasks) // COLUMNS)
     figure = Figure(figsize=(11, 2.3 * rows + 0.3), layout="constrained")
-    panels = figure.subplots(rows, COLUMNS, sharex=True, sharey=True, squeeze=False).ravel()
+    panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     for place, (task, panel) in enumerate(zip(tasks, panels, strict=False)):
