@@ -27,7 +27,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_config, read_versions
 from sodp3d.data.store import EpisodeStore
-from sodp3d.models.loading import checkpoint_of, load_choice, load_planner
+from sodp3d.models.loading import checkpoint_of, chosen_from, load_choice, load_planner
 from sodp3d.rollouts.kept import KeptRollouts, recall
 from sodp3d.sharing import release
 from sodp3d.sharing.contents import without_folders
@@ -99,7 +99,7 @@ def test_a_planner_is_its_weights_its_record_and_its_test_episodes(run: Path, pu
         == f"{digest}, best of 3"
         != KeptRollouts.read(run / "evaluation/best/adroit_door/rollouts.npz").planner
     )
-    found = recall(digest, None, range(100000, 100003), pushed / place, load_choice(pushed))  # type: ignore[arg-type]
+    found = recall(digest, None, range(100000, 100003), pushed / place, chosen_from(pushed))  # type: ignore[arg-type]
     assert found is not None and [episode.success["any"] for episode in found.episodes] == [True, True, False]
 
 
