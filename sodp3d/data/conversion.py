@@ -61,8 +61,6 @@ def convert_store(
             replaces=replaces,
             replaced_by="again=clouds",
         )
-        if replaces and len(store):  # one that fails does so here, while the old clouds are still there
-            EpisodeConverter(*clouds.arguments).make(0)
         derive(store, clouds, workers, progress)
         return _finish(store, output, config.points)
 

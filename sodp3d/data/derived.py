@@ -120,6 +120,8 @@ def _prepare(store: EpisodeStore, derivation: Derivation) -> dict[str, Any]:
     _check_names(store, output, keys)
     state = store.conversions.get(output)
     if state is None or _may_start_over(store, derivation, state):
+        if derivation.replaces and state is not None and state["episodes"]:
+            derivation.factory(*derivation.arguments).make(0)  # one that fails does so here: what is there stays
         checked = {"episodes": 0, "checksums": dict.fromkeys(keys, "")}
         state = {"keys": keys, "episodes": 0, "parameters": derivation.parameters, "statistics": {}, "checked": checked}
         _record(store, output, state)
