@@ -1,7 +1,7 @@
 """What practice of each task made of one planner of several: a table, tests by pairs of episodes, and two figures.
 
 Reads finished runs and measures nothing: `train.py mode=pretrain` of a set, and fine-tunings of its tasks by any
-algorithms and seeds, each task by itself or as a set. A task without a fine-tuning counts as it was before.
+algorithms and seeds; of a set's fine-tuning the runs that its runs.json names. A task without one counts as it was.
 
 python benchmarks/practice.py <pre-training run> <fine-tuning runs> [--stores data] [--name mt10_practised]
 -> the table in Markdown, with the data's success where --stores holds it, and results/figures/<name>_tasks.png and
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from timing import RESULTS
+from weak import sign_test
 
 from sodp3d.core.run import read_config, read_metrics, read_result
 from sodp3d.data.store import EpisodeStore
@@ -57,34 +57,46 @@ def practised(run: Path) -> Practised:
     return Practised(task, config["algorithm"], outcomes_of(run, task, metric), points)
 
 
-def rate(outcomes: Sequence[Outcomes]) -> str:
-    """Success in % with its interval, of all episodes together."""
-    together = np.concatenate(list(outcomes))
-    low, high = wilson_interval(int(together.sum()), len(together))
-    return f"{100 * together.mean():.3g} [{100 * low:.0f}, {100 * high:.0f}]"
+def by_algorithm(runs: Sequence[Practised]) -> dict[str, dict[str, list[Practised]]]:
+    """The runs, one a seed, of each algorithm's tasks."""
+    found: dict[str, dict[str, list[Practised]]] = {}
+    for run in runs:
+        found.setdefault(run.algorithm, {}).setdefault(run.task, []).append(run)
+    return found
 
 
-def mean_rate(tasks: Sequence[Sequence[Outcomes]]) -> str:
+def seeds(runs: Sequence[Practised]) -> list[Outcomes]:
+    """Test episodes of each seed."""
+    return [run.outcomes for run in runs]
+
+
+def rate(outcomes: Outcomes) -> str:
+    """Success in % with its interval."""
+    return f"{100 * outcomes.mean():.3g} {interval(outcomes.mean(), len(outcomes))}"
+
+
+def mean_rate(tasks: Sequence[Outcomes]) -> str:
     """Mean over tasks, with the interval of all episodes as one sample."""
-    rates = [np.concatenate(list(outcomes)).mean() for outcomes in tasks]
-    count = sum(len(outcomes) for each in tasks for outcomes in each)
-    low, high = wilson_interval(float(np.mean(rates)) * count, count)
-    return f"**{100 * np.mean(rates):.1f}** [{100 * low:.0f}, {100 * high:.0f}]"
+    mean = float(np.mean([outcomes.mean() for outcomes in tasks]))
+    return f"**{100 * mean:.1f}** {interval(mean, sum(map(len, tasks)))}"
+
+
+def interval(share: float, count: int) -> str:
+    """Of a share of so many episodes, in %."""
+    low, high = wilson_interval(share * count, count)
+    return f"[{100 * low:.0f}, {100 * high:.0f}]"
 
 
 def paired(ours: Sequence[Outcomes], theirs: Sequence[Outcomes]) -> tuple[int, int]:
     """Test episodes that the first succeeds in and the second does not, and the other way round; each with each."""
     pairs = [(one, other) for one in ours for other in theirs]
-    return (
-        sum(int((one & ~other).sum()) for one, other in pairs),
-        sum(int((other & ~one).sum()) for one, other in pairs),
-    )
+    won, lost = (sum(int((a & ~b).sum()) for a, b in some) for some in (pairs, [(b, a) for a, b in pairs]))
+    return won, lost
 
 
 def told(won: int, lost: int) -> str:
-    """A comparison by pairs, with the exact test of signs."""
-    p = binomtest(won, won + lost).pvalue if won + lost else 1.0
-    return f"{won} won, {lost} lost, p = {p:.2g}"
+    """A comparison by pairs."""
+    return f"{won} won, {lost} lost, p = {sign_test(won, lost):.2g}"
 
 
 def data_success(stores: Path, task: str, metric: str) -> float | None:
@@ -95,29 +107,28 @@ def data_success(stores: Path, task: str, metric: str) -> float | None:
 
 def table(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: Mapping[str, float | None]) -> list[str]:
     """Lines of Markdown: tasks, their mean, and the comparisons."""
-    algorithms = list(dict.fromkeys(run.algorithm for run in runs))
-    found = {
-        (task, name): [run.outcomes for run in runs if (run.task, run.algorithm) == (task, name)]
-        for task in before
-        for name in algorithms
-    }
-    lines = [" | ".join(["| success in %", "data", "pre-trained", *(f"`{name}`" for name in algorithms)]) + " |"]
-    lines.append("| --- " * (3 + len(algorithms)) + "|")
+    made = by_algorithm(runs)
+    lines = [" | ".join(["| success in %", "data", "pre-trained", *(f"`{name}`" for name in made)]) + " |"]
+    lines.append("| --- " * (3 + len(made)) + "|")
     for task, outcomes in before.items():
         kept = data[task]
-        cells = [task.split("_", 1)[-1], "-" if kept is None else f"{100 * kept:.0f}", rate([outcomes])]
-        cells += [rate(found[task, name]) if found[task, name] else "-" for name in algorithms]
+        cells = [task.split("_", 1)[-1], "-" if kept is None else f"{100 * kept:.0f}", rate(outcomes)]
+        cells += [rate(np.concatenate(seeds(tasks[task]))) if task in tasks else "-" for tasks in made.values()]
         lines.append(f"| {' | '.join(cells)} |")
     known = [value for value in data.values() if value is not None]
     mean = f"{100 * np.mean(known):.1f}" if len(known) == len(before) else "-"
-    after = [mean_rate([found[task, name] or [was] for task, was in before.items()]) for name in algorithms]
-    lines.append(" | ".join(["| **mean**", mean, mean_rate([[was] for was in before.values()]), *after]) + " |")
-    for name in algorithms:
-        pairs = [paired(found[task, name], [was]) for task, was in before.items() if found[task, name]]
-        lines.append(f"{name} against before: {told(*(sum(side) for side in zip(*pairs, strict=True)))}")
-        for other in algorithms[: algorithms.index(name)]:
-            shared = [task for task in before if found[task, name] and found[task, other]]
-            pairs = [paired(found[task, other], found[task, name]) for task in shared]
+    after = [
+        mean_rate([np.concatenate(seeds(tasks[task])) if task in tasks else was for task, was in before.items()])
+        for tasks in made.values()
+    ]
+    lines.append(" | ".join(["| **mean**", mean, mean_rate(list(before.values())), *after]) + " |")
+    names = list(made)
+    for place, name in enumerate(names):
+        pairs = [paired(seeds(made[name][task]), [was]) for task, was in before.items() if task in made[name]]
+        lines.append(f"{name} against before: {told(*map(sum, zip(*pairs, strict=True)))}")
+        for other in names[:place]:
+            shared = [task for task in before if task in made[name] and task in made[other]]
+            pairs = [paired(seeds(made[other][task]), seeds(made[name][task])) for task in shared]
             lines += [f"  {other} against {name}: {told(*map(sum, zip(*pairs, strict=True)))}"] if pairs else []
             lines += [f"    {task}: {told(*pair)}" for task, pair in zip(shared, pairs, strict=True)]
     return lines
@@ -125,16 +136,13 @@ def table(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: Mappi
 
 def task_bars(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: Mapping[str, float | None]) -> Figure:
     """Each task's data, its planner before practice, and after."""
-    algorithms = list(dict.fromkeys(run.algorithm for run in runs))
     bars: dict[str, dict[str, Any]] = {
         "the data": {task: value for task, value in data.items() if value is not None},
         "pre-trained, told neither task nor reward": {task: outcomes.mean() for task, outcomes in before.items()},
     }
-    for name in algorithms:
-        made = {
-            task: [run.outcomes.mean() for run in runs if (run.task, run.algorithm) == (task, name)] for task in before
-        }
-        bars[f"{name}, each task practised by itself"] = {task: np.mean(rates) for task, rates in made.items() if rates}
+    for name, tasks in by_algorithm(runs).items():
+        rates = {task: np.concatenate(seeds(each)).mean() for task, each in tasks.items()}
+        bars[f"{name}, each task practised by itself"] = rates
     colours = dict(zip(bars, (drawing.GREY, drawing.SKY, *COLOURS), strict=False))
     figure = Figure(figsize=(1.1 * len(before), 3.6), layout="constrained")
     axes, width = figure.subplots(), 0.85 / len(bars)
@@ -149,25 +157,25 @@ def task_bars(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: M
 
 def curves(before: Mapping[str, Outcomes], runs: Sequence[Practised]) -> Figure:
     """Training roll-outs of each practised task, the mean of the last five iterations; circles are the tests."""
-    tasks = [task for task in before if any(run.task == task for run in runs)]
-    algorithms = list(dict.fromkeys(run.algorithm for run in runs))
+    made = by_algorithm(runs)
+    tasks = [task for task in before if any(task in practised_by for practised_by in made.values())]
+    colours = dict(zip(made, COLOURS, strict=False))
     rows = -(-len(tasks) // COLUMNS)
     figure = Figure(figsize=(11, 2.3 * rows + 0.3), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
     for panel in panels[len(tasks) :]:
         panel.set_axis_off()
     for place, (task, panel) in enumerate(zip(tasks, panels, strict=False)):
-        for name, colour in zip(algorithms, COLOURS, strict=False):
-            mine = [run for run in runs if (run.task, run.algorithm) == (task, name)]
+        for name, colour in colours.items():
+            mine = made[name].get(task, [])
             drawing.mean_and_band(panel, [drawing.moving_mean(run.rollouts) for run in mine], color=colour)
-            ends = [(run.rollouts[-1][0], 100 * run.outcomes.mean()) for run in mine]
-            for end, success in ends:
-                panel.scatter(end / 1000, success, s=30, color=colour, zorder=3)
+            for run in mine:
+                panel.scatter(run.rollouts[-1][0] / 1000, 100 * run.outcomes.mean(), s=30, color=colour, zorder=3)
         panel.scatter(0, 100 * before[task].mean(), s=30, color=drawing.SKY, zorder=3)
         drawing.percent_axes(panel, task.split("_", 1)[-1], "episodes", None if place % COLUMNS else "success (%)")
         panel.set_xlabel("episodes learned from")
         panel.xaxis.set_major_formatter(lambda thousands, _: f"{1000 * thousands:g}")
-    drawing.legend_below(figure, dict(zip(algorithms, COLOURS, strict=False)), columns=len(algorithms))
+    drawing.legend_below(figure, colours, columns=len(colours))
     return figure
 
 

@@ -142,6 +142,11 @@ def rows_of(table: str, test: int) -> list[dict[str, Any]]:
     return found["rows"]
 
 
+def sign_test(won: int, lost: int) -> float:
+    """p of the exact test of signs: that so many pairs differ by chance."""
+    return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+
+
 def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
     """Each algorithm's mean over agents and seeds by task, and its test episodes against the baseline's, paired."""
     lines = []
@@ -155,7 +160,7 @@ def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
             for a, b in zip(mine[key]["episodes"], other[key]["episodes"], strict=True)
         ]
         won, lost = (sum(a == first and a != b for a, b in pairs) for first in "10")
-        p = binomtest(won, won + lost).pvalue if won + lost else 1.0
+        p = sign_test(won, lost)
         told = f"   against {baseline}: {won} won, {lost} lost of {len(pairs)} episodes, p = {p:.2g}" if pairs else ""
         lines.append(f"{task:8} {algorithm:16} {len(mine)} runs  {100 * before:5.1f} -> {100 * after:5.1f} %{told}")
     return lines
