@@ -7,7 +7,9 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
+import mujoco
 import numpy as np
 import pytest
 from toy_env import config, slider_env
@@ -16,7 +18,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.envs import EnvConfig, RobotEnv, expand, make_env
 from sodp3d.vision import gl
 from sodp3d.vision.pointcloud import unproject
-from sodp3d.vision.renderer import Renderer
+from sodp3d.vision.renderer import Renderer, _GLScene
 
 TESTS = Path(__file__).parent
 ADROIT = ("adroit_hammer", "adroit_door", "adroit_pen")
@@ -96,15 +98,37 @@ def test_a_stored_state_is_drawn_again_exactly(name: str, opengl: str) -> None:
         np.testing.assert_array_equal(other.render_depth(), env.render_depth())
 
 
+@pytest.mark.parametrize("name", ["adroit_hammer", "metaworld"])
+def test_what_is_out_of_view_is_not_drawn_and_changes_no_pixel(name: str, opengl: str) -> None:
+    env = make_env(config(name), opengl)
+    env.reset(seed=0)
+    scene, view = env.renderer._gl, env.data.cam_xmat[env._camera]
+    assert scene is not None
+    own = np.empty(4)
+    mujoco.mju_mat2Quat(own, view)
+    shares = []
+    for orientation in [own, *np.random.default_rng(0).normal(size=(12, 4))]:
+        mujoco.mju_quat2Mat(view, orientation / np.linalg.norm(orientation))
+        for height, width in ((48, 96), (96, 48)):
+            image = env.renderer.depth(env.data, env._camera, height, width)
+            drawn = scene._scene.ngeom
+            with patch.object(_GLScene, "_out_of_view", lambda *_: np.zeros(env.model.ngeom, dtype=bool)):
+                np.testing.assert_array_equal(env.renderer.depth(env.data, env._camera, height, width), image)
+            shares.append(drawn / scene._scene.ngeom)
+    assert np.mean(shares) < 0.8
+
+
 def test_drawing_changes_nothing(opengl: str) -> None:
     for backend in (opengl, "raycast"):
         env = make_env(config("metaworld"), backend)
         env.reset(seed=0)
-        boxes, groups, state = env.model.geom_aabb.copy(), env.model.site_group.copy(), env.get_state()
+        boxes, state = env.model.geom_aabb.copy(), env.get_state()
+        groups = [env.model.site_group.copy(), env.model.geom_group.copy()]
         env.render_depth()
         env.render_rgb()
         np.testing.assert_array_equal(env.model.geom_aabb, boxes)
-        np.testing.assert_array_equal(env.model.site_group, groups)
+        np.testing.assert_array_equal(env.model.site_group, groups[0])
+        np.testing.assert_array_equal(env.model.geom_group, groups[1])
         np.testing.assert_array_equal(env.get_state(), state)
 
 
