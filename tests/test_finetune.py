@@ -311,6 +311,21 @@ def test_without_a_bound_or_anything_to_compare_with_nothing_goes_back(
     assert not keeper.set_back([False] * 100)
 
 
+@pytest.mark.parametrize(("later", "least", "most"), [(0.5, 0.0, 0.25), (0.25, 0.8, 1.0)])
+def test_chance_alone_seldom_sends_a_planner_back_and_a_halved_success_does(
+    later: float, least: float, most: float
+) -> None:
+    """As the default algorithm rolls out: until ten succeed, then 200 episodes in waves of eight."""
+    random, setback = np.random.default_rng(0), compose("train")["finetune"]["setback"]
+    sent_back = []
+    for _ in range(400):
+        keeper = Keeper(0.5, setback)
+        while sum(keeper.first) < 10:
+            keeper.first += (random.random(8) < 0.5).tolist()
+        sent_back.append(any([keeper.set_back((random.random(8) < later).tolist()) for _ in range(25)]))
+    assert least <= np.mean(sent_back) <= most
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change() -> None:
     tuning = prepare()
     tuning.memory.replay.rows["features"][:] = float("nan")
