@@ -38,6 +38,7 @@ class Practised:
 
     task: str
     algorithm: str
+    seed: int
     outcomes: Outcomes
     rollouts: list[tuple[float, float]]
 
@@ -54,7 +55,7 @@ def practised(run: Path) -> Practised:
     logged = [line[f"rollout/success_{metric}"] for line in read_metrics(run) if f"rollout/success_{metric}" in line]
     each = config["finetune"]["episodes_per_iteration"]
     points = [(each * place, rate) for place, rate in enumerate(logged, start=1)]
-    return Practised(task, config["algorithm"], outcomes_of(run, task, metric), points)
+    return Practised(task, config["algorithm"], config["seed"], outcomes_of(run, task, metric), points)
 
 
 def by_algorithm(runs: Sequence[Practised]) -> dict[str, dict[str, list[Practised]]]:
@@ -65,9 +66,14 @@ def by_algorithm(runs: Sequence[Practised]) -> dict[str, dict[str, list[Practise
     return found
 
 
-def seeds(runs: Sequence[Practised]) -> list[Outcomes]:
-    """Test episodes of each seed."""
-    return [run.outcomes for run in runs]
+def by_seed(runs: Sequence[Practised]) -> dict[int, Outcomes]:
+    """Test episodes after fine-tuning with each seed."""
+    return {run.seed: run.outcomes for run in runs}
+
+
+def all_of(runs: Sequence[Practised]) -> Outcomes:
+    """Test episodes of all seeds."""
+    return np.concatenate([run.outcomes for run in runs])
 
 
 def rate(outcomes: Outcomes) -> str:
@@ -87,11 +93,10 @@ def interval(share: float, count: int) -> str:
     return f"[{100 * low:.0f}, {100 * high:.0f}]"
 
 
-def paired(ours: Sequence[Outcomes], theirs: Sequence[Outcomes]) -> tuple[int, int]:
-    """Test episodes that the first succeeds in and the second does not, and the other way round; each with each."""
-    pairs = [(one, other) for one in ours for other in theirs]
-    won, lost = (sum(int((a & ~b).sum()) for a, b in some) for some in (pairs, [(b, a) for a, b in pairs]))
-    return won, lost
+def paired(ours: Mapping[int, Outcomes], theirs: Mapping[int, Outcomes]) -> tuple[int, int]:
+    """Test episodes that the first succeeds in and the second does not, and the other way round, of the same seed."""
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    return sum(int((a & ~b).sum()) for a, b in pairs), sum(int((b & ~a).sum()) for a, b in pairs)
 
 
 def told(won: int, lost: int) -> str:
@@ -113,22 +118,23 @@ def table(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: Mappi
     for task, outcomes in before.items():
         kept = data[task]
         cells = [task.split("_", 1)[-1], "-" if kept is None else f"{100 * kept:.0f}", rate(outcomes)]
-        cells += [rate(np.concatenate(seeds(tasks[task]))) if task in tasks else "-" for tasks in made.values()]
+        cells += [rate(all_of(tasks[task])) if task in tasks else "-" for tasks in made.values()]
         lines.append(f"| {' | '.join(cells)} |")
     known = [value for value in data.values() if value is not None]
     mean = f"{100 * np.mean(known):.1f}" if len(known) == len(before) else "-"
     after = [
-        mean_rate([np.concatenate(seeds(tasks[task])) if task in tasks else was for task, was in before.items()])
+        mean_rate([all_of(tasks[task]) if task in tasks else was for task, was in before.items()])
         for tasks in made.values()
     ]
     lines.append(" | ".join(["| **mean**", mean, mean_rate(list(before.values())), *after]) + " |")
     names = list(made)
     for place, name in enumerate(names):
-        pairs = [paired(seeds(made[name][task]), [was]) for task, was in before.items() if task in made[name]]
+        after_it = {task: by_seed(runs) for task, runs in made[name].items()}
+        pairs = [paired(after_it[task], dict.fromkeys(after_it[task], before[task])) for task in after_it]
         lines.append(f"{name} against before: {told(*map(sum, zip(*pairs, strict=True)))}")
         for other in names[:place]:
             shared = [task for task in before if task in made[name] and task in made[other]]
-            pairs = [paired(seeds(made[other][task]), seeds(made[name][task])) for task in shared]
+            pairs = [paired(by_seed(made[other][task]), after_it[task]) for task in shared]
             lines += [f"  {other} against {name}: {told(*map(sum, zip(*pairs, strict=True)))}"] if pairs else []
             lines += [f"    {task}: {told(*pair)}" for task, pair in zip(shared, pairs, strict=True)]
     return lines
@@ -141,7 +147,7 @@ def task_bars(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: M
         "pre-trained, told neither task nor reward": {task: outcomes.mean() for task, outcomes in before.items()},
     }
     for name, tasks in by_algorithm(runs).items():
-        rates = {task: np.concatenate(seeds(each)).mean() for task, each in tasks.items()}
+        rates = {task: all_of(each).mean() for task, each in tasks.items()}
         bars[f"{name}, each task practised by itself"] = rates
     colours = dict(zip(bars, (drawing.GREY, drawing.SKY, *COLOURS), strict=False))
     figure = Figure(figsize=(1.1 * len(before), 3.6), layout="constrained")
@@ -190,6 +196,8 @@ def main() -> None:
     metric = read_config(given.planner)["env"]["success_metric"]
     before = {task: outcomes_of(given.planner, task, metric) for task in read_result(given.planner)["tasks"]}
     runs = [practised(run) for run in given.runs]
+    if unknown := sorted({run.task for run in runs} - set(before)):
+        parser.error(f"{given.planner} has no test of {', '.join(unknown)}; name fine-tunings of its own tasks.")
     data = {task: data_success(given.stores, task, metric) for task in before}
     print(*table(before, runs, data), sep="\n")
     figures = RESULTS.with_name("figures")

@@ -84,14 +84,16 @@ def test_practice_is_told_by_tasks_seeds_and_pairs(benchmark_named: Any) -> None
         return np.array([letter == "1" for letter in text])
 
     before = {"mt_a": outcomes("1000"), "mt_b": outcomes("1110")}
-    after = [practice.Practised("mt_a", "sodp", outcomes(text), [(8.0, 0.5), (16.0, 1.0)]) for text in ("1111", "1100")]
-    lines = practice.table(
-        before, [*after, practice.Practised("mt_a", "clone", outcomes("0111"), [])], {"mt_a": 0.5, "mt_b": None}
-    )
+    rollouts = [(8.0, 0.5), (16.0, 1.0)]
+    after = [
+        practice.Practised("mt_a", "sodp", seed, outcomes(text), rollouts) for seed, text in enumerate(("1111", "1100"))
+    ]
+    clone = practice.Practised("mt_a", "clone", 1, outcomes("0111"), [])
+    lines = practice.table(before, [*after, clone], {"mt_a": 0.5, "mt_b": None})
     assert lines[2].startswith("| a | 50 | 25 [5, 70] | 75 [41, 93] |") and lines[3].endswith("| - | - |")
     assert "| - | **50.0** [" in lines[4] and "| **75.0** [" in lines[4], "a task without practice is as it was"
     assert "sodp against before: 4 won, 0 lost, p = 0.12" in lines
-    assert "  sodp against clone: 2 won, 2 lost, p = 1" in lines
+    assert "  sodp against clone: 1 won, 2 lost, p = 1" in lines, "runs of the same seed alone"
     assert len(practice.task_bars(before, after, {"mt_a": 0.5, "mt_b": None}).axes[0].patches) == 1 + 2 + 1
     assert sum(panel.axison for panel in practice.curves(before, after).axes) == 1
 
