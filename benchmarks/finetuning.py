@@ -11,9 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import compare, write
+from timing import compare, operations, write
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from training import make_planner
 
 from sodp3d.core.cli import compose
@@ -61,13 +60,6 @@ def parts() -> dict[str, Callable[[], Any]]:
         "next_features": features, "next_elapsed": 0 * ones, "next_chunk": chunks, "continues": ones,
     }  # fmt: skip
     return {"cloning": cloning, "importance": importance, "critic": lambda: critic.learn(1, scale=1.0)}
-
-
-def operations(run: Callable[[], Any]) -> int:
-    """Floating-point operations in the matrix products of one call."""
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
 
 
 def main() -> None:

@@ -99,9 +99,10 @@ def paired(ours: Mapping[int, Outcomes], theirs: Mapping[int, Outcomes]) -> tupl
     return sum(int((a & ~b).sum()) for a, b in pairs), sum(int((b & ~a).sum()) for a, b in pairs)
 
 
-def told(won: int, lost: int) -> str:
-    """A comparison by pairs."""
-    return f"{won} won, {lost} lost, p = {sign_test(won, lost):.2g}"
+def told(pairs: Sequence[tuple[int, int]], independent: bool = True) -> str:
+    """A comparison by pairs, of all tasks together; p only of pairs that do not share a test."""
+    won, lost = sum(pair[0] for pair in pairs), sum(pair[1] for pair in pairs)
+    return f"{won} won, {lost} lost" + (f", p = {sign_test(won, lost):.2g}" if independent else "")
 
 
 def data_success(stores: Path, task: str, metric: str) -> float | None:
@@ -131,12 +132,13 @@ def table(before: Mapping[str, Outcomes], runs: Sequence[Practised], data: Mappi
     for place, name in enumerate(names):
         after_it = {task: by_seed(runs) for task, runs in made[name].items()}
         pairs = [paired(after_it[task], dict.fromkeys(after_it[task], before[task])) for task in after_it]
-        lines.append(f"{name} against before: {told(*map(sum, zip(*pairs, strict=True)))}")
+        once = all(len(each) == 1 for each in after_it.values())  # several seeds share the test before practice
+        lines.append(f"{name} against before: {told(pairs, independent=once)}")
         for other in names[:place]:
             shared = [task for task in before if task in made[name] and task in made[other]]
             pairs = [paired(by_seed(made[other][task]), after_it[task]) for task in shared]
-            lines += [f"  {other} against {name}: {told(*map(sum, zip(*pairs, strict=True)))}"] if pairs else []
-            lines += [f"    {task}: {told(*pair)}" for task, pair in zip(shared, pairs, strict=True)]
+            lines += [f"  {other} against {name}: {told(pairs)}"] if pairs else []
+            lines += [f"    {task}: {told([pair])}" for task, pair in zip(shared, pairs, strict=True)]
     return lines
 
 

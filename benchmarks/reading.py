@@ -22,12 +22,12 @@ from sodp3d.core.cli import compose
 from sodp3d.core.device import prepare_torch
 from sodp3d.core.mappings import plain
 from sodp3d.core.run import Run
-from sodp3d.data.dataset import WindowDataset
 from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import EnvConfig
 from sodp3d.envs.config import task_configs
 from sodp3d.learning.lookup import open_stores, with_sampler
+from sodp3d.learning.mixture import Mixture
 from sodp3d.learning.pretrain import pretrain
 from sodp3d.vision.camera import Camera, intrinsics
 
@@ -66,7 +66,7 @@ def main() -> None:
             make_store(path, tasks[0], arguments.transitions)
             config["data"] = str(path)
         transitions = sum(store.steps for store in open_stores(config, tasks))
-        timed = patch.object(WindowDataset, "sample", reading(WindowDataset.sample))
+        timed = patch.object(Mixture, "sample", reading(Mixture.sample))
         with timed, Run(Path(folder) / "run", config) as run:
             pretrain(config, run, tasks, device, None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB

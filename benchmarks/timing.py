@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import math
 import platform
 import sys
 import time
@@ -22,6 +23,19 @@ def parse(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str
     """A benchmark's own arguments, and the words <key>=<value> anywhere among them, which are options of train.py."""
     options = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
     return parser.parse_args([word for word in sys.argv[1:] if word not in options]), options
+
+
+def operations(run: Callable[[], Any]) -> int:
+    """Floating-point operations in the matrix products of one call."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def of_product(gathered: Any, one: Any, other: Any, *_: Any, **__: Any) -> int:
+        return 2 * math.prod(one) * int(other[-1])  # shapes, (..., n, k) and (..., k, m)
+
+    in_place = {torch.ops.aten.addmm_: of_product, torch.ops.aten.baddbmm_: of_product}  # torch counts none of these
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def compare(alternatives: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -82,7 +96,7 @@ def write(name: str, result: dict[str, Any], show: bool = True) -> None:
         "git_commit": git_commit(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({**result, "machine": machine}, indent=2)
+    text = json.dumps({**result, "machine": machine}, indent=2, allow_nan=False)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     if show:
         print(text)

@@ -19,8 +19,7 @@ import gymnasium
 import numpy as np
 import torch
 from stable_baselines3 import SAC
-from timing import compare, write
-from torch.utils.flop_counter import FlopCounterMode
+from timing import compare, operations, write
 
 from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.collection.agents.rlpd import RLPD, RLPDConfig
@@ -83,13 +82,6 @@ def remember(agent: VRL3 | RLPD) -> None:
         agent.observe(trajectory())
 
 
-def operations(agent: VRL3 | RLPD) -> int:
-    """Floating-point operations in the matrix products of one update."""
-    with FlopCounterMode(display=False) as counter:
-        agent.update(1)
-    return counter.get_total_flops()
-
-
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -120,7 +112,7 @@ def main() -> None:
         rate = 2 * size**3 / best.pop("large_product")
         seconds = {name: value / UPDATES for name, value in best.items()}
         for name in ("vrl3", "rlpd_as_sac"):
-            seconds[f"products_at_full_rate_{name}"] = operations(ours[name]) / rate
+            seconds[f"products_at_full_rate_{name}"] = operations(partial(ours[name].update, 1)) / rate
         ratios = {name: seconds["stable_baselines3"] / value for name, value in seconds.items()}
         cases.append(
             {

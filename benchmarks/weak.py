@@ -42,6 +42,8 @@ STEPS = {
 AGENT_STEPS = {"hammer": 30_000, "door": 50_000, "pen": 30_000}
 # These agents succeed in most episodes from their first one on, unless they begin to act after fewer offline updates
 AGENT_OPTIONS = {("hammer", 1): ["agent.offline_updates=200"], ("hammer", 2): ["agent.offline_updates=200"]}
+# Of DPPO's roll-outs those before its first iteration would be forgotten unused
+ROLLED_OUT_BEFORE = {"dppo": 1}
 COLOURS = (drawing.GREEN, drawing.BLUE, drawing.VERMILION, drawing.PURPLE, drawing.ORANGE, drawing.SKY, drawing.GREY)
 
 
@@ -93,10 +95,12 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
     directory = planner.with_name(f"{planner.name}-{given.name}-{algorithm}-{seed}")
     made_with = {"algorithm": algorithm, "evaluation.episodes": given.test, **given_values(given.options)}
     if result(directory, made_with) is None:
+        initial = ROLLED_OUT_BEFORE.get(algorithm, INITIAL)
         run(
             "train.py", "mode=finetune", f"env=adroit_{task}", f"obs={given.observation}", f"algorithm={algorithm}",
-            f"planner={planner}", f"seed={seed}", f"finetune.initial_attempts={INITIAL}",
-            f"finetune.initial_proficient={INITIAL}", f"finetune.episodes={TRAINING}", "finetune.evaluate_every=0",
+            f"planner={planner}", f"seed={seed}", f"finetune.initial_attempts={initial}",
+            f"finetune.initial_proficient={initial}", f"finetune.episodes={INITIAL + TRAINING - initial}",
+            "finetune.evaluate_every=0",
             f"evaluation.episodes={given.test}", "evaluation.videos=1", f"run_dir={directory}", *given.options,
         )  # fmt: skip
     found = result(directory, made_with)

@@ -50,6 +50,20 @@ def test_a_success_is_cut_after_the_chunk_that_achieved_it() -> None:
     assert dataclasses.replace(whole, achieved=0).until_success() is None, "a branch that began as a success"
 
 
+def test_a_table_remembers_when_its_episodes_achieved_the_task() -> None:
+    """So another run's whole episodes, learned from offline, can be cut as one's own are."""
+    table = TargetBuffer(4)
+    for seed, achieved in enumerate((2, None)):
+        table.add(dataclasses.replace(make_episode(seed, 5, success=True), achieved=achieved))
+    later = TargetBuffer(4)
+    later.load_state_dict(table.state_dict())
+    assert [record.achieved for record in later.records()] == [2, None]
+    earlier = {key: value for key, value in table.state_dict().items() if key != "facts.achieved"}
+    later.load_state_dict(earlier)  # of a release that did not note it
+    later.add(dataclasses.replace(make_episode(2, 5, success=True), achieved=3))
+    assert [record.achieved for record in later.records()] == [None, None, 3]
+
+
 def numbers(buffer: ReplayBuffer | TargetBuffer) -> list[int]:
     found = [int(rows[0, 0]) for rows in buffer.per_episode(buffer.rows["features"])]
     assert buffer.finals["features"][:, 0].tolist() == [number + 0.5 for number in found]

@@ -322,7 +322,7 @@ def test_chance_alone_seldom_sends_a_planner_back_and_a_halved_success_does(
         keeper = Keeper(0.5, setback)
         while sum(keeper.first) < 10:
             keeper.first += (random.random(8) < 0.5).tolist()
-        sent_back.append(any([keeper.set_back((random.random(8) < later).tolist()) for _ in range(25)]))
+        sent_back.append(any(keeper.set_back((random.random(8) < later).tolist()) for _ in range(25)))
     assert least <= np.mean(sent_back) <= most
 
 

@@ -216,6 +216,16 @@ def test_only_seeds_of_one_configuration_and_one_data_set_are_pooled(tmp_path: P
     assert cells(table9(groups), "fine-tuned with BC", "last")[1] == "50 ± 14.1 [30, 70]"
 
 
+def test_planners_of_several_seeds_tuned_with_one_seed_are_several_runs(tmp_path: Path) -> None:
+    for seed, successes in enumerate((2, 5, 8)):
+        planner = make_run(tmp_path, "pretrain", 1, seed, day=1 + seed)
+        make_run(tmp_path, "finetune", successes, seed=0, day=10 + seed, planner=planner)
+        make_run(tmp_path, "finetune", 0, seed=0, day=5 + seed, planner=planner)  # older, of the same planner
+    pretrained, tuned = group_runs(scan([tmp_path]).runs)
+    assert len(pretrained.runs) == 3 and len(tuned.runs) == 3 and len(tuned.repeated) == 3
+    assert str(estimate(tuned.scores("last"))) == "50 ± 30 [33, 67]"
+
+
 def test_one_seed_without_a_best_checkpoint_makes_all_report_the_last(tmp_path: Path) -> None:
     make_run(tmp_path, "finetune", 2, seed=0, best=9)
     make_run(tmp_path, "finetune", 4, seed=1)
@@ -235,6 +245,24 @@ def test_evaluations_tell_the_sampler(tmp_path: Path) -> None:
     assert row["planner"] == shown(planner) == "outputs/pretrain/adroit_door-pointcloud-bc/20260101-000000-000-s0"
     assert (row["method"], row["seed"]) == ("pre-trained", 0)
     assert len(group_runs(found.runs)) == 1, "an evaluation is no training run"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "shown_as"), [(8, None, 8), (None, {"adroit_door": 4}, 4), (None, None, None)]
+)
+def test_evaluations_tell_of_how_many_plans_the_best_was_taken(
+    asked: int | None, told: dict[str, int] | None, shown_as: int | None, tmp_path: Path
+) -> None:
+    planner = make_run(tmp_path, "pretrain", 5)
+    config = yaml.safe_load((planner / "config.yaml").read_text())
+    config |= {"mode": "eval", "planner": str(planner), "evaluation": {"eta": 1.0, "best_of": asked}}
+    with Run(tmp_path / "outputs" / "eval" / "x" / "1-s0", config) as run:
+        run.finish(
+            {"planner": str(planner), "tasks": {"adroit_door": summary(3)}, **({"best_of": told} if told else {})}
+        )
+    found = scan([tmp_path])
+    (row,) = evaluation_table(found.runs, group_runs(found.runs))
+    assert row["best_of"] == shown_as
 
 
 def test_commands_name_no_machine() -> None:
@@ -277,6 +305,11 @@ def test_a_pre_trained_planner_is_reported_by_its_larger_test(tmp_path: Path) ->
     (tuned / "result.json").write_text(json.dumps(result | {"before": summary(16, 40)}))
     groups = group_runs(scan([tmp_path]).runs)
     assert cells(table9(groups), "pre-trained", "last")[1] == "40 [26, 55]"
+    for name, value in (("sampling_steps", 5), ("sampling_steps", 10)):  # another sampler tells nothing of it
+        config = yaml.safe_load((tuned / "config.yaml").read_text())
+        (tuned / "config.yaml").write_text(yaml.safe_dump(config | {"model": config["model"] | {name: value}}))
+        found = cells(table9(group_runs(scan([tmp_path]).runs)), "pre-trained", "last")[1]
+        assert found == ("30 [11, 60]" if value == 5 else "40 [26, 55]")
     (tuned / "result.json").write_text(json.dumps(result | {"before": summary(4, 5)}))
     groups = group_runs(scan([tmp_path]).runs)
     assert cells(table9(groups), "pre-trained", "last")[1] == "30 [11, 60]"

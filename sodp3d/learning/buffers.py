@@ -12,6 +12,7 @@ from torch import Tensor
 from sodp3d.core.errors import InputError
 
 CHAIN_KEYS = ("latents", "means", "reward", "executed", "elapsed")
+_NEVER = -1  # in place of `achieved` None
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class EpisodeTable:
             "length": torch.zeros(0, dtype=torch.int64),
             "success": torch.zeros(0, dtype=torch.bool),
             "terminated": torch.zeros(0, dtype=torch.bool),
+            "achieved": torch.zeros(0, dtype=torch.int64),
             "episode_return": torch.zeros(0, dtype=torch.float64),
         }
         self.finals: dict[str, Tensor] = {}  # observation after each episode, (E, ...)
@@ -93,6 +95,7 @@ class EpisodeTable:
             "length": torch.tensor([len(episode.reward)]),
             "success": torch.tensor([episode.success]),
             "terminated": torch.tensor([episode.terminated]),
+            "achieved": torch.tensor([_NEVER if episode.achieved is None else episode.achieved]),
             "episode_return": episode.reward.double().sum()[None],
         }
         self.facts = _appended(self.facts, facts)
@@ -120,6 +123,7 @@ class EpisodeTable:
                 success=bool(self.facts["success"][index]),
                 terminated=bool(self.facts["terminated"][index]),
                 final={key: value[index] for key, value in self.finals.items()},
+                achieved=None if self.facts["achieved"][index] == _NEVER else int(self.facts["achieved"][index]),
             )
             for index in range(len(self))
         ]
@@ -148,6 +152,8 @@ class EpisodeTable:
             {key.removeprefix(part): value.clone() for key, value in state.items() if key.startswith(part)}
             for part in ("rows.", "facts.", "finals.")
         )
+        # Runs of earlier releases did not note it.
+        self.facts.setdefault("achieved", torch.full_like(self.facts["length"], _NEVER))
 
 
 def draw(rows: Mapping[str, Tensor], batch_size: int, generator: torch.Generator) -> dict[str, Tensor]:

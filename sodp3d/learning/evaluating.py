@@ -47,7 +47,8 @@ def run_eval(config: dict[str, Any]) -> None:
         told = summary_of(found)
         if len(tasks) > 1:
             log.info("%s", sentence(told["mean"]))
-        finish(run, first, {"planner": str(path), **told, **told_unseen(unseen)})
+        count = {name: chosen_from(source, first["evaluation"]["best_of"]) for name, source in measured.items()}
+        finish(run, first, {"planner": str(path), "best_of": count, **told, **told_unseen(unseen)})
         log.info("videos and numbers: %s", run.directory)
 
 
@@ -88,5 +89,6 @@ def _eval_served(config: dict[str, Any], tasks: list[EnvConfig]) -> None:
                 found[task.name] = evaluation
                 log.info("%s", sentence(evaluation.summary()))
             told = told_unseen([task for task in tasks if is_unseen(remote.state, task)])
-            finish(run, config, {"planner": config["planner"], **summary_of(found), **told})
+            count = dict.fromkeys(found, remote.count)
+            finish(run, config, {"planner": config["planner"], "best_of": count, **summary_of(found), **told})
             log.info("videos and numbers: %s", run.directory)

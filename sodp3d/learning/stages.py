@@ -43,7 +43,6 @@ from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
-from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
     is_unseen,
@@ -122,7 +121,7 @@ def run_finetune(config: dict[str, Any]) -> None:
         choice = load_choice(path, device)  # of a planner that was fine-tuned before
 
         def test_before() -> Evaluation:
-            made = _made_before(run.config, settings, path, task, choice)
+            made = _made_before(run.config, settings, path, task, choice.count if choice else 1)
             return made or evaluate(planner, rollouts, task, settings.evaluation.test_seeds, choice)
 
         start = {START: checkpoint.digest_of(checkpoint_of(path))}
@@ -176,18 +175,21 @@ def _finetune_set(config: dict[str, Any], tasks: list[EnvConfig], path: Path, de
 
 
 def _made_before(
-    config: dict[str, Any], settings: TrainSettings, path: Path, task: EnvConfig, choice: Choice | None
+    config: dict[str, Any], settings: TrainSettings, path: Path, task: EnvConfig, plans: int
 ) -> Evaluation | None:
-    """The test of the planner in the run directory `path`, where it was made there just as it would be made here."""
+    """The test of the planner in the run directory `path`, where it was made there just as it would be made here.
+
+    plans: of which its critic chooses.
+    """
     recorded = readable_config(path) if (path / "config.yaml").is_file() else None
     if recorded is not None and is_of_set(recorded, task):
         recorded = as_task(recorded, task)
     if recorded is None or not measured_alike(recorded, config):
         return None
-    digest = checkpoint.digest_of(checkpoint_of(path))
-    return recall(
-        digest, task, settings.evaluation.test_seeds, path / "evaluation" / task.name, choice.count if choice else 1
-    )
+    digest, seeds = checkpoint.digest_of(checkpoint_of(path)), settings.evaluation.test_seeds
+    folders = (path / "evaluation", path / "evaluation" / "best")  # of the last planner, and of the best by validation
+    found = (recall(digest, task, seeds, folder / task.name, plans) for folder in folders)
+    return next((evaluation for evaluation in found if evaluation is not None), None)
 
 
 def _recorded(settings: TrainSettings, planner: Planner, task: EnvConfig) -> list[EpisodeRecord]:
@@ -225,7 +227,8 @@ def run_distill(config: dict[str, Any]) -> None:
     ):
         seeds, stopped = settings.evaluation.test_seeds, lambda: run.stop_requested
         folder = run.directory / "evaluation" / "before" / task.name
-        before = _made_before(run.config, settings, path, task, teacher.choice) or evaluate_and_keep(
+        count = teacher.choice.count if teacher.choice else 1
+        before = _made_before(run.config, settings, path, task, count) or evaluate_and_keep(
             planner, digest, task, seeds, folder, lambda: rollouts, stopped, teacher.choice
         )
         result = None

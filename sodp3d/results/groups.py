@@ -17,7 +17,7 @@ _TOLD_BY_VARIANT = {"model.prediction", "model.unet"}  # of the planner that a r
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs of one configuration, the newest of each seed, ascending by seed."""
+    """Finished runs of one configuration, the newest of each seed and planner, ascending by seed."""
 
     task: str
     observation: str
@@ -26,7 +26,7 @@ class Group:
     variant: str  # what is unlike the plain method; empty for the plain one
     settings: dict[str, Any]
     runs: tuple[RunRecord, ...]
-    repeated: tuple[RunRecord, ...]  # older runs of the same seeds
+    repeated: tuple[RunRecord, ...]  # older runs of the same seeds and planners
 
     @property
     def label(self) -> str:
@@ -66,8 +66,8 @@ def group_runs(runs: Sequence[RunRecord]) -> list[Group]:
         described[key] = name, settings
     groups = []
     for key, found in members.items():
-        newest = {run.seed: run for run in sorted(found, key=lambda run: (run.time, run.name))}
-        kept = tuple(newest[seed] for seed in sorted(newest))
+        newest = {_seeds(run, by_name): run for run in sorted(found, key=lambda run: (run.time, run.name))}
+        kept = tuple(newest[seeds] for seeds in sorted(newest))
         older = tuple(run for run in found if run not in kept)
         groups.append(Group(*described[key][0], described[key][1], kept, older))
     return sorted(groups, key=_order)
@@ -86,6 +86,13 @@ def _ancestors(run: RunRecord, by_name: Mapping[str, RunRecord]) -> list[RunReco
         found[source.name] = source
         source = by_name.get(source.planner or "")
     return list(found.values())
+
+
+def _seeds(run: RunRecord, by_name: Mapping[str, RunRecord]) -> tuple[Any, ...]:
+    """What makes a run another one of its group: its seed and those of its planner, or that planner's name."""
+    ancestors = _ancestors(run, by_name)
+    oldest = ancestors[-1] if ancestors else run
+    return (run.seed, tuple(ancestor.seed for ancestor in ancestors), oldest.planner or "")
 
 
 def _order(group: Group) -> tuple[Any, ...]:

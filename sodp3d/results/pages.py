@@ -72,6 +72,7 @@ _HEADINGS = {
     "wall time": "time",
     "sigma_floor": "floor",
     "sampling_steps": "steps",
+    "best_of": "best of",
     "data_hash": "data",
 }
 _STAGES = {"pretrain": "pre-training", "finetune": "fine-tuning", "distill": "distillation"}
@@ -165,6 +166,7 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
         "eta",
         "sigma_floor",
         "sampling_steps",
+        "best_of",
         "episodes",
     ]
     page += ["## Evaluations", "", *_words(_EVALUATIONS)]

@@ -127,6 +127,11 @@ class RunRecord:
         tasks = (self.result or {}).get(key, {})
         return {task: Score.from_summary(summary) for task, summary in sorted(tasks.items())}
 
+    def best_of(self, task: str) -> int | None:
+        """Of how many plans an evaluation of `task` took the best; None where neither told nor asked for."""
+        told: dict[str, Any] = (self.result or {}).get("best_of", {})
+        return told.get(task, self.config["evaluation"].get("best_of"))
+
     @property
     def unseen(self) -> list[str]:
         """Tasks that the planner which was evaluated or fine-tuned had not been trained on."""
@@ -186,6 +191,8 @@ class RunRecord:
         for name, value in texts.items():
             _require(name, value, str)
         _require("seed", self.seed, int)
+        for task in self.task_scores:
+            _require("best_of", self.best_of(task) or 1, int)
         _require("top5", self.top5 or 0, int | float)
         for step, rate in self.validations:
             _require("step", step, int | float)

@@ -107,9 +107,17 @@ def _starts(groups: Sequence[Group], planner: Group | None) -> list[Score]:
     """The largest test with which a fine-tuning of the planner's newest run began; [] without one."""
     if planner is None or len(planner.runs) != 1:
         return []
-    tuned = [run for group in groups for run in group.runs if run.planner == planner.runs[0].name]
+    first = planner.runs[0]
+    tuned = [run for group in groups for run in group.runs if run.planner == first.name]
+    tuned = [run for run in tuned if _sampler(run) == _sampler(first)]
     found = [run.scores["before"] for run in tuned if "before" in run.scores]
     return [max(found, key=lambda score: score.episodes)] if found else []
+
+
+def _sampler(run: RunRecord) -> tuple[Any, ...]:
+    """How a run's planner was sampled in its tests; None: as the planner keeps it."""
+    evaluation = run.config["evaluation"]
+    return run.config["model"].get("sampling_steps"), evaluation.get("eta"), evaluation.get("sigma_floor")
 
 
 def _larger(one: list[Score], other: list[Score]) -> list[Score]:
@@ -214,7 +222,7 @@ def set_table(groups: Sequence[Group]) -> list[Record]:
 def evaluation_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list[Record]:
     """One row for each task of each mode=eval run, and for the mean of several.
 
-    Each names the planner, the sampler and all three metrics.
+    Each names the planner, the sampler, of how many plans the best was taken, and all three metrics.
     """
     known, seeds = described(groups), {run.name: run.seed for run in runs}
     return [
@@ -227,6 +235,7 @@ def evaluation_table(runs: Sequence[RunRecord], groups: Sequence[Group]) -> list
             "eta": run.config["evaluation"].get("eta"),
             "sigma_floor": run.config["evaluation"].get("sigma_floor"),
             "sampling_steps": run.config.get("model", {}).get("sampling_steps"),
+            "best_of": run.best_of(task),
             "episodes": score.episodes,
             "episode seeds": f"{score.seeds[0]} to {score.seeds[1]}",
             "metric": score.headline,
