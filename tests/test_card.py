@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_conversion import CONFIG
+from toy_recorded import depth_episode, make_recorded_store
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
 from sodp3d.core.errors import InputError
@@ -17,7 +18,7 @@ from sodp3d.core.paths import CHECKOUT
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
-from sodp3d.tools.card import MARK, find_card, main, training_parts, write_card
+from sodp3d.tools.card import MARK, card_text, find_card, main, training_parts, write_card
 from sodp3d.tools.plot import is_own_png
 
 
@@ -42,6 +43,12 @@ def test_says_what_is_in_the_store(folder: Path) -> None:
         int(row.split("|")[2]) for row in text.split("## Returns\n")[1].split("## Point")[0].splitlines()[3:] if row
     ]
     assert sum(counts) == 12
+
+
+def test_a_recording_is_named_by_its_usual_folder(tmp_path: Path) -> None:
+    make_recorded_store(tmp_path / "mine/episodes.zarr", [depth_episode(0)])
+    text = card_text(EpisodeStore.open(tmp_path / "mine/episodes.zarr"), [])
+    assert "env=recorded data=data/arm`" in text and str(tmp_path) not in text
 
 
 def test_point_counts_and_pictures(folder: Path) -> None:

@@ -17,6 +17,7 @@ from sodp3d.collection import agents
 from sodp3d.collection.agents.scripted import Scripted
 from sodp3d.collection.agents.vrl3 import VRL3
 from sodp3d.collection.agents.vrl3_config import VRL3Config
+from sodp3d.collection.collect import with_default_agent
 from sodp3d.collection.loop import Collection
 from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
@@ -249,3 +250,11 @@ def test_a_damaged_checkpoint_is_one_message(tmp_path: Path, damage: str) -> Non
         (newest / checkpoint.STATE).write_text(json.dumps(state))
     with pytest.raises(InputError, match="agent/checkpoints/"):
         collect(tmp_path, ToyWorkers())
+
+
+def test_a_sweep_over_envs_of_different_agents_needs_one_named() -> None:
+    assert with_default_agent(["-m", "env=adroit_door,adroit_pen"])[0] == "agent=vrl3"
+    assert with_default_agent(["env=metaworld", "env.task=push"])[0] == "agent=sac"
+    assert with_default_agent(["-m", "env=adroit_door,metaworld", "agent=rlpd"])[-1] == "agent=rlpd"
+    with pytest.raises(InputError, match=r"agent: these envs .* \(sac, vrl3\); sweep them one by one, or give agent="):
+        with_default_agent(["-m", "env=adroit_door,metaworld"])

@@ -1,16 +1,21 @@
 """Recorded demonstrations: what is written is what collection loads."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 
 from sodp3d.collection import demos
+from sodp3d.collection.agents import Agent
+from sodp3d.collection.collect import check_demonstrations
 from sodp3d.collection.environments import Finished
-from sodp3d.collection.record import Kept, folder_of, record, save
+from sodp3d.collection.record import Kept, _began, _shown_by, folder_of, record, save
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.envs.config import EnvConfig
+from sodp3d.settings import DemonstrationSettings
 
 ENV = EnvConfig.from_config(compose("collect", ["agent=vrl3"])["env"])
 
@@ -28,7 +33,9 @@ def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_wer
     episodes = [finished(seed) for seed in (5, 6)]
     config = {"agent": {"name": "vrl3"}, "demos": "/some/where/door-expert-v0", "demo_episodes": 25, "seed": 3}
     (tmp_path / ".mine.partial/data").mkdir(parents=True)  # left by a recording that was killed
-    save(tmp_path / "mine", ENV, Kept(episodes, attempts=7, steps=1234, config=config))
+    agent = SimpleNamespace(needs_demonstrations=True, scripted_episodes=0)
+    began = _began(cast(Agent, agent), config, ENV)
+    save(tmp_path / "mine", ENV, Kept(episodes, attempts=7, steps=1234, config=config, began=began))
     loaded = demos.load(ENV, str(tmp_path / "mine"), (39, 28), 25, 25)
     assert len(loaded.trajectories) == 2
     for trajectory, episode in zip(loaded.trajectories, episodes, strict=True):
@@ -39,6 +46,33 @@ def test_recorded_episodes_load_as_demonstrations_and_the_card_says_how_they_wer
     everything = card + (tmp_path / "mine" / "data" / "metadata.json").read_text()
     assert "/some/where" not in everything
     assert {path.name for path in tmp_path.iterdir()} == {".mine.partial", "mine"}
+
+
+def test_what_an_agent_began_with_is_told_as_it_was() -> None:
+    trained = {"demos": None, "demo_episodes": None}
+    for needs, scripted, told in (
+        (True, 0, "from all demonstrations"),
+        (False, 25, "after 25 episodes"),
+        (False, 0, ""),
+    ):
+        agent = SimpleNamespace(needs_demonstrations=needs, scripted_episodes=scripted)
+        began = _began(cast(Agent, agent), trained, ENV)
+        assert told in began and bool(told) == bool(began)
+
+
+def test_the_command_names_an_agent_that_takes_demonstrations() -> None:
+    push = EnvConfig.from_config(compose("collect", ["env=metaworld", "env.task=push"])["env"])
+    assert "env.task=push agent=rlpd agent.prior=demonstrations demos=/d" in _shown_by(push, "/d")
+    assert _shown_by(ENV, "/d").endswith("env=adroit_door demos=/d")
+
+
+def test_demonstrations_that_an_agent_would_never_look_at_are_refused() -> None:
+    shown = DemonstrationSettings(demos="/mine")
+    ignoring, learning = (cast(Agent, SimpleNamespace(needs_demonstrations=needs)) for needs in (False, True))
+    with pytest.raises(InputError, match=r"demos: agent=sac takes none .* got /mine\. Use agent=rlpd agent\.prior"):
+        check_demonstrations(shown, ignoring, "sac")
+    check_demonstrations(shown, learning, "vrl3")
+    check_demonstrations(DemonstrationSettings(), ignoring, "sac")  # none are named
 
 
 def test_it_goes_beside_the_tasks_data_and_over_nothing(tmp_path: Path) -> None:

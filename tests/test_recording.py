@@ -231,6 +231,19 @@ def test_depth_is_converted_and_clouds_without_depth_are_not(tmp_path: Path) -> 
         convert_store(clouds, task_configs(configured(clouds))[0])
 
 
+def test_clouds_beside_recorded_ones_need_a_name_and_a_box(tmp_path: Path) -> None:
+    seen = tmp_path / "seen" / "episodes.zarr"
+    both = depth_episode(0, point_cloud=recorded_episode(0).point_cloud)
+    make_recorded_store(seen, [both])
+    with pytest.raises(InputError, match=r"holds clouds as they were recorded.*output=<name>.*env\.crop\.low="):
+        convert_store(seen, task_configs(configured(seen))[0])
+    boxed = configured(seen, "env.points=20", "env.crop.low=[-9,-9,-9]", "env.crop.high=[9,9,9]")
+    with pytest.raises(InputError, match="'point_cloud' is a collected key"):
+        convert_store(seen, task_configs(boxed)[0])
+    convert_store(seen, task_configs(boxed)[0], output="cloud2")
+    assert EpisodeStore.open(seen).read("cloud2").shape == (9, 20, 3)
+
+
 def test_tables_of_results_leave_recordings_out_and_say_why(path: Path) -> None:
     make_recorded_store(path, [recorded_episode(0)])
     with pytest.raises(NotRecorded, match="agent_step of episodes was not recorded"):

@@ -6,10 +6,17 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 from toy_planner import make_observation, make_planner
 
+from sodp3d.core import registry
 from sodp3d.core.errors import InputError
-from sodp3d.learning.regularizers import make_regularizer
+from sodp3d.core.sections import read_section
+from sodp3d.learning.regularizers import BehaviorCloning, Regularizer, make_regularizer
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.planner import Planner
+from sodp3d.settings import RegularizerSettings
+
+
+def named(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:
+    return make_regularizer(RegularizerSettings(name=name), pretrained, options)
 
 
 def make_batch(planner: Planner, options: ChainOptions, seed: int) -> dict[str, Tensor]:
@@ -36,9 +43,7 @@ def test_denoising_regularizers(name: str) -> None:
     """eq. 14 on the target episodes, eq. 24 on the policy's own."""
     planner, options = make_planner(), ChainOptions(sigma_floor=0.5)
     own, target = make_batch(planner, options, 1), make_batch(planner, options, 2)
-    loss = make_regularizer(name, make_planner(seed=3), options).loss(
-        planner, own, target, torch.Generator().manual_seed(7)
-    )
+    loss = named(name, make_planner(seed=3), options).loss(planner, own, target, torch.Generator().manual_seed(7))
     batch, generator = (target if name == "bc" else own), torch.Generator().manual_seed(7)
     clean = batch["latents"][:, -1].clamp(-1, 1)
     timestep = torch.randint(100, (5,), generator=generator)
@@ -59,7 +64,7 @@ def test_kl_equals_the_divergence_of_the_normals(options: ChainOptions) -> None:
     """eq. 23 with torch.distributions: the sum over all steps that draw noise."""
     planner, pretrained = make_planner(), make_planner(seed=3)
     batch = make_batch(planner, options, 1)
-    loss = make_regularizer("kl", pretrained, options).loss(planner, batch, batch, torch.Generator().manual_seed(7))
+    loss = named("kl", pretrained, options).loss(planner, batch, batch, torch.Generator().manual_seed(7))
     noisy = list(range(10)) if options.floor_steps == "all" else list(range(9))  # the last draws no noise of its own
     expected = torch.zeros(5)
     for index in noisy:
@@ -76,7 +81,7 @@ def test_kl_equals_the_divergence_of_the_normals(options: ChainOptions) -> None:
 
 def test_kl_is_zero_at_the_pretrained_planner_and_pulls_back_to_it() -> None:
     planner, pretrained, options = make_planner(), make_planner(), ChainOptions()
-    batch, kl = make_batch(planner, options, 1), make_regularizer("kl", pretrained, options)
+    batch, kl = make_batch(planner, options, 1), named("kl", pretrained, options)
     assert kl.loss(planner, batch, batch) == 0
     with torch.no_grad():
         for parameter in planner.unet.head.parameters():
@@ -94,9 +99,25 @@ def test_kl_is_zero_at_the_pretrained_planner_and_pulls_back_to_it() -> None:
 
 def test_none_is_zero() -> None:
     planner = make_planner()
-    assert make_regularizer("none", planner, ChainOptions()).loss(planner, {}, {}) == 0
+    assert named("none", planner, ChainOptions()).loss(planner, {}, {}) == 0
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_and_options_are_refused() -> None:
     with pytest.raises(InputError, match="expected one of bc, none, kl, pl, got 'l2'"):
-        make_regularizer("l2", make_planner(), ChainOptions())
+        named("l2", make_planner(), ChainOptions())
+    settings = RegularizerSettings(name="kl", options={"strength": 2.0})
+    with pytest.raises(InputError, match=r"reg\.options: kl takes others than \['strength'\]"):
+        make_regularizer(settings, make_planner(), ChainOptions())
+    with pytest.raises(InputError, match="unknown key 'strength'"):
+        read_section(RegularizerSettings, {"name": "kl", "weight": 1.0, "strength": 2.0})
+
+
+class Own(BehaviorCloning):
+    def __init__(self, pretrained: Planner, options: ChainOptions, strength: float = 1.0) -> None:
+        self.strength = strength
+
+
+def test_a_regularizer_of_ones_own_gets_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.REGULARIZERS, "own", f"{__name__}:Own")
+    made = make_regularizer(RegularizerSettings(name="own", options={"strength": 2.0}), make_planner(), ChainOptions())
+    assert made.strength == 2.0  # type: ignore[attr-defined]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from sodp3d.core import files
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.core.progress import shown
-from sodp3d.core.run import Run, is_finished, newest_finished, open_run, seconds_spent
+from sodp3d.core.run import Run, begun, is_finished, newest_finished, open_run, seconds_spent
 
 CONFIG = {"seed": 1, "pretrain": {"steps": 10}}
 
@@ -45,6 +46,19 @@ def test_an_unfinished_run_of_the_same_configuration_is_continued_and_others_are
         assert fresh.directory != first.directory
     assert open_run(tmp_path, {**CONFIG, "seed": 2}, 2).directory not in (first.directory, fresh.directory)
     assert newest_finished(tmp_path) == first.directory and is_finished(first.directory)
+
+
+def test_runs_of_any_name_are_sorted_by_their_start(tmp_path: Path) -> None:
+    """A folder that the user named is as old as its configuration, however its name sorts."""
+    for name, day in (("3", 2), ("final", 1)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+        written = datetime(2026, 1, day).timestamp()
+        os.utime(tmp_path / name / "config.yaml", (written, written))
+    for name in ("20251231-000000-000-s0", "20260103-000000-000-s1"):
+        (tmp_path / name).mkdir()
+    found = [path.name for path in sorted(tmp_path.iterdir(), key=begun)]
+    assert found == ["20251231-000000-000-s0", "final", "3", "20260103-000000-000-s1"]
 
 
 def test_a_named_directory_of_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_the_broker_of_openpi_gives_single_actions() -> None:
 
 JOINTS, STATE_ = np.zeros(3, np.float32), np.zeros(5, np.float32)
 CLOUD = np.zeros((16, 3), np.float32)
+BATCH = {"agent_pos": np.zeros((3, 2, 3), np.float32), "state": np.zeros((3, 2, 5), np.float32)}
 
 
 @pytest.mark.parametrize(
@@ -222,6 +223,9 @@ CLOUD = np.zeros((16, 3), np.float32)
         ({"agent_pos": JOINTS, "state": STATE_, "seed": 1}, "seed: .* with reset=True, got 1"),
         ({"reset": True, "seed": -1}, "seed: expected a whole number from 0"),
         ({"reset": True, "seed": "x" * 10**5}, "seed: expected a whole number from 0 to .*, got 'xxx"),
+        ({**BATCH, "reset": True, "seed": 4}, r"reset: expected none with a batch \(B, To, ...\), .*, got True"),
+        ({**BATCH, "seed": 4}, "seed: expected none with a batch .*, got 4; leave it out"),
+        ({**BATCH, "plan": False}, "plan: expected none with a batch .*, got False"),
         ({"agent_pos": JOINTS, "state": STATE_, "offset": True}, "offset: expected a whole number"),
         ({"agent_pos": JOINTS, "state": STATE_, "timestamp": "now"}, "timestamp: expected a finite number, got 'now'"),
         ({"agent_pos": JOINTS, "state": STATE_, "elapsed": 2.0}, "elapsed: expected a share from 0 to 1"),
@@ -242,8 +246,6 @@ def test_a_refusal_is_one_message_and_changes_nothing(
             client._connection.send(pack(message))
             client._receive()
         assert len(str(error.value)) < 400
-        if "plan: it is not finite" in told:
-            return  # it was planned from
         after = client.infer(step_of(seen, 1))["actions"]
         client.reset(4)
         client.infer(step_of(seen, 0))
@@ -352,16 +354,20 @@ def test_who_waits_together_is_planned_together(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_became_too_old_while_it_waited_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    served, shown, told = make_served(), step_of(frames(), 0), list[str]()
+    """As if it had never been sent: not its `reset`, nor its step, nor its noise."""
+    served, seen, told = make_served(), frames(), list[str]()
+    shown = step_of(seen, 0)
     held = Held(served, monkeypatch)
     with serving(served, max_age=0.3) as server:
         first, second = PolicyClient(server.url), PolicyClient(server.url)
 
         def ask() -> None:
             with pytest.raises(InputError) as error:
-                second.infer(shown, timestamp=second.now())
+                second.infer({**step_of(seen, 5), "reset": True, "seed": 6}, timestamp=second.now())
             told.append(str(error.value))
 
+        second.reset(4)
+        second.infer(shown, plan=False, timestamp=second.now())
         threads = in_threads(lambda: first.infer(shown, timestamp=first.now()))
         assert held.begun.wait(10)
         threads += in_threads(ask)
@@ -371,6 +377,9 @@ def test_what_became_too_old_while_it_waited_is_refused(monkeypatch: pytest.Monk
         for thread in threads:
             thread.join()
         assert "at most 0.3 s old" in told[0] and held.calls == [1]
+        answer = second.infer(step_of(seen, 1), whole_plan=True, timestamp=second.now())
+        plan = expected(served, window_of(seen, 1), torch.Generator().manual_seed(4))
+        np.testing.assert_array_equal(answer["plan"], plan)
         first.close()
         second.close()
 

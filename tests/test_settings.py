@@ -366,12 +366,12 @@ def test_a_broken_record_of_another_run_does_not_stop_a_new_one(
 
 
 def test_a_section_of_one_s_own() -> None:
-    @section("mine", open_ended=True)
+    @section("mine")
     class Mine:
         size: Count = 3
         often: Natural = resource(default=2)
 
-    made = Mine(size=4, option_of_a_plug_in="x")  # type: ignore[call-arg]
+    made = Mine(size=4)
     assert made == Mine(size=4) and dataclasses.asdict(made) == {"size": 4, "often": 2}
     assert read_keys(Mine, {"size": 5, "else": 1}) == Mine(size=5)
     with pytest.raises(InputError, match=r"mine\.size: expected a whole number of at least 1, got None"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,22 +20,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_hub import folder_server
 from toy_planner import make_observation
+from toy_recorded import depth_episode, make_recorded_store, recorded_episode
 from toy_run import make_run
-from toy_store import assert_holds, make_store
+from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_store, metadata
 
 from sodp3d.core import checkpoint
+from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_config, read_versions
+from sodp3d.data.recording import as_recorded
 from sodp3d.data.store import EpisodeStore
 from sodp3d.models.loading import checkpoint_of, chosen_from, load_choice, load_planner
 from sodp3d.rollouts.kept import KeptRollouts, recall
-from sodp3d.sharing import release
+from sodp3d.sharing import cards, release
 from sodp3d.sharing.contents import without_folders
 from sodp3d.sharing.fetching import bring
 from sodp3d.sharing.manifest import MANIFEST, Entry, Manifest
 from sodp3d.sharing.pull import main as pull_main
-from sodp3d.sharing.pull import pull
+from sodp3d.sharing.pull import pull, what_now
 from sodp3d.sharing.push import push
 from sodp3d.sharing.sources import Folder
 from sodp3d.tools.card import find_card
@@ -116,6 +120,8 @@ def test_no_path_of_the_machine_is_pushed(pushed: Path) -> None:
         ("/home/alice/x", "x"), ("~/x/y", "y"), ("~alice/x", "x"), ("outputs/a/b", "outputs/a/b"), ("/x", "x"),
         ("ws://127.0.0.1:8000/a", "ws://127.0.0.1:8000/a"), ("data=[/a/b,/a b/c]", "data=[b,c]"), ("1/2", "1/2"),
         ("/a/train.py mode=eval 'planner=/a/b c/d'", "train.py mode=eval 'planner=d'"), ("", ""),
+        ("press 1 / 2, then 3", "press 1 / 2, then 3"), ("https&#58;//example.org/a/b", "https&#58;//example.org/a/b"),
+        ("`data=/tmp/a/arm`", "`data=arm`"),
     ],
 )  # fmt: skip
 def test_absolute_paths_are_cut(text: str, expected: str) -> None:
@@ -136,6 +142,21 @@ def test_the_card_says_what_it_is_how_good_and_how_to_use_it(pushed: Path) -> No
     )
 
 
+def test_a_planner_of_recordings_is_served_and_loaded(run: Path, tmp_path: Path) -> None:
+    """Nothing simulates these, so evaluating and fine-tuning it would be refused."""
+    make_recorded_store(tmp_path / "data/arm/episodes.zarr", [recorded_episode(0)])
+    chosen = ["mode=pretrain", "env=recorded", f"data={tmp_path}/data/arm", "obs=pointcloud"]
+    copy = shutil.copytree(run, tmp_path / "run")
+    (copy / "config.yaml").write_text(yaml.safe_dump(as_recorded(compose("train", chosen))))
+    shutil.rmtree(copy / "evaluation")
+    push(copy, str(tmp_path / "package"))
+    where, manifest = pull(str(tmp_path / "package"), tmp_path / "planner")
+    told = what_now(where, manifest.kind)
+    for text in ((where / "README.md").read_text().partition("## How to use it")[2], told):
+        assert not re.search("sodp3d (eval|train|replay)|(train|replay)[.]py|env=recorded", text)
+        assert "sodp3d serve run=" in text and "load_policy(" in text
+
+
 def test_a_store_comes_back_whole_with_its_card(tmp_path: Path) -> None:
     make_store(tmp_path / "toy/episodes.zarr", range(3))
     (tmp_path / "toy/episodes.zarr/mine.txt").write_text("stays here")
@@ -147,6 +168,50 @@ def test_a_store_comes_back_whole_with_its_card(tmp_path: Path) -> None:
     assert store.verify() == [] and not (where / "episodes.zarr/mine.txt").exists()
     store.close()
     assert not (tmp_path / "toy/README.md").exists()  # nothing is written where the store is
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cards of stores draw none, which would take seconds."""
+    monkeypatch.setattr(cards, "draw_figures", lambda store, folder: [])
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_an_array_that_is_a_link_to_another_disk_comes_along(tmp_path: Path) -> None:
+    make_store(tmp_path / "toy/episodes.zarr", range(3))
+    data, disk = tmp_path / "toy/episodes.zarr/data", tmp_path / "large_disk"
+    (data / "depth").rename(disk)
+    (data / "depth").symlink_to(disk)
+    (data / "round").symlink_to(data)
+    push(tmp_path / "toy", str(tmp_path / "toy.zip"))
+    where, _ = pull(str(tmp_path / "toy.zip"), tmp_path / "data/toy")
+    store = EpisodeStore.open(where / "episodes.zarr")
+    assert_holds(store, [0, 1, 2])
+    assert store.verify() == [] and not (where / "episodes.zarr/data/depth").is_symlink()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_store_is_not_pushed_without_one_of_its_arrays(tmp_path: Path) -> None:
+    make_store(tmp_path / "empty/episodes.zarr", [])
+    shutil.rmtree(tmp_path / "empty/episodes.zarr/data/depth")
+    unusual = {**SPECIFICATION, "größe": SPECIFICATION["reward"]}
+    with EpisodeStore.create(tmp_path / "unusual/episodes.zarr", ATTRIBUTES, unusual) as store:
+        store.append({**episode(0), "größe": episode(0)["reward"]}, metadata(0))
+    for name, key in (("empty", "depth"), ("unusual", "größe")):
+        with pytest.raises(InputError, match=f"data/{key} cannot be pushed: expected a folder with"):
+            push(tmp_path / name, str(tmp_path / "there"))
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.usefixtures("without_pictures")
+@pytest.mark.parametrize(("recorded", "converts"), [(depth_episode, True), (recorded_episode, False)])
+def test_the_card_of_a_recording_works_elsewhere(tmp_path: Path, recorded: Any, converts: bool) -> None:
+    make_recorded_store(tmp_path / "mine/episodes.zarr", [recorded(0)], source={"address": "https://example.org/a/b"})
+    push(tmp_path / "mine", str(tmp_path / "package"))
+    text = (tmp_path / "package/README.md").read_text()
+    assert str(tmp_path) not in text and "mine" not in text and "https&#58;//example.org/a/b" in text
+    assert "\nsodp3d pull <address> data/arm\n" in text
+    assert ("\nsodp3d convert env=recorded data=data/arm\n" in text) == ("convert" in text) == converts
 
 
 def test_pushing_and_pulling_again_changes_nothing(run: Path, pushed: Path, tmp_path: Path) -> None:
@@ -303,6 +368,38 @@ def test_an_archive_holds_what_its_manifest_names_and_no_more(package: Path, tmp
     with pytest.raises(InputError, match=r"sodp3d\.json cannot be read"):
         pull(str(repacked(package, tmp_path / "none.zip")), tmp_path / "door")
     assert not (tmp_path / "door").exists()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_with_one_changed_byte_is_refused(package: Path, tmp_path: Path, method: int) -> None:
+    path = tmp_path / "door.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for file in package.rglob("*"):
+            if file.is_file():
+                archive.write(file, file.relative_to(package).as_posix())
+        begins = {member.filename: member.header_offset + 30 + len(member.filename) for member in archive.infolist()}
+        sizes = {member.filename: member.compress_size for member in archive.infolist()}
+    sound = path.read_bytes()
+    for name in (MANIFEST, "config.yaml"):
+        for place in (40, sizes[name] // 2):
+            damaged = bytearray(sound)
+            damaged[begins[name] + place] ^= 0xFF
+            path.write_bytes(damaged)
+            with pytest.raises(InputError, match=rf"door\.zip: {re.escape(name)} cannot be read"):
+                pull(str(path), tmp_path / "door")
+    assert not (tmp_path / "door").exists()
+
+
+@pytest.mark.parametrize("name", ["door.zip", f"door/{MANIFEST}", "door/config.yaml"])
+def test_a_connection_that_breaks_is_told_as_that(pushed: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(pushed, tmp_path / "served/door")
+    size = repacked(pushed, tmp_path / "served/door.zip").parent.joinpath(name).stat().st_size
+    address = "door.zip" if name == "door.zip" else "door"
+    told = rf"{re.escape(name)}: broke off after {size // 2} of {size} bytes; run it again"
+    with folder_server(tmp_path / "served", breaking=name) as url, pytest.raises(InputError, match=told):
+        pull(f"{url}/{address}", tmp_path / "pulled")
+    with folder_server(tmp_path / "served") as url:
+        pull(f"{url}/{address}", tmp_path / "pulled")
 
 
 def test_a_web_address_gives_folders_and_archives(pushed: Path, tmp_path: Path) -> None:

@@ -23,12 +23,13 @@ from sodp3d.data import columns
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.merge import merge
 from sodp3d.data.store import EpisodeStore
-from sodp3d.data.views import renderer_of, require_same_view
+from sodp3d.data.views import renderer_of, require_same_rate, require_same_view
 from sodp3d.results.stores import StoreRecord
 from sodp3d.tools import report
 from sodp3d.tools.card import card_text
 from sodp3d.tools.extract import extract
 from sodp3d.tools.frames import store_frames
+from sodp3d.vision.pointcloud import CropConfig
 from sodp3d.vision.sensors import sensor
 
 
@@ -286,11 +287,29 @@ def see(path: Path) -> None:
 
 def test_clouds_of_another_crop_come_with_the_command_that_makes_them_again(whole: Path) -> None:
     store, clouds = EpisodeStore.open(whole), sensor("pointcloud")
-    with pytest.raises(InputError, match=r"made with env\.points = \d+, .* again=clouds$"):
+    with pytest.raises(InputError, match=r"made with env\.points = \d+, .* data=\S+ again=clouds env\.points=\d+$"):
         require_same_view(store, clouds, replace(CONFIG, points=CONFIG.points + 1))
     moved = replace(CONFIG, camera=replace(CONFIG.camera, fovy=77.0))
-    with pytest.raises(InputError, match=r"made with env\.camera\.fovy = .* again=depth output_data=<new folder>$"):
+    with pytest.raises(InputError, match=r"env\.camera\.fovy = .* output_data=<new folder> env\.camera\.fovy=77\.0$"):
         require_same_view(store, clouds, moved)
+    higher = replace(CONFIG, crop=CropConfig((*CONFIG.crop.low[:2], 0.125), CONFIG.crop.high))
+    with pytest.raises(InputError, match=r"again=clouds 'env\.crop\.low=\[\S+,0\.125\]'$"):  # the list as a whole
+        require_same_view(store, clouds, higher)
+
+
+def test_another_control_rate_is_refused(path: Path) -> None:
+    store = EpisodeStore.open(path)
+    stored = store.attributes["env_config"]["action_repeat"]
+    require_same_rate(store, replace(CONFIG, action_repeat=stored))
+    with pytest.raises(InputError, match=rf"collected with env\.action_repeat={stored}, but {stored + 1} came"):
+        require_same_rate(store, replace(CONFIG, action_repeat=stored + 1))
+
+
+def test_messages_name_the_store_itself_wherever_it_lies(path: Path, tmp_path: Path) -> None:
+    name = str(EpisodeStore.open(path).attributes["env"])
+    usual = make_store(tmp_path / "data" / name / "episodes.zarr", range(1), length=4).path
+    assert EpisodeStore.open(usual).typed == [f"env={name}"]
+    assert EpisodeStore.open(path).typed == [f"env={name}", f"data={path.parent}"]
 
 
 def merged(path: Path) -> None:

@@ -123,14 +123,22 @@ def toy_hub() -> Iterator[ToyHub]:
 
 
 class _Quiet(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: Any, breaking: str, **more: Any) -> None:
+        self._breaking = breaking
+        super().__init__(*arguments, **more)
+
+    def copyfile(self, source: Any, outputfile: Any) -> None:
+        content = source.read()
+        outputfile.write(content[: len(content) // 2] if self.path == f"/{self._breaking}" else content)
+
     def log_message(self, *_: Any) -> None:
         """Nothing."""
 
 
 @contextmanager
-def folder_server(folder: Path) -> Iterator[str]:
-    """The address of a server of the files in a folder."""
-    with _running(lambda *arguments: _Quiet(*arguments, directory=str(folder))) as url:
+def folder_server(folder: Path, breaking: str = "") -> Iterator[str]:
+    """The address of a server of the files in a folder. breaking: the file in whose middle connections break."""
+    with _running(lambda *arguments: _Quiet(*arguments, directory=str(folder), breaking=breaking)) as url:
         yield url
 
 

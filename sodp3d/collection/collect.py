@@ -38,8 +38,15 @@ def with_default_agent(arguments: list[str]) -> list[str]:
     """The command line, with the agent that the env recommends where none is named."""
     if any(argument.startswith("agent=") for argument in arguments):
         return arguments
-    named = [argument for argument in arguments if argument.startswith("env=") and "," not in argument]
-    return [f"agent={compose('collect', named)['env']['recommended']['agent']}", *arguments]
+    named = [argument.removeprefix("env=").split(",") for argument in arguments if argument.startswith("env=")]
+    chosen = [[f"env={name}"] for name in named[-1]] if named else [[]]
+    usual = {compose("collect", env)["env"]["recommended"]["agent"] for env in chosen}
+    if len(usual) > 1:
+        raise InputError(
+            f"agent: these envs are collected by different agents unless told ({', '.join(sorted(usual))}); sweep them "
+            "one by one, or give agent=."
+        )
+    return [f"agent={usual.pop()}", *arguments]
 
 
 @command("collect", with_default_agent)
@@ -70,6 +77,7 @@ def collect(config: Mapping[str, Any], env: EnvConfig) -> None:
         run = _open_run(folder, kept, common.tracker)
         fresh = not checkpoint.steps(run.checkpoints)
         agent = build_agent(config["agent"], env, facts, common.seed, device, fresh)
+        check_demonstrations(shown, agent, config["agent"]["name"])
         prior = None
         if agent.needs_demonstrations and fresh:
             seen = demonstrations(shown, env, facts, workers, agent.image_size)
@@ -98,6 +106,15 @@ def build_agent(
             "(`sodp3d doctor` says what they lack here), or agent.encoder=state."
         )
     return agent
+
+
+def check_demonstrations(shown: DemonstrationSettings, agent: agents.Agent, name: str) -> None:
+    """Raise InputError where demonstrations are named that the agent would never look at."""
+    if shown.demos is not None and not agent.needs_demonstrations:
+        raise InputError(
+            f"demos: agent={name} takes none with these options, got {shown.demos}. Use agent=rlpd "
+            "agent.prior=demonstrations, or agent=vrl3 with agent.offline_updates above 0; or leave demos= out."
+        )
 
 
 def demonstrations(

@@ -14,7 +14,7 @@ from sodp3d.collection.agents.memory import Trajectory
 from sodp3d.collection.collect import build_agent
 from sodp3d.collection.environments import CollectionGroup, Finished
 from sodp3d.collection.waves import Waves
-from sodp3d.core.cli import command
+from sodp3d.core.cli import command, compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root
 from sodp3d.core.sections import read_keys
@@ -33,6 +33,7 @@ class Kept:
     attempts: int
     steps: int  # agent steps of its training
     config: Mapping[str, Any]  # of its run
+    began: str = ""  # with what its training did
 
 
 @command("record")
@@ -49,7 +50,14 @@ def main(config: dict[str, Any]) -> None:
     save(output, env, recording)
     size = sum(path.stat().st_size for path in output.rglob("*") if path.is_file())
     log.info("%d of %d episodes kept in %s (%.2f MB)", len(recording.episodes), recording.attempts, output, size / 1e6)
-    log.info("agents learn from them by: %s", command_line("collect", *env.choice.split(), f"demos={output}"))
+    log.info("agents learn from them by: %s", _shown_by(env, str(output)))
+
+
+def _shown_by(env: EnvConfig, place: str) -> str:
+    """The command by which an agent begins with the demonstrations at `place`."""
+    usual = compose("collect", env.choice.split())["env"]["recommended"]["agent"]
+    agent = [] if usual == "vrl3" else ["agent=rlpd", "agent.prior=demonstrations"]
+    return command_line("collect", *env.choice.split(), *agent, f"demos={place}")
 
 
 def folder_of(config: Mapping[str, Any], env: EnvConfig) -> Path:
@@ -94,7 +102,18 @@ def record(config: Mapping[str, Any], env: EnvConfig) -> Kept:
             agent.load_state(tensors, state["agent"])
             steps = state["loop"]["steps"]
         kept, attempts = _successes(Waves(workers), agent, env, trained["seed"], settings)
-    return Kept(kept, attempts, steps, trained)
+        began = _began(agent, trained, env)
+    return Kept(kept, attempts, steps, trained, began)
+
+
+def _began(agent: agents.Agent, trained: Mapping[str, Any], env: EnvConfig) -> str:
+    """What an agent had before its own first step, for a card."""
+    if agent.scripted_episodes:
+        return f", after {agent.scripted_episodes} episodes by a scripted expert"
+    if not agent.needs_demonstrations:
+        return ""
+    shown = Path(trained["demos"]).name if trained["demos"] else f"those shipped for {env.name}"
+    return f", starting from {trained['demo_episodes'] or 'all'} demonstrations ({shown})"
 
 
 def _successes(
@@ -146,18 +165,17 @@ def card(name: str, env: EnvConfig, recording: Kept) -> str:
     returns = [episode.episode_return for episode in episodes]
     packages = ", ".join(f"{key} {value}" for key, value in _versions().items())
     settings = "\n".join(f"    {key}: {value}" for key, value in trained["agent"].items())
-    shown = Path(trained["demos"]).name if trained["demos"] else f"those shipped for {env.name}"
     return f"""# {name}
 
 {len(episodes)} successful episodes on `{env.name}`, made by this project's own agent. Others begin with them by
-`{command_line("collect", *env.choice.split(), "demos=<this folder>")}`.
+`{_shown_by(env, "<this folder>")}`.
 
 * Episodes: {len(episodes)}, {sum(len(episode.actions) for episode in episodes)} control steps (action repeat
   {env.action_repeat}); returns {min(returns):.1f} to {max(returns):.1f}.
 * Selection: the first {len(episodes)} that succeeded (`{env.success_metric}`) of {recording.attempts} roll-outs
   with training's exploration noise, on seeds (stored per episode) that neither collection nor evaluation uses.
 * Agent: `{trained["agent"]["name"]}`, trained for {recording.steps} control steps with seed {trained["seed"]} by
-  `sodp3d collect`, starting from {trained["demo_episodes"]} demonstrations ({shown}).
+  `sodp3d collect`{recording.began}.
 * Format: a Minari dataset (HDF5, float32, gzip): `observations` (T + 1, {episodes[0].states.shape[1]}) is the state
   vector, `actions` (T, {episodes[0].actions.shape[1]}) in [-1, 1], `rewards` (T,) the task's, summed over the repeat.
 * Versions: {packages}.

@@ -1,5 +1,6 @@
 """Trees of plain values, as configurations and JSON files hold them: flattened, compared, made plain."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,6 +28,13 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in values.items():
         found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
+
+
+def option(name: str, config: Mapping[str, Any]) -> str:
+    """`name=value` as a command line takes it. name: dotted, of a leaf of `config`; of `[i]` the whole list."""
+    key = name.partition("[")[0]
+    value = flat(config)[key]
+    return f"{key}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
 
 
 def differences(expected: Any, found: Any, where: str) -> Iterator[tuple[str, Any, Any]]:

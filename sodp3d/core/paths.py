@@ -40,9 +40,9 @@ def outputs_root(config: Mapping[str, Any] | None = None) -> Path:
 def command_line(verb: str, *options: str) -> str:
     """What to type for a command, for messages: `sodp3d <verb>`, or in a checkout its script, as the user began.
 
-    A `root=` that the user typed comes along, or the command would look elsewhere.
+    A `root=` and `plugins=` that the user typed come along, or the command would look elsewhere, and know less.
     """
-    typed = [word for word in sys.argv[1:] if word.startswith("root=") and verb in _SCRIPTS]
+    typed = [word for word in sys.argv[1:] if word.startswith(("root=", "plugins=")) and verb in _SCRIPTS]
     script = None if CHECKOUT is None or sys.argv[0].startswith("sodp3d ") else _SCRIPTS.get(verb)
     program = ["python", script] if script else ["sodp3d", verb]
     words = (option for option in (*options, *typed) if option)

@@ -31,6 +31,7 @@ from sodp3d.core.versions import recorded_versions
 
 log = logging.getLogger(__name__)
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, ten times faster
+_STAMP = "%Y%m%d-%H%M%S-%f"  # begins the names of runs' folders, down to milliseconds
 _DEEPEST = 50  # levels of a configuration; ours have five
 WALL_TIME = "wall_time.json"
 Difference = tuple[str, Any, Any]  # dotted name of an option, its value there, its value here
@@ -295,13 +296,22 @@ def open_run(
             changed = ", ".join(f"{name}: {there!r} there, {here!r} here" for name, there, here in found)
             raise InputError(f"{directory} was started with another configuration ({changed}); choose another run_dir.")
         return Run(directory, config, tracker)
-    for candidate in sorted((path.parent for path in parent.glob("*/config.yaml")), reverse=True):
+    for candidate in sorted((path.parent for path in parent.glob("*/config.yaml")), key=begun, reverse=True):
         recorded = None if is_finished(candidate) else readable_config(candidate)
         if recorded is not None and not differences(recorded, config):
             log.info("continuing %s", candidate)
             return Run(candidate, config, tracker)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S-%f")[:-3]
+    stamp = datetime.now().strftime(_STAMP)[:-3]
     return Run(claim_folder(parent / f"{stamp}-s{seed}"), config, tracker)
+
+
+def begun(directory: Path) -> tuple[str, str]:
+    """Sorts runs by their start: as a folder's name tells it, or, where it has another, the configuration's age."""
+    if re.match(r"\d{8}-\d{6}-\d{3}-s", directory.name):
+        return directory.name, ""
+    config = directory / "config.yaml"
+    written = (config if config.exists() else directory).stat().st_mtime
+    return datetime.fromtimestamp(written).strftime(_STAMP), directory.name
 
 
 def _require_run_or_empty(directory: Path) -> None:
@@ -343,4 +353,4 @@ def seconds_spent(directory: Path) -> float | None:
 def newest_finished(parent: Path) -> Path | None:
     """The newest finished run under `parent`, or None."""
     finished = [path.parent for path in parent.glob("*/result.json")]
-    return max(finished, key=lambda path: path.name, default=None)
+    return max(finished, key=begun, default=None)

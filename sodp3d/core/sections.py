@@ -57,12 +57,9 @@ def resource(*, default: Any) -> Any:
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(field, resource))
-def section(name: str, open_ended: bool = False) -> Callable[[type[T]], type[T]]:
-    """Class decorator: a frozen dataclass of keywords that raises InputError, with keys under `name.`.
-
-    open_ended: further keys are let through and left out, as the options of plug-ins, which check them themselves.
-    """
-    config = ConfigDict(extra="ignore" if open_ended else "forbid", allow_inf_nan=False)
+def section(name: str) -> Callable[[type[T]], type[T]]:
+    """Class decorator: a frozen dataclass of keywords that raises InputError, with keys under `name.`."""
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     def decorate(kind: type[T]) -> type[T]:
         made: Any = pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(kind)

@@ -45,6 +45,14 @@ def _making(task: EnvConfig, path: Path) -> str:
     return command_line("collect", *task.choice.split(), *([] if usual else [f"data={path.parent}"]))
 
 
+def _collecting(store: EpisodeStore) -> str:
+    """The command that the store's collection was begun with; where it was not noted, the usual one."""
+    noted = store.attributes["versions"].get("command")
+    if noted is None:
+        return command_line("collect", *store.typed)
+    return noted if noted.startswith("sodp3d ") else f"python {noted}"
+
+
 def with_stores(tasks: Sequence[EnvConfig], paths: Sequence[Path], partial: bool) -> list[EnvConfig]:
     """The tasks whose stores, at `paths`, are there: all, or some where `partial` says that they suffice.
 
@@ -72,8 +80,7 @@ def require_complete(stores: Sequence[EpisodeStore], partial: bool) -> None:
     """
     short = [store for store in stores if store.steps < steps_asked(store)]
     lines = [
-        f"{store.path} holds {store.steps} of {steps_asked(store)} steps; "
-        f"collect the rest with: {command_line('collect', *store.choice.split())}"
+        f"{store.path} holds {store.steps} of {steps_asked(store)} steps; collect the rest with: {_collecting(store)}"
         for store in short
     ]
     if short and len(stores) > 1 and not partial:

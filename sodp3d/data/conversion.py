@@ -52,6 +52,11 @@ def convert_store(
             raise InputError(f"{path}: holds episodes of {store.attributes['env']!r}, not of env {config.name!r}.")
         require_depth(store)
         require_poses(store)
+        if config.crop is None:
+            raise InputError(
+                f"{path}: holds clouds as they were recorded. To make others of its depth, name them (output=<name>) "
+                "and their box (env.crop.low=[x,y,z] env.crop.high=[x,y,z], metres)."
+            )
         clouds = Derivation(
             fields={output: Field((config.points, 3), "float32"), f"{output}_kept": Field((), "int32")},
             parameters={**plain(asdict(config.crop)), "points": config.points, "backend": backend},
@@ -76,7 +81,7 @@ def require_depth(store: EpisodeStore) -> None:
         )
     drawn = store.readable("depth")
     if drawn < len(store):
-        command = command_line("convert", *store.choice.split(), "again=depth")
+        command = command_line("convert", *store.typed, "again=depth")
         raise InputError(
             f"{store.path}: was collected without depth (collect.depth=false), and {drawn} of {len(store)} episodes "
             f"have it by now. Clouds are made of it, so draw it first, from the simulator states: {command}"
@@ -98,7 +103,7 @@ def require_poses(store: EpisodeStore) -> None:
     moves = environment.camera_moves
     environment.close()
     if moves:
-        again = command_line("convert", *store.choice.split(), "again=depth", "output_data=<new folder>")
+        again = command_line("convert", *store.typed, "again=depth", "output_data=<new folder>")
         raise InputError(
             f"{store.path}: its camera {camera['name']!r} moves, and the store does not say where it was: it has no "
             f"data/{POSE}. Draw its depth again, with poses, into a new store: {again}"

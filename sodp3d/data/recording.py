@@ -201,7 +201,7 @@ def _told(env: dict[str, Any], store: EpisodeStore, stores: Sequence[EpisodeStor
     begun = "point_cloud" in store.keys and store.readable("point_cloud") > 0  # of a failed first try nothing counts
     made = store.conversions.get("point_cloud", {}).get("parameters", {}) if begun else {}
     there = store.field("point_cloud").shape[0] if begun else None
-    collected = "point_cloud" in store.specification
+    as_they_are = "point_cloud" in store.specification and not any(env["crop"].values())
     crop = {
         side: made.get(side, [limit] * 3) if env["crop"][side] is None else env["crop"][side]
         for side, limit in (("low", -math.inf), ("high", math.inf))
@@ -211,8 +211,8 @@ def _told(env: dict[str, Any], store: EpisodeStore, stores: Sequence[EpisodeStor
         **env,
         "name": env["name"] or store.attributes["env"],
         "episode_steps": env["episode_steps"] or longest,
-        "crop": None if collected else crop,
-        "points": there if collected else env["points"] or there or _POINTS,
+        "crop": None if as_they_are else crop,
+        "points": there if as_they_are else env["points"] or there or _POINTS,
     }
 
 

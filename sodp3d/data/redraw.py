@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.mappings import differences, plain
+from sodp3d.core.mappings import differences, option, plain
 from sodp3d.core.paths import command_line
 from sodp3d.data.derived import Derivation, Progress, derive, in_order, record_statistics
 from sodp3d.data.schema import NO_RENDERER, Field
@@ -236,7 +236,8 @@ def _require_camera(store: EpisodeStore, camera: CameraConfig) -> None:
     """Raises InputError naming the first value in which `camera` is not the one of `store`."""
     recorded: Mapping[str, Any] = store.attributes["env_config"]["camera"]
     for name, stored, given in differences(recorded, plain(asdict(camera)), "env.camera"):
-        other = command_line("convert", "again=depth", "output_data=<new folder>", f"{name}={given}")
+        wanted = option(name, {"env": {"camera": plain(asdict(camera))}})
+        other = command_line("convert", *store.typed, "again=depth", "output_data=<new folder>", wanted)
         raise InputError(
             f"{store.path}: its images are of {name} = {stored!r}, but {given!r} came. Use the stored camera, or make "
             f"a store of the other: {other}, then again=image."

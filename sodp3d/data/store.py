@@ -179,10 +179,16 @@ class EpisodeStore:
         """What to type to choose the store's task, for messages."""
         recorded = self.attributes["env_config"]
         if is_recorded(self.attributes):
-            return f"env=recorded data={self.path.parent}"
+            return "env=recorded"
         if set(recorded) == {field.name for field in fields(EnvConfig)}:
             return EnvConfig.from_config(recorded).choice
         return f"env={self.attributes['env']}"
+
+    @property
+    def typed(self) -> list[str]:
+        """What to type to choose this very store, for messages."""
+        usual = self.path.parent.parts[-2:] == ("data", self.attributes["env"]) and not is_recorded(self.attributes)
+        return [*self.choice.split(), *([] if usual else [f"data={self.path.parent}"])]
 
     @property
     def conversions(self) -> dict[str, dict[str, Any]]:
@@ -328,7 +334,7 @@ class EpisodeStore:
             raise NotRecorded(self.path, f"data/{key}", self.keys)
         if key not in self._arrays or last > self.readable(key):
             again = f"again={key}" if key in ("image", "depth") else ""
-            command = command_line("convert", *self.choice.split(), again)
+            command = command_line("convert", *self.typed, again)
             raise InputError(
                 f"{self.path}: data/{key} holds {self.readable(key)} of {len(self)} episodes; the keys are "
                 f"{', '.join(self.keys)}. What is derived is made by: {command}"

@@ -110,7 +110,7 @@ class Learner:
         self.planner = copy.deepcopy(pretrained).train()
         self.planner.encoder.requires_grad_(settings.encoder == "tuned")
         self.options = chain_options(settings.sampler)
-        self.regularizer = make_regularizer(regularizer.name, copy.deepcopy(pretrained), self.options)
+        self.regularizer = make_regularizer(regularizer, copy.deepcopy(pretrained), self.options)
         self.regularizer_weight = regularizer.weight
         self.parameters = [parameter for parameter in self.planner.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=settings.learning_rate, fused=True)

@@ -12,12 +12,12 @@ from sodp3d.core.device import find_device
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import command_line, data_root, outputs_root
-from sodp3d.core.run import is_finished, read_result, readable_config
+from sodp3d.core.run import begun, is_finished, read_result, readable_config
 from sodp3d.core.sections import read_section
 from sodp3d.data.completeness import require_complete, with_stores
 from sodp3d.data.rows import common_shape
 from sodp3d.data.store import EpisodeStore
-from sodp3d.data.views import renderer_of, require_same_view
+from sodp3d.data.views import renderer_of, require_same_rate, require_same_view
 from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.models.loading import checkpoint_of, policy_config
 from sodp3d.models.policy import method_class
@@ -129,6 +129,7 @@ def _require_alike(stores: list[EpisodeStore], seen: Sensor, task: EnvConfig) ->
     for store in stores:
         try:
             require_same_view(store, seen, task)
+            require_same_rate(store, task)
             store.read(seen.key, len(store), len(store))  # whether all episodes are there; none is read
         except InputError as error:
             wrong.append(str(error))
@@ -266,7 +267,7 @@ def find_planner(config: Mapping[str, Any], stages: tuple[str, ...]) -> Path:
         return named
     for stage in stages:
         finished = (path.parent for path in (outputs_root(config) / stage).glob("*/*/result.json"))
-        for directory in sorted(finished, key=lambda path: path.name, reverse=True):
+        for directory in sorted(finished, key=begun, reverse=True):
             untrained = checkpoint.steps(directory / "checkpoints")[-1:] == [0]
             if not untrained and _serves(readable_config(directory) or {}, config, stage):
                 return directory

@@ -5,16 +5,19 @@ observations or "features" (B, F), "latents" (B, K'+1, Tp, Da) in normalized act
 many steps of each plan were.
 """
 
+import inspect
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sodp3d.core import registry
+from sodp3d.core.errors import InputError
 from sodp3d.models.diffusion import ChainOptions
 from sodp3d.models.likelihood import divergence, reduce
 from sodp3d.models.planner import Planner
+from sodp3d.settings import RegularizerSettings
 
 Batch = Mapping[str, Tensor]
 
@@ -22,11 +25,12 @@ Batch = Mapping[str, Tensor]
 class Regularizer(Protocol):
     """A scalar that is added, times lambda, to the importance loss.
 
+    Its constructor may take further keywords, which are `reg.options`.
     One that compares noisy steps of the chain says so by `needs_likelihood = True`, as a class attribute; and one that
     improves the planner by itself by `teaches = True`: beyond `finetune.target_kl` it goes on alone.
     """
 
-    def __init__(self, pretrained: Planner, options: ChainOptions) -> None: ...
+    def __init__(self, pretrained: Planner, options: ChainOptions, **own: Any) -> None: ...
 
     def loss(
         self, planner: Planner, batch: Batch, target_batch: Batch, generator: torch.Generator | None = None
@@ -106,10 +110,16 @@ class KLToPretrained:
         return reduce(divergence(mean, reference, sigma), scored, self.options.reduction).sum(1).mean()
 
 
-def make_regularizer(name: str, pretrained: Planner, options: ChainOptions) -> Regularizer:
+def make_regularizer(settings: RegularizerSettings, pretrained: Planner, options: ChainOptions) -> Regularizer:
     """The regularizer that `reg.name` names. `pretrained`: a separate, frozen copy for those that compare with it.
 
-    Raises InputError for an unknown name.
+    Raises InputError for an unknown name, and for `reg.options` that its class does not take.
     """
-    regularizer: Regularizer = registry.choose(registry.REGULARIZERS, name, "reg.name")(pretrained, options)
-    return regularizer
+    kind: type[Regularizer] = registry.choose(registry.REGULARIZERS, settings.name, "reg.name")
+    try:
+        inspect.signature(kind).bind(pretrained, options, **settings.options)
+    except TypeError as error:
+        raise InputError(
+            f"reg.options: {settings.name} takes others than {sorted(settings.options)} ({error})."
+        ) from None
+    return kind(pretrained, options, **settings.options)

@@ -220,22 +220,27 @@ class PolicyServer:
         try:
             if isinstance(message, str):
                 raise InputError("message: expected msgpack in a binary message, got a text.")
-            begin = time.perf_counter()
-            # In a thread, because clouds of depth take milliseconds in which others would wait.
-            request = await asyncio.to_thread(_taken, session, message)
-            if request.rows is None:
-                kind = "remembered" if request.remembered else "reset"
-                return kind, pack({kind: request.remembered or True})
-            timing = {"read_ms": 1000 * (time.perf_counter() - begin)}
-            plan, waited, took = await self._queue.plan(request.rows, lambda: session.require_fresh(request.taken))
-            timing |= {"queue_ms": 1000 * waited, "infer_ms": 1000 * took}
-            timing |= {} if total is None else {"prev_total_ms": 1000 * total}
-            return "planned", pack({**self._actions(request, plan), "server_timing": timing})
+            with session.undone_on_error():  # what is refused after it was taken was never shown either
+                return await self._done(session, message, total)
         except InputError as error:
             return "refused", str(error)
         except Exception as error:
             log.exception("a message could not be answered")
             return "failed", f"server: internal error ({type(error).__name__}); its log says more."
+
+    async def _done(self, session: Session, message: bytes, total: float | None) -> tuple[str, bytes]:
+        """How a message is counted, and its packed answer. Raises InputError for what is refused."""
+        begin = time.perf_counter()
+        # In a thread, because clouds of depth take milliseconds in which others would wait.
+        request = await asyncio.to_thread(_taken, session, message)
+        if request.rows is None:
+            kind = "remembered" if request.remembered else "reset"
+            return kind, pack({kind: request.remembered or True})
+        timing = {"read_ms": 1000 * (time.perf_counter() - begin)}
+        plan, waited, took = await self._queue.plan(request.rows, lambda: session.require_fresh(request.taken))
+        timing |= {"queue_ms": 1000 * waited, "infer_ms": 1000 * took}
+        timing |= {} if total is None else {"prev_total_ms": 1000 * total}
+        return "planned", pack({**self._actions(request, plan), "server_timing": timing})
 
     def _actions(self, request: Request, plan: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
         """What of plans (B, Tp, Da) was asked for. Raises InputError where they are not finite."""

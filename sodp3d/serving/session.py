@@ -6,7 +6,8 @@ K' sampling steps, Tp planned steps, Da actions.
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,17 @@ class Session:
         self._generator = torch.Generator()
         self._generator.seed()
 
+    @contextmanager
+    def undone_on_error(self) -> Iterator[None]:
+        """An error inside the context leaves the session as it was before: history, camera and random numbers."""
+        before, noise = (dict(self._history), self._camera, self._converter), self._generator.get_state()
+        try:
+            yield
+        except BaseException:
+            self._history, self._camera, self._converter = before
+            self._generator.set_state(noise)
+            raise
+
     def take(self, message: Any) -> Request:
         """Check a message whole, and then remember what it shows.
 
@@ -62,6 +74,7 @@ class Session:
         remembered then.
         """
         message = self._known(message)
+        batched = _is_batch(message)
         begins, seed = _flag(message, "reset", False), message.get("seed")
         if seed is not None and (not begins or type(seed) is not int or not 0 <= seed < 2**63):
             raise InputError(f"seed: expected a whole number from 0 to 2**63 - 1, with reset=True, got {_told(seed)}.")
@@ -72,8 +85,7 @@ class Session:
                 raise InputError(f"observation: keys {', '.join(self._keys)} are missing, and nothing else is asked.")
             self._begin(seed)
             return Request(None)
-        shown = message.get("agent_pos")
-        if isinstance(shown, np.ndarray) and shown.ndim == 3:
+        if batched:
             return Request(self._batch(message), True, offset, whole, taken)
         elapsed, noise = _elapsed(message, 1), self._noise(message, 1)
         steps = self._frames(message)  # last of all checks: it remembers the camera
@@ -240,6 +252,20 @@ def _told(value: Any) -> str:
     if isinstance(value, str | bytes):
         return repr(value[:40])
     return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+def _is_batch(message: Message) -> bool:
+    """Whether it shows (B, To, ...). Raises InputError where it asks for what only an episode has."""
+    shown = message.get("agent_pos")
+    if not isinstance(shown, np.ndarray) or shown.ndim != 3:
+        return False
+    for key, default in (("reset", False), ("seed", None), ("plan", True)):
+        if message.get(key, default) is not default:
+            raise InputError(
+                f"{key}: expected none with a batch (B, To, ...), which belongs to no episode, got "
+                f"{_told(message[key])}; leave it out, or send it in a message of its own."
+            )
+    return True
 
 
 def _flag(message: Message, key: str, default: bool) -> bool:

@@ -1,7 +1,7 @@
 """Fine-tuning on a task's reward: sections `finetune`, `finetune.sampler` and `reg`."""
 
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.sections import (
@@ -62,12 +62,13 @@ class BranchSettings:
     capacity: Count = 2048  # plans remembered
 
 
-@section("reg", open_ended=True)
+@section("reg")
 class RegularizerSettings:
-    """What each regularizer has; options beyond these are its own."""
+    """What each regularizer has."""
 
     name: Text = "bc"
     weight: NotNegative = 1.0  # lambda
+    options: Annotated[dict[str, Any], Expected("a section of its class's own options")] = field(default_factory=dict)
 
 
 @section("finetune.large_steps")

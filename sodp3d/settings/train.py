@@ -13,9 +13,9 @@ from sodp3d.settings.finetuning import FinetuneSettings, RegularizerSettings
 from sodp3d.settings.pretraining import ModelSettings, PretrainSettings
 
 
-@section("obs", open_ended=True)
+@section("obs")
 class ObservationSettings:
-    """What is seen, and who makes it; options beyond these are the sensor's own."""
+    """What is seen, and who makes it."""
 
     name: Text = "pointcloud"
     backend: Text = resource(default="open3d")  # open3d | torch: who samples points in roll-outs

@@ -18,12 +18,13 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.core.mappings import flat, plain
 from sodp3d.core.run import read_config, read_result, read_versions
+from sodp3d.data.absence import can_be_made
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.models.loading import checkpoint_of
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.rollouts.evaluate import check_summary
-from sodp3d.tools.card import MARK, card_text
+from sodp3d.tools.card import MARK, card_text, usual_choice
 from sodp3d.tools.card_figures import draw_figures
 from sodp3d.tools.markdown import escape, header, row
 
@@ -42,7 +43,7 @@ def planner_card(package: Path, policy: LearnedPolicy, licence: str | None, addr
         ["## Success", "", *_success(measured)],
         ["## What it is", "", *_planner_rows(policy, config, state, versions, method)],
         ["## How to use it", "", *_use(address, config)],
-        ["## What is in here", "", _CONTENTS],
+        ["## What is in here", "", _CONTENTS + _EPISODES * (package / "evaluation").is_dir()],
     ]
     return _front_matter(_planner_facts(title, policy, state["tasks"], measured, licence)) + _joined(sections)
 
@@ -50,7 +51,7 @@ def planner_card(package: Path, policy: LearnedPolicy, licence: str | None, addr
 def store_card(store: EpisodeStore, folder: Path, licence: str | None, address: str) -> str:
     """The data set's card, as `sodp3d card` writes it, for a package in `folder`, where its pictures are drawn."""
     pictures = draw_figures(store, folder / "card") if len(store) else []
-    env = str(store.attributes["env"])
+    env = " ".join(str(store.attributes["env"]).split())  # one line, whatever is in it
     facts = {
         "pretty_name": f"{env}: {len(store)} episodes with depth",
         **({"license": licence} if licence else {}),
@@ -58,7 +59,10 @@ def store_card(store: EpisodeStore, folder: Path, licence: str | None, address: 
         "tags": ["robotics", "sodp3d", "zarr", env],
         "viewer": False,
     }
-    use = ["```bash", f"sodp3d pull {address} data/{env}", f"sodp3d convert {store.choice}", "```"]
+    pulled = f"sodp3d pull {address} {shlex.quote(f'data/{env}')}"
+    converts = "point_cloud" not in store.specification and can_be_made(store, "point_cloud")
+    convert = [shlex.join(["sodp3d", "convert", *usual_choice(store)])] if converts else []
+    use = ["```bash", pulled, *convert, "```"]
     return _front_matter(facts) + card_text(store, pictures) + _joined([["", "## How to use it", "", *use]])
 
 
@@ -69,9 +73,9 @@ _SUMMARY = (
 _CONTENTS = (
     "`checkpoints/` holds the weights that act, with the critic that chooses among plans where there is one, and no "
     "optimizer. `config.yaml`, `versions.json` and `result.json` say how it was made and what came of it. "
-    "`evaluation/` holds the actions of its test episodes, for `sodp3d replay`. `sodp3d.json` lists all files with "
-    "their sha256."
+    "`sodp3d.json` lists all files with their sha256."
 )
+_EPISODES = " `evaluation/` holds the actions of its test episodes, for `sodp3d replay`."
 
 
 def _measured(package: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,11 +133,11 @@ def _planner_rows(
 
 def _use(address: str, config: Mapping[str, Any]) -> list[str]:
     chosen = shlex.join(run_options(config))
+    acts = [f"sodp3d eval {chosen} planner=planner", f"sodp3d train mode=finetune {chosen} planner=planner"]
     return [
         "```bash",
         f"sodp3d pull {address} planner",
-        f"sodp3d eval {chosen} planner=planner",
-        f"sodp3d train mode=finetune {chosen} planner=planner",
+        *([] if of_recordings(config) else acts),
         "sodp3d serve run=planner",
         "```",
         "",
@@ -143,6 +147,11 @@ def _use(address: str, config: Mapping[str, Any]) -> list[str]:
         'policy = load_policy("planner")',
         "```",
     ]
+
+
+def of_recordings(config: Mapping[str, Any]) -> bool:
+    """Whether a run learned from recordings: nothing simulates these, so its planner is served or loaded, no more."""
+    return bool(config["env"].get("family") == RECORDED)
 
 
 def run_options(config: Mapping[str, Any]) -> list[str]:

@@ -43,8 +43,9 @@ _STATE = (
     "best_of",
 )  # of a checkpoint, that count
 
-# Of absolute paths in a text, such as a command: all but the last part. Not of web addresses, nor of relative paths.
-_FOLDERS = re.compile(r"""(?<![\w.~:/-])(~\w*)?/+([^/=,\[\]'"\n]+/+)*""")
+# Of absolute paths in a text, such as a command: all but the last part. Not of web addresses (`&#58;` is the colon of
+# those in cards), nor of relative paths; and a slash between two words is no path.
+_FOLDERS = re.compile(r"""(?<![\w.~:/-])(?<!&#58;)(~\w*)?/+(?!\s)([^/=,\[\]'"\n]+/+)*""")
 
 
 @contextmanager
@@ -115,17 +116,30 @@ def _store_files(path: Path, folder: Path, licence: str | None, address: str) ->
     if faults := store.verify():
         raise InputError(f"{path}: is damaged, and is not pushed: {faults[0]}")
     store.attributes = without_folders(store.attributes)
-    write_text(folder / "README.md", store_card(store, folder, licence, address))
+    write_text(folder / "README.md", without_folders(store_card(store, folder, licence, address)))
     described = read_json(path / ".zattrs")
     (folder / "episodes.zarr").mkdir()
     write_json(folder / "episodes.zarr" / ".zattrs", plain({**described, **store.attributes}))
-    arrays = {name: file for name, file in _below(path, "episodes.zarr/").items() if belongs(STORE, name)}
-    return {**arrays, **_below(folder)}  # beside the arrays lie locks, and what somebody else may have put there
+    return {**_array_files(store), **_below(folder)}
+
+
+def _array_files(store: EpisodeStore) -> dict[str, Path]:
+    """Files of the store's arrays by their names. Raises InputError where an array would be left behind."""
+    found = _below(store.path, "episodes.zarr/")  # with locks, and what somebody else may have put there
+    files = {name: file for name, file in found.items() if belongs(STORE, name)}
+    for key in sorted({*store.specification, *store.keys}):
+        if f"episodes.zarr/data/{key}/.zarray" not in files:
+            raise InputError(
+                f"{store.path}: data/{key} cannot be pushed: expected a folder with .zarray, whose name has only A-Z, "
+                "a-z, 0-9, '_', '-' and '.'; restore it from a copy, or write a store with another name for it."
+            )
+    return files
 
 
 def _below(folder: Path, prefix: str = "") -> dict[str, Path]:
-    """Files of a folder by their names."""
-    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    """Files of a folder by their names, as deep as packages go. Links are followed: arrays may lie on another disk."""
+    found = (path for depth in ("*", "*/*", "*/*/*") for path in folder.glob(depth))  # bounded, so no link goes round
+    paths = (path for path in found if path.is_file() and path.name != ".lock")
     return {f"{prefix}{path.relative_to(folder).as_posix()}": path for path in paths}
 
 

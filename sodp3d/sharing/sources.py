@@ -1,10 +1,13 @@
 """Where packages come from: files about to be pushed, a folder, an archive, a web address."""
 
+import errno
 import http.client
+import lzma
 import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +18,9 @@ from sodp3d.core.errors import InputError
 from sodp3d.sharing.manifest import MANIFEST, MANIFEST_BYTES, Entry, Manifest
 
 ARCHIVE = ".zip"
+_DAMAGE = (  # what zipfile raises at archives, and its members' decompressors, besides its own BadZipFile
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, KeyError, RuntimeError, ValueError,
+)  # fmt: skip
 _BLOCK = 2**20
 _SECONDS = 60.0  # without a byte, until a server is given up
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -113,7 +119,7 @@ class Archive:
             self._archive = zipfile.ZipFile(path)
         except FileNotFoundError:
             raise InputError(f"{path}: file is missing.") from None
-        except (OSError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise InputError(f"{self.name}: no archive that can be read ({error}).") from None
 
     def manifest(self) -> bytes:
@@ -132,15 +138,20 @@ class Archive:
     def fetch(self, name: str, entry: Entry, path: Path) -> None:
         """As `Source.fetch`."""
         with self._open(name) as stream:
-            try:
-                copy(stream, path, entry.size)
-            except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
-                raise InputError(f"{self.name}: {name} is damaged ({error}).") from None
+            copy(stream, path, entry.size)
 
-    def _open(self, name: str) -> IO[bytes]:
+    @contextmanager
+    def _open(self, name: str) -> Iterator[IO[bytes]]:
+        """A member, to be read inside the context. Raises InputError where it is missing or damaged."""
         try:
-            return self._archive.open(name)
-        except (KeyError, RuntimeError, zipfile.BadZipFile, NotImplementedError) as error:
+            with self._archive.open(name) as stream:
+                yield stream
+        except InputError:  # a ValueError too
+            raise
+        except _DAMAGE as error:
+            # Other errors are the disk's: bz2's has no number, and a damaged offset leads outside the file (EINVAL).
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
             raise InputError(f"{self.name}: {name} cannot be read ({error}); it is no package, or damaged.") from None
 
     def close(self) -> None:
@@ -196,20 +207,29 @@ def download(address: str, path: Path, most: int) -> None:
 def opened(address: str) -> Iterator[IO[bytes]]:
     """The answer of a web address, to be read.
 
-    Raises InputError where it is none of https, does not answer, or breaks off inside the context.
+    Raises InputError where it is none of https, does not answer, or breaks off before the end of the context.
     """
     _require_safe(address)
     try:
         opener = urllib.request.build_opener(_SafeRedirects)
         with opener.open(address, timeout=_SECONDS) as stream:
             yield stream
+            _require_unbroken(stream, address)
     except InputError:
         raise
     except urllib.error.HTTPError as error:
         raise InputError(f"{address}: the server answers {error.code} ({error.reason}).") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         told = getattr(error, "reason", None) or error
-        raise InputError(f"{address}: no answer, or none to its end ({told}); the same command goes on.") from None
+        raise InputError(f"{address}: no answer, or none to its end ({told}); run it again.") from None
+
+
+def _require_unbroken(stream: http.client.HTTPResponse, address: str) -> None:
+    """Raise InputError where less came than was told: reading a connection that breaks ends as one that is over."""
+    left = stream.length  # by Content-Length, where that was told
+    if left and not stream.read(1):
+        total = int(stream.headers["Content-Length"])
+        raise InputError(f"{address}: broke off after {total - left} of {total} bytes; run it again.")
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):

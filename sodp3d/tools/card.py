@@ -31,7 +31,7 @@ from sodp3d.data.hashing import data_hash, learned_hashes
 from sodp3d.data.recording import names_of
 from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs.config import SUCCESS_METRICS
+from sodp3d.envs.config import RECORDED, SUCCESS_METRICS
 from sodp3d.tools.markdown import Markdown, bar, escape, header, histogram, numbers, pairs, row, show
 from sodp3d.vision.camera import POSE
 
@@ -78,9 +78,7 @@ def _free_path(folder: Path) -> Path:
         if not path.exists() or _is_card(path):
             return path
         log.warning("%s was not made by sodp3d and is left alone.", path)
-    raise InputError(
-        f"{folder}: README.md and CARD.md were not made by sodp3d; move one away, for the card to be written."
-    )
+    raise InputError(f"{folder}: README.md and CARD.md were not made by sodp3d; move one away, for the card.")
 
 
 def find_card(folder: Path) -> Path | None:
@@ -322,9 +320,16 @@ def _images(store: EpisodeStore) -> Iterator[str]:
         yield f"data/{escape(output)}: RGB of {state['episodes']} of {len(store)} episodes, {escape(size)}.\n"
 
 
+def usual_choice(store: EpisodeStore) -> list[str]:
+    """What to type to choose the store's task: of recordings in data/<env>, as cards go to other machines than this."""
+    name = " ".join(str(store.attributes["env"]).split())
+    return [f"env={RECORDED}", f"data=data/{name}"] if is_recorded(store.attributes) else store.choice.split()
+
+
 def _command(store: EpisodeStore, *options: str) -> str:
     """The command that converts the store, as code. A backtick in its name would end the code."""
-    return f"`{command_line('convert', *store.choice.split(), *options)}`" if "`" not in store.choice else "convert it"
+    command = command_line("convert", *usual_choice(store), *options)
+    return f"`{command}`" if "`" not in command else "convert it"
 
 
 def main(arguments: list[str] | None = None) -> int:

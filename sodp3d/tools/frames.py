@@ -68,7 +68,7 @@ def _no_clouds(store: EpisodeStore) -> str:
     """What to say of an episode without clouds."""
     if not can_be_made(store, "point_cloud"):
         return "Not recorded: neither point clouds nor depth, of which they are made."
-    return f"No point clouds of this episode yet. Make them with: {command_line('convert', *store.choice.split())}"
+    return f"No point clouds of this episode yet. Make them with: {command_line('convert', *store.typed)}"
 
 
 def actuator_names(env: "RobotEnv | None", size: int) -> list[str]:
