@@ -5,17 +5,15 @@
     python examples/realsense_client.py ws://127.0.0.1:8000 --store data/adroit_door --episode 3
 
 `my_robot.connect()` is yours: it gives an object with `joints()`, the numbers (Dp,) that the planner knows as
-agent_pos, and `send(action)`, which executes one action (Da,). A recording is a folder with depth/*.png (16 bit,
-millimetres), steps.csv (columns agent_pos.0, agent_pos.1, ...) and camera.json; actions are printed, a line each.
-camera.json holds "pose", (4, 4) from camera to world in metres, and for recordings "intrinsics", (3, 3) in pixels.
+agent_pos, and `send(action)`, which executes one action (Da,). A recording is a plain folder with depth, as
+`sodp3d import folder` reads it (docs/import-export.md); actions are printed, a line each. camera.json holds "pose",
+(4, 4) from camera to world in metres.
 """
 
 import argparse
 import contextlib
-import csv
 import importlib
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -25,7 +23,13 @@ from typing import Any
 import numpy as np
 
 from sodp3d import EpisodeStore, InputError
+from sodp3d.core.files import read_json
+from sodp3d.exchange.episodes import check_arrays
+from sodp3d.exchange.folder import FolderSource, episode_folders
+from sodp3d.exchange.selection import to_depth
 from sodp3d.serving.client import BLENDS, ActionStream, PolicyClient
+from sodp3d.settings import ImportSettings
+from sodp3d.vision.camera import POSE
 
 Observation = dict[str, Any]
 
@@ -52,22 +56,39 @@ def realsense_frames(
 
 
 def folder_frames(folder: Path, episode: int = 0) -> Iterator[Observation]:
-    """Observations of a recorded folder, in the order of its files' names; or of an episode_000000 of several there."""
-    import imageio.v3 as imageio
+    """Observations of a recorded folder; or of one episode of several there, by its number in episode_000000."""
+    folder = episode_folder(folder, episode)
+    source = FolderSource(folder, ImportSettings(format="folder", path=str(folder), store="none"))
+    camera, moves = source.facts.camera, POSE in source.offers
+    keys = ["depth", "agent_pos", *([POSE] if moves else [])]
+    for key in keys:
+        if key not in source.offers:
+            raise InputError(f"--frames: {folder} has no {key}; a planner sees depth and agent_pos of each step.")
+    if camera is None or (camera.pose is None and not moves):
+        raise InputError(
+            f"--frames: there is no {folder / 'camera.json'} with pose, nor columns {POSE}.0, {POSE}.1, ..."
+        )
+    steps = source.read(0, keys)
+    count = check_arrays(steps, str(folder))
+    depth, joints = to_depth(steps["depth"], source.facts, str(folder)), numbers(steps["agent_pos"])
+    poses = steps[POSE].reshape(-1, 4, 4) if moves else np.broadcast_to(np.asarray(camera.pose), (count, 4, 4))
+    for step in range(count):
+        seen = {"depth": depth[step], "agent_pos": joints[step]}
+        yield {**seen, "intrinsics": camera.intrinsics, "camera_pose": poses[step]}
 
-    folder = folder if (folder / "steps.csv").is_file() else folder / f"episode_{episode:06d}"
-    for name in ("camera.json", "steps.csv"):
-        if not (folder / name).is_file():
-            raise InputError(f"--frames: there is no {folder / name}; name a recorded folder.")
-    camera, images = read_camera(folder / "camera.json"), sorted((folder / "depth").glob("*.png"))
-    with (folder / "steps.csv").open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not images or len(rows) != len(images):
-        raise InputError(f"{folder}: expected as many images in depth/ as rows in steps.csv, got {len(images)}.")
-    names = [name for name in rows[0] if name.startswith("agent_pos")]
-    for path, row in zip(images, rows, strict=True):
-        depth = imageio.imread(path)
-        yield {"depth": depth.astype(np.uint16), "agent_pos": numbers([row[name] for name in names]), **camera}
+
+def episode_folder(folder: Path, episode: int) -> Path:
+    """The folder of one episode: the one that is numbered so, or else the one at that place."""
+    try:
+        found = episode_folders(folder)
+    except InputError as error:
+        raise InputError(f"--frames: there is no recording: {error}") from None
+    numbered = folder / f"episode_{episode:06d}"
+    if numbered in found:
+        return numbered
+    if not 0 <= episode < len(found):
+        raise InputError(f"--episode: {folder} has {len(found)} episodes, counted from 0, got {episode}.")
+    return found[episode]
 
 
 def store_frames(folder: Path, episode: int) -> Iterator[Observation]:
@@ -85,11 +106,17 @@ def store_frames(folder: Path, episode: int) -> Iterator[Observation]:
         yield {**fixed, **{key: steps[key][step] for key in keys}}
 
 
-def read_camera(path: Path) -> Observation:
-    """What camera.json tells, as a message's keys."""
-    told = json.loads(path.read_text(encoding="utf-8"))
-    names = {"intrinsics": "intrinsics", "pose": "camera_pose"}
-    return {names[key]: np.array(value, np.float64) for key, value in told.items() if key in names}
+def read_pose(path: Path) -> np.ndarray:
+    """(4, 4) camera to world of a camera.json. Raises InputError where it has none."""
+    told = read_json(path)
+    given = told.get("pose") if isinstance(told, dict) else None
+    try:
+        pose = np.array(given, np.float64)
+    except (TypeError, ValueError):
+        pose = np.empty(0)
+    if pose.shape != (4, 4) or not np.isfinite(pose).all():
+        raise InputError(f"{path}: pose: expected 4 x 4 numbers, camera to world in metres, got {given!r}.")
+    return pose
 
 
 def numbers(values: Any) -> np.ndarray:
@@ -136,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if not options.robot:
                     raise InputError("--robot: name it, as my_robot:connect; or look at --frames or --store.")
                 robot = connect(options.robot)
-                pose = read_camera(options.camera)["camera_pose"]
+                pose = read_pose(options.camera)
                 camera = realsense_frames(*options.size, 30, pose, robot.joints)
                 with contextlib.closing(camera):
                     stalls = drive(client, camera, robot.send, options)

@@ -25,6 +25,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.exchange import formats, importing
 from sodp3d.exchange.episodes import Facts
 from sodp3d.exchange.exporting import Exported, export_recording
+from sodp3d.exchange.fingerprint import fingerprints
 from sodp3d.exchange.importing import Imported, import_recording
 from sodp3d.settings import ExportSettings, ImportSettings
 
@@ -166,6 +167,19 @@ def test_defaults_are_those_of_the_configuration_file(verb: str, kind: Any) -> N
     assert written == {field.name: field.default for field in dataclasses.fields(kind)}
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_farthest_depth_comes_back(name: str, tmp_path: Path) -> None:
+    """65.535 m are a little more as float32, which robomimic's files hold."""
+    episode = steps_of(0, 2, [*ALONE, "depth"])
+    episode["depth"][:] = 65_535
+    write("folder", tmp_path / "rec", [episode])
+    taken("folder", tmp_path / "rec", tmp_path / "one")
+    path = tmp_path / f"out{formats.choose(name).suffix}"
+    given(tmp_path / "one", name, path)
+    taken(name, path, tmp_path / "two")
+    np.testing.assert_array_equal(store_of(tmp_path / "two").episode(0)["depth"], episode["depth"])
+
+
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 
@@ -265,15 +279,89 @@ def test_the_same_import_again_does_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cup/episodes.zarr").rglob("*")} == before
 
 
-def test_another_import_begins_anew_where_one_was_stopped(tmp_path: Path) -> None:
+def test_another_import_is_refused_where_one_was_stopped(tmp_path: Path) -> None:
     recording = recorded(tmp_path / "rec")
     (recording / "episode_000002/steps.csv").unlink()
     with pytest.raises(InputError):
         taken("folder", recording, tmp_path / "cup")
-    shutil.rmtree(recording)
+    unfinished = tmp_path / "cup" / importing.UNFINISHED
+    before = {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")}
     write("dp3", tmp_path / "other.zarr", [steps_of(9)])
+    for name, path, options in (("dp3", "other.zarr", {}), ("folder", "rec", {"leave_out": ["state"]})):
+        with pytest.raises(InputError, match=r"store: .*importing\.zarr is an unfinished import of something else"):
+            taken(name, tmp_path / path, tmp_path / "cup", **options)
+    assert {path: path.stat().st_mtime_ns for path in unfinished.rglob("*")} == before
+    shutil.rmtree(unfinished)
     assert taken("dp3", tmp_path / "other.zarr", tmp_path / "cup").episodes == 1
     np.testing.assert_array_equal(store_of(tmp_path / "cup").episode(0)["action"], steps_of(9)["action"])
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_recording_that_was_made_again_is_another(tmp_path: Path, finished: bool) -> None:
+    """Of the same name, as many episodes and as long ones: the store would keep old data, or mix old and new."""
+    recording = recorded(tmp_path / "rec", ALONE)
+    last = recording / "episode_000002/steps.csv"
+    whole = last.read_text()
+    if not finished:
+        last.write_text("cut")
+        with pytest.raises(InputError, match="expected a row of names"):
+            taken("folder", recording, tmp_path / "cup")
+        last.write_text(whole)
+    else:
+        taken("folder", recording, tmp_path / "cup")
+    first = recording / "episode_000000/steps.csv"
+    head, *rows = first.read_text().splitlines()
+    first.write_text("\n".join([head, *rows[::-1]]) + "\n")
+    os.utime(first, ns=(0, 0))
+    told = "exists already and is never overwritten" if finished else "is an unfinished import of something else"
+    with pytest.raises(InputError, match=f"store: .*{told}.*files that changed since.*name a new folder"):
+        taken("folder", recording, tmp_path / "cup")
+
+
+def test_a_recording_is_the_same_however_its_path_is_spelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = recorded(tmp_path / "rec", ALONE)
+    last = recording / "episode_000002/steps.csv"
+    whole = last.read_text()
+    last.write_text("cut")
+    settings = ImportSettings(format="folder", path=f"{recording}/", store=str(tmp_path / "cup"))
+    with pytest.raises(InputError):
+        import_recording(settings, lambda *_: None)
+    last.write_text(whole)  # mended: what was imported until then did not change
+    monkeypatch.chdir(tmp_path)
+    again = ImportSettings(format="folder", path="../" + tmp_path.name + "/rec/.", store="cup")
+    assert count_calls(EpisodeStore, "append", lambda: import_recording(again, lambda *_: None)) == 1
+    assert import_recording(settings, lambda *_: None).episodes == 3
+
+
+def test_a_store_inside_the_recording_is_no_part_of_it(tmp_path: Path) -> None:
+    recording = recorded(tmp_path / "rec", ALONE)
+    (recording / "episode_000001/steps.csv").rename(tmp_path / "kept")
+    with pytest.raises(InputError):
+        taken("folder", recording, recording / "stores/cup")
+    (tmp_path / "kept").rename(recording / "episode_000001/steps.csv")
+    assert taken("folder", recording, recording / "stores/cup") == taken("folder", recording, recording / "stores/cup")
+
+
+def test_fingerprints_tell_what_changed_up_to_an_episode(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "rec" / name).mkdir(parents=True)
+        (tmp_path / "rec" / name / "steps.csv").write_text(name)
+    (tmp_path / "rec/b/round").symlink_to(tmp_path / "rec/b")
+    (tmp_path / "camera.json").write_text("{}")
+
+    def told() -> list[str]:
+        return fingerprints(tmp_path / "rec", ["a", "b"], tmp_path / "camera.json", tmp_path / "rec/store")
+
+    first = told()
+    for name in ("store", ".cache"):
+        (tmp_path / "rec" / name).mkdir()
+        (tmp_path / "rec" / name / "file").write_text("of somebody else")
+    assert told() == first and len(set(first)) == 3
+    (tmp_path / "rec/b/steps.csv").write_text("longer")
+    second = told()
+    assert second[:2] == first[:2] and second[2] != first[2]
+    (tmp_path / "camera.json").write_text("{  }")
+    assert not set(told()) & {*first, *second}
 
 
 KILLED = """
@@ -318,6 +406,32 @@ def test_a_killed_import_leaves_no_store_and_goes_on(tmp_path: Path, target: str
     assert taken("folder", recording, tmp_path / "cup").episodes == len(LENGTHS)
     taken("folder", recording, tmp_path / "whole")
     assert_same(store_of(tmp_path / "whole"), store_of(tmp_path / "cup"))
+
+
+def test_an_import_killed_at_its_first_episode_begins_anew(tmp_path: Path) -> None:
+    recording = recorded(tmp_path / "rec", ALONE)
+    settings = (
+        f'import_recording(ImportSettings(format="folder", path={str(recording)!r}, store={str(tmp_path / "cup")!r})'
+    )
+    kill("importing", "module._note", 1, settings)
+    assert len(EpisodeStore.open(tmp_path / "cup" / importing.UNFINISHED)) == 1
+    steps = recording / "episode_000000/steps.csv"
+    steps.write_text(steps.read_text().replace(JOINTS[0], "base"))
+    assert taken("folder", recording, tmp_path / "cup").episodes == 3
+    assert store_of(tmp_path / "cup").attributes["agent_pos_names"][0] == "base"
+
+
+def test_an_episode_without_its_note_must_be_the_same(tmp_path: Path) -> None:
+    recording = recorded(tmp_path / "rec", ALONE)
+    settings = (
+        f'import_recording(ImportSettings(format="folder", path={str(recording)!r}, store={str(tmp_path / "cup")!r})'
+    )
+    kill("importing", "module._note", 2, settings)
+    steps = recording / "episode_000001/steps.csv"
+    head, *rows = steps.read_text().splitlines()
+    steps.write_text("\n".join([head, *rows[::-1]]) + "\n")
+    with pytest.raises(InputError, match="is an unfinished import of something else, or of files that changed since"):
+        taken("folder", recording, tmp_path / "cup")
 
 
 def count_calls(owner: Any, name: str, job: Callable[[], Any]) -> int:

@@ -1,7 +1,9 @@
 """Formats of recordings: what one writes it reads as it was, and what is wrong in a file is named."""
 
+import contextlib
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,60 @@ def test_depth_in_other_units_becomes_millimetres() -> None:
     assert selection.to_depth(np.array([[[[0.0], [1.2344]]]]), Facts(), "x").tolist() == [[[0, 1234]]]
     with pytest.raises(InputError, match=r"x: depth reaches from 0 to 1234 metres.*depth_scale="):
         selection.to_depth(np.array([[[0.0, 1234.0]]]), Facts(), "x")
+
+
+def test_only_columns_without_any_number_are_words(tmp_path: Path) -> None:
+    """An empty cell in the first row must not shorten the action."""
+    for episode in (0, 1):
+        (tmp_path / f"rec/{episode}").mkdir(parents=True)
+        rows = [f"{step},1,{'' if episode == step == 0 else 2},{note},open" for step, note in enumerate(["", "3"])]
+        (tmp_path / f"rec/{episode}/steps.csv").write_text(
+            "\n".join(["agent_pos.0,action.0,action.1,note,word", *rows])
+        )
+    source = opened("folder", tmp_path / "rec")
+    assert source.offers["action"].shape == (2,) and "note" in source.offers
+    assert source.lost == {"word": "a column of words"}
+    with pytest.raises(InputError, match=r"0/steps\.csv: step 0: action\.1: expected a number, got ''"):
+        read("folder", tmp_path / "rec", 0)
+    assert read("folder", tmp_path / "rec", 1)["action"].tolist() == [[1, 2], [1, 2]]
+    for key in ("success", "reward", "state.0", "camera_pose.3", "agent_position"):
+        (tmp_path / "rec/0/steps.csv").write_text(f"agent_pos.0,action.0,{key}\n1,2,yes\n")
+        assert not opened("folder", tmp_path / "rec").lost.get(key)
+
+
+def test_what_only_other_episodes_have_is_told(tmp_path: Path) -> None:
+    why = "the first episode has none, and a store holds what all have"
+    write("folder", tmp_path / "rec", [steps_of(0), steps_of(1)])
+    for name in ("color", "depth"):
+        shutil.rmtree(tmp_path / "rec/episode_000000" / name)
+    (tmp_path / "rec/episode_000000/point_cloud.npy").unlink()
+    steps = tmp_path / "rec/episode_000000/steps.csv"
+    steps.write_text(steps.read_text().replace("reward", "force"))
+    (tmp_path / "rec/episode_000001/episode.json").write_text('{"task": "pour"}')
+    source = opened("folder", tmp_path / "rec")
+    assert source.lost.pop("task") == "episodes are of 2 tasks, and a store notes one of all"
+    assert source.lost == dict.fromkeys(["depth", "image", "point_cloud", "reward"], why)
+    assert source.facts.task is None
+    assert opened("folder", tmp_path / "rec", episodes=1).lost == {}
+    for name, file, episode in (
+        ("robomimic", "recording.hdf5", "data/demo_1"),
+        ("minari", "recording/data/main_data.hdf5", "episode_1"),
+    ):
+        write(name, path_of(name, tmp_path), [steps_of(0), steps_of(1)])
+        with h5py.File(tmp_path / file, "a") as written:
+            written[episode]["force"] = np.zeros(4)
+        source = opened(name, path_of(name, tmp_path))
+        assert source.lost["force"] == why
+        source.close()
+
+
+def test_groups_of_robomimic_that_are_not_read_are_told(tmp_path: Path) -> None:
+    write("robomimic", tmp_path / "lift.hdf5", [steps_of(0)])
+    with h5py.File(tmp_path / "lift.hdf5", "a") as file:
+        file["data/demo_0/next_obs/agent_pos"] = np.zeros((4, 3))
+    source = opened("robomimic", tmp_path / "lift.hdf5")
+    assert source.lost["next_obs"] == "a group; only obs is read"
+    source.close()
 
 
 def test_colours_and_clouds_of_other_shapes_are_taken() -> None:
@@ -357,6 +413,89 @@ def test_each_fault_of_a_zarr_group_is_named(tmp_path: Path) -> None:
         read("dp3", tmp_path / "none.zarr")
 
 
+def test_each_fault_of_meta_is_named(tmp_path: Path) -> None:
+    write("dp3", tmp_path / "whole.zarr", [steps_of(0), steps_of(1)])
+
+    def told(break_it: Any, match: str) -> None:
+        shutil.rmtree(tmp_path / "broken.zarr", ignore_errors=True)
+        shutil.copytree(tmp_path / "whole.zarr", tmp_path / "broken.zarr")
+        break_it(tmp_path / "broken.zarr/meta")
+        with pytest.raises(InputError, match=match):
+            opened("dp3", tmp_path / "broken.zarr")
+
+    def reshaped(at: Path, shape: list[int], chunks: list[int]) -> None:
+        header = json.loads((at / "episode_ends/.zarray").read_text())
+        (at / "episode_ends/.zarray").write_text(json.dumps({**header, "shape": shape, "chunks": chunks}))
+
+    told(lambda at: cut_file(at / "episode_ends/0"), r"meta/episode_ends: chunk 0 holds \d+ bytes instead of")
+    told(lambda at: (at / "episode_ends/0").write_bytes(b""), r"meta/episode_ends: chunk 0 holds 0 bytes")
+    told(lambda at: reshaped(at, [10**13], [100]), r"meta/episode_ends: claims 80000000000000 bytes")
+    told(
+        lambda at: reshaped(at, [2, 1], [2, 1]), r"meta/episode_ends: expected one number of each episode, got \(2, 1\)"
+    )
+    told(lambda at: cut_file(at / "seed/0"), r"meta/seed: chunk 0 holds \d+ bytes instead of")
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    """A zip file of a folder, its files packed, as most programs write one."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for each in sorted(folder.rglob("*")):
+            if each.is_file():
+                file.write(each, each.relative_to(folder))
+    return path
+
+
+def test_each_fault_of_a_zip_file_is_an_input_error(tmp_path: Path) -> None:
+    write("dp3", tmp_path / "whole", [steps_of(0), steps_of(1)])
+    chunk = tmp_path / "whole/data/depth/0.0.0"
+    whole = chunk.read_bytes()
+    for first, told in ((4, "unpacks to 1000000000 bytes"), (12, r"holds \d+ bytes instead of 1000000000")):
+        chunk.write_bytes(whole[:first] + (10**9).to_bytes(4, "little") + whole[first + 4 :])
+        with pytest.raises(InputError, match=rf"data/depth: chunk 0\.0\.0 {told}"):
+            read("dp3", zipped(tmp_path / "whole", tmp_path / "demos.zarr.zip"))
+    chunk.write_bytes(whole)
+    path = zipped(tmp_path / "whole", tmp_path / "demos.zarr.zip")
+    content, random = path.read_bytes(), np.random.default_rng(0)
+    with zipfile.ZipFile(path) as file:
+        packed = [member.header_offset + 70 for member in file.infolist()]  # behind each name
+    for place in [*packed, *random.integers(0, len(content), 60)]:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            read("dp3", path)
+
+
+def test_arrays_of_a_zarr_group_that_are_no_numbers_are_lost(tmp_path: Path) -> None:
+    path = tmp_path / "rec.zarr"
+    episode = steps_of(0, 4, [*ALONE, "depth"])
+    write("dp3", path, [episode])
+    header = json.loads((path / "data/depth/.zarray").read_text())
+
+    def add(key: str, **changes: Any) -> None:
+        (path / "data" / key).mkdir(exist_ok=True)
+        (path / "data" / key / ".zarray").write_text(json.dumps({**header, **changes}))
+
+    add("words", dtype="|S10", fill_value=None)
+    add("img", compressor={"id": "imagecodecs_jpegxl"})
+    add("odd", chunks=[1])
+    (path / "data/more").mkdir()
+    (path / "data/more/.zgroup").write_text('{"zarr_format": 2}')
+    source = opened("dp3", path)
+    assert source.lost["words"].startswith("data/words: expected numbers in plain codecs, got |S10")
+    assert source.lost["img"].startswith("data/img: is packed in a way that is not read (codec not available")
+    assert source.lost["odd"].startswith("data/odd is missing, or its header is damaged")
+    assert source.lost["more"] == "data/more: expected an array, got a group."
+    assert_equal(read("dp3", path), episode)
+    assert_equal(read("dp3", path, leave_out=["words", "img", "odd", "more"]), episode)
+    with pytest.raises(InputError, match=r"data/img: is packed in a way that is not read"):
+        opened("dp3", path, image="img")
+    add("depth", chunks=[1])
+    with pytest.raises(InputError, match=r"data/depth is missing, or its header is damaged"):
+        opened("dp3", path)
+    assert_equal(read("dp3", path, leave_out=["depth"]), {key: episode[key] for key in ALONE})
+
+
 def test_a_zarr_filter_that_would_run_code_is_refused(tmp_path: Path) -> None:
     write("dp3", tmp_path / "bad.zarr", [steps_of(0)])
     header = json.loads((tmp_path / "bad.zarr/data/action/.zarray").read_text())
@@ -404,8 +543,10 @@ def test_each_fault_of_an_hdf5_file_is_named(tmp_path: Path) -> None:
 
 def test_facts_of_ours_are_not_taken_on_trust() -> None:
     for values in ([], {"names": {"action": [1]}}, {"keys": 3}, {"task": 3}, {"rate": -1}, {"camera": {"pose": 3}}):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match=r"^file: "):
             Facts.from_dict(values, "file")
+    with pytest.raises(InputError, match=r"file: camera: expected an object with intrinsics, .*, got 'D435'"):
+        Facts.from_dict({"camera": "D435"}, "file")
     assert Facts.from_dict(FACTS.to_dict(), "file").to_dict() == FACTS.to_dict()
 
 

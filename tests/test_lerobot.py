@@ -134,6 +134,30 @@ def test_a_dataset_of_others_is_read(dataset: Path) -> None:
     assert np.abs(found["image"].astype(int) - shades(3, 5)).max() <= 2  # the second episode's part of the video
 
 
+def test_a_dataset_whose_files_are_links_is_read(dataset: Path, tmp_path: Path) -> None:
+    """As Hugging Face's cache has them: names that lead to ../../blobs."""
+    for number, file in enumerate(sorted(path for path in dataset.rglob("*") if path.is_file())):
+        blob, link = tmp_path / f"blobs/{number}", tmp_path / "snapshots/main" / file.relative_to(dataset)
+        for each in (blob, link):
+            each.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, blob)
+        link.symlink_to(blob)
+    assert_equal(read("lerobot", tmp_path / "snapshots/main", 1), read("lerobot", dataset, 1))
+
+
+def test_several_tasks_are_lost_and_told(dataset: Path, tmp_path: Path) -> None:
+    path = changed(dataset, tmp_path)
+    file = path / "meta/episodes/chunk-000/file-000.parquet"
+    rows = parquet.read_table(file).to_pylist()
+    for row in rows:
+        row["tasks"] = [f"task {row['episode_index']}"]
+    parquet.write_table(arrow.Table.from_pylist(rows), file)
+    source = opened("lerobot", path)
+    assert source.facts.task is None
+    assert source.lost == {"task": "episodes are of 2 tasks, and a store notes one of all"}
+    assert opened("lerobot", path, episodes=1).facts.task == "task 0"
+
+
 def test_depth_of_a_video_becomes_millimetres(dataset: Path, tmp_path: Path) -> None:
     codes = (np.arange(8 * HEIGHT * WIDTH) % 4096).reshape(8, HEIGHT, WIDTH).astype(np.uint16)
     features = json.loads((dataset / "meta/info.json").read_text())["features"]
@@ -202,6 +226,7 @@ def test_what_is_written_is_laid_out_as_lerobot_reads_it(tmp_path: Path) -> None
         ({"features": {"action": {"dtype": "float32", "shape": [-1]}}}, r"features\.action: expected dtype and shape"),
         ({"fps": 0}, r"fps: expected a number above 0, got 0"),
         ({"data_path": "../{chunk_index}/{file_index}"}, r"leads outside the dataset, where nothing is read"),
+        ({"data_path": "/etc/{chunk_index}"}, r"leads outside the dataset, where nothing is read"),
         ({"data_path": "data/{other}"}, r"'data/\{other\}' does not name files"),
         ({"data_path": "data/none.parquet"}, r"data/none\.parquet: is no Parquet file that can be read"),
     ],

@@ -42,13 +42,13 @@ def url() -> Iterator[str]:
         yield server.url
 
 
-def record(folder: Path) -> Path:
+def record(folder: Path, numbered: str = "06d", steps: int = STEPS) -> Path:
     (folder / "depth").mkdir(parents=True)
-    for step in range(STEPS):
-        imageio.imwrite(folder / "depth" / f"{step:06d}.png", DEPTH[step])
+    for step in range(steps):
+        imageio.imwrite(folder / "depth" / f"{step:{numbered}}.png", DEPTH[step % STEPS])
     lines = [
         "step,agent_pos.0,agent_pos.1,agent_pos.2",
-        *(f"{i}," + ",".join(map(str, JOINTS[i])) for i in range(STEPS)),
+        *(f"{i}," + ",".join(map(str, JOINTS[i % STEPS])) for i in range(steps)),
     ]
     (folder / "steps.csv").write_text("\n".join(lines) + "\n")
     (folder / "camera.json").write_text(json.dumps({"intrinsics": INTRINSICS.tolist(), "pose": POSE.tolist()}))
@@ -179,4 +179,46 @@ def test_mistakes_are_one_line(
     folder = record(tmp_path / "cup")
     (folder / "depth" / "000000.png").unlink()
     assert example.main([url, "--frames", str(folder)]) == 2
-    assert "as many images in depth/ as rows in steps.csv" in capsys.readouterr().err
+    assert "cup/depth: expected as many images as rows in steps.csv, 6, got 5" in capsys.readouterr().err
+    assert example.main([url, "--frames", str(folder), "--episode", "3"]) == 2
+    assert "--episode: " in capsys.readouterr().err
+
+
+def test_frames_are_those_that_an_import_reads(example: ModuleType, tmp_path: Path) -> None:
+    """Units of depth, names without zeros before them, a mark at the beginning of the table, one camera for all."""
+    several = tmp_path / "cups"
+    folder = record(several / "cup_10", "d", 12)
+    record(several / "cup_9")
+    (several / "cup_9/camera.json").unlink()
+    camera = json.loads((folder / "camera.json").read_text())
+    (folder / "camera.json").unlink()
+    (several / "camera.json").write_text(json.dumps({**camera, "depth_scale": 0.002}))
+    table = (folder / "steps.csv").read_text()
+    (folder / "steps.csv").write_text("\ufeff" + without_first_column(table), encoding="utf-8")
+    found = list(example.folder_frames(several, 1))
+    assert len(found) == 12
+    np.testing.assert_array_equal([each["agent_pos"] for each in found], JOINTS[np.arange(12) % STEPS])
+    doubled = DEPTH[np.arange(12) % STEPS] * 2
+    np.testing.assert_array_equal([each["depth"] for each in found], doubled)
+    np.testing.assert_array_equal(found[0]["camera_pose"], POSE)
+
+
+def test_frames_of_a_moving_camera_have_a_pose_each(example: ModuleType, tmp_path: Path) -> None:
+    folder = record(tmp_path / "cup")
+    camera = json.loads((folder / "camera.json").read_text())
+    (folder / "camera.json").write_text(json.dumps({**camera, "pose": None}))
+    with pytest.raises(InputError, match=r"--frames: there is no .*camera\.json with pose, nor columns camera_pose\.0"):
+        next(example.folder_frames(folder))
+    with pytest.raises(InputError, match=r"camera\.json: pose: expected 4 x 4 numbers, .* got None"):
+        example.read_pose(folder / "camera.json")
+    poses = np.random.default_rng(0).normal(size=(STEPS, 16))
+    head, *rows = (folder / "steps.csv").read_text().splitlines()
+    lines = [",".join([head, *(f"camera_pose.{place}" for place in range(16))])]
+    lines += [",".join([row, *map(str, pose)]) for row, pose in zip(rows, poses.tolist(), strict=True)]
+    (folder / "steps.csv").write_text("\n".join(lines) + "\n")
+    found = [each["camera_pose"] for each in example.folder_frames(folder)]
+    np.testing.assert_array_equal(found, poses.reshape(STEPS, 4, 4))
+
+
+def without_first_column(table: str) -> str:
+    return "\n".join(line.partition(",")[2] for line in table.splitlines()) + "\n"

@@ -76,7 +76,7 @@ def read(name: str, path: Path, index: int = 0, **options: Any) -> Arrays:
     """One episode as a store gets it, what is beside the joints under its own name."""
     source = opened(name, path, **options)
     try:
-        selection = select(source.offers, asked(name, path, **options))
+        selection = select(source.offers, asked(name, path, **options), source.lost)
         made, beside = to_store(source.read(index, selection.all), selection, source.facts, f"episode {index}")
         return {**made, **beside}
     finally:

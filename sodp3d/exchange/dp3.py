@@ -7,6 +7,7 @@ that it can be read as one, too. Written in Zarr format 2, which their loaders o
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numcodecs
 import numpy as np
@@ -17,7 +18,8 @@ from sodp3d.core.errors import InputError
 from sodp3d.data.schema import METADATA, Specification
 from sodp3d.exchange.episodes import Arrays, Facts, Offer, read_outcomes
 from sodp3d.exchange.formats import Format
-from sodp3d.exchange.zarr_files import names_in, open_array, open_group, read_rows
+from sodp3d.exchange.selection import JOINED
+from sodp3d.exchange.zarr_files import NotPlain, ZarrArray, names_in, open_array, open_group, open_root, read_rows
 from sodp3d.settings import ExportSettings, ImportSettings
 from sodp3d.vision.camera import POSE
 
@@ -25,6 +27,7 @@ OURS = "sodp3d"  # attribute with what no key tells
 _BECOMES = {  # their key to ours
     **{key: key for key in ("action", "agent_pos", "point_cloud", "depth", "reward", "success", "image", POSE)},
     "img": "image",
+    "state": "agent_pos",  # where there is no other agent_pos
 }
 _THEIRS = {"agent_pos": "state", "state": "full_state", "image": "img"}  # our key to theirs
 _CHUNK_STEPS = 100
@@ -34,26 +37,53 @@ class Dp3Source:
     """A Zarr group with data and meta/episode_ends."""
 
     def __init__(self, path: Path, settings: ImportSettings) -> None:
-        """Raises InputError for a group that is not of this layout, or whose headers are not plain."""
-        self._path, self._group = path, open_group(path)
-        ends = open_array(self._group, "meta/episode_ends", str(path))
-        self._ends = _check_ends(np.asarray(ends[:]), str(path))
-        self._arrays = {key: open_array(self._group, f"data/{key}", str(path)) for key in names_in(path, "data")}
+        """Raises InputError for a group that is not of this layout, or where an array that is needed is damaged."""
+        self._path, self._root, self._group = path, open_root(path), open_group(path)
+        self._ends = _check_ends(self._column("episode_ends"), str(path))
         self.episodes = [f"episode {index}" for index in range(len(self._ends))]
-        self.lost: dict[str, str] = {}
         told = self._group.attrs.get(OURS)
         self.facts = Facts() if told is None else Facts.from_dict(told, f"{path}: attribute {OURS}")
+        self.lost: dict[str, str] = {}
+        self._arrays = self._open_arrays(settings)
         self.offers = {key: self._offer(key) for key in self._arrays}
-        self._columns = {
-            name: np.asarray(open_array(self._group, f"meta/{name}", str(path))[:])
-            for name in set(METADATA) & set(names_in(path, "meta"))
-        }
+        self._columns = {name: self._column(name) for name in set(METADATA) & set(names_in(self._root, "meta"))}
+
+    def _column(self, name: str) -> NDArray[Any]:
+        """One number of each episode. Raises InputError for a column that is missing or damaged."""
+        key, where = f"meta/{name}", f"{self._path}: meta/{name}"
+        array = open_array(self._group, key, str(self._path))
+        if len(array.shape) != 1:
+            raise InputError(f"{where}: expected one number of each episode, got {array.shape}.")
+        return read_rows(array, self._root, key, 0, array.shape[0], where)
+
+    def _open_arrays(self, settings: ImportSettings) -> dict[str, ZarrArray]:
+        """All that can be read; the others are lost, unless they are asked for, or would be taken and are damaged.
+
+        Without joints or actions there is no recording, so that these raise InputError in any case.
+        """
+        several = (settings.action, settings.agent_pos, settings.state, settings.keys)
+        asked = {settings.depth, settings.image, settings.point_cloud}.union(*(each or () for each in several))
+        found = {}
+        for key in names_in(self._root, "data"):
+            if key in (settings.leave_out or ()) and key not in asked:
+                self.lost[key] = "left out, as asked"
+                continue
+            try:
+                found[key] = open_array(self._group, f"data/{key}", str(self._path))
+            except InputError as error:
+                becomes = self._becomes(key)
+                if key in asked or becomes in JOINED or (becomes and not isinstance(error, NotPlain)):
+                    raise
+                self.lost[key] = str(error).removeprefix(f"{self._path}: ")
+        return found
+
+    def _becomes(self, key: str) -> str:
+        return self.facts.keys.get(key) or _BECOMES.get(key, "")
 
     def _offer(self, key: str) -> Offer:
-        array = self._arrays[key]
-        becomes = self.facts.keys.get(key) or _BECOMES.get(key, "")
-        if key == "state" and not self.facts.keys:
-            becomes = "state" if "agent_pos" in self._arrays else "agent_pos"
+        array, becomes = self._arrays[key], self._becomes(key)
+        if key == "state" and "agent_pos" in self._arrays:
+            becomes = "state"
         shape = tuple(int(size) for size in array.shape[1:])
         return Offer(_kind(key, shape), shape, array.dtype.name, becomes, self.facts.names.get(becomes, ()))
 
@@ -65,8 +95,7 @@ class Dp3Source:
             array, where = self._arrays[key], f"{self._path}: episode {index}: data/{key}"
             if array.shape[0] < stop:
                 raise InputError(f"{where}: holds {array.shape[0]} rows, but this episode ends at row {stop}.")
-            folder = self._path / "data" / key if self._path.is_dir() else None
-            found[key] = read_rows(array, folder, start, stop, where)
+            found[key] = read_rows(array, self._root, f"data/{key}", start, stop, where)
         return found
 
     def outcomes(self, index: int) -> dict[str, Any]:
@@ -77,6 +106,8 @@ class Dp3Source:
     def close(self) -> None:
         """Close a zip file."""
         self._group.store.close()
+        if isinstance(self._root, ZipFile):
+            self._root.close()
 
 
 def _check_ends(ends: NDArray[Any], where: str) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 Shape letters: T steps, N points, H W image.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ class Facts:
         if task is not None and not isinstance(task, str):
             raise InputError(f"{where}: task: expected a text, got {task!r}.")
         return cls(
-            camera=None if values.get("camera") is None else Camera.from_dict(values["camera"]),
+            camera=_camera(values.get("camera"), where),
             rate=positive(values.get("rate"), f"{where}: rate"),
             task=task,
             depth_scale=positive(values.get("depth_scale"), f"{where}: depth_scale"),
@@ -89,8 +89,32 @@ class Facts:
         )
 
 
+def _camera(values: Any, where: str) -> Camera | None:
+    if values is None:
+        return None
+    if not isinstance(values, dict):
+        raise InputError(f"{where}: camera: expected an object with intrinsics, height and width, got {values!r}.")
+    try:
+        return Camera.from_dict(values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
 def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def one_task(tasks: Iterable[Any]) -> tuple[str | None, dict[str, str]]:
+    """What episodes are of, None where they differ or none of them says it; and what is lost by that, and why."""
+    different = {str(task) for task in tasks if task is not None}
+    if len(different) > 1:
+        return None, {"task": f"episodes are of {len(different)} tasks, and a store notes one of all"}
+    return next(iter(different), None), {}
+
+
+def missing_in_first(keys: Iterable[str], first: Container[str]) -> dict[str, str]:
+    """Those of the keys of other episodes that the first one does not have, and why they are lost."""
+    return {key: "the first episode has none, and a store holds what all have" for key in keys if key not in first}
 
 
 def positive(value: Any, where: str) -> float | None:

@@ -28,7 +28,7 @@ from sodp3d.core.values import is_number
 from sodp3d.data.schema import Field, Specification
 from sodp3d.exchange.camera_file import NAME as CAMERA
 from sodp3d.exchange.camera_file import read_camera
-from sodp3d.exchange.episodes import OUTCOMES, Arrays, Facts, Offer, read_outcomes
+from sodp3d.exchange.episodes import OUTCOMES, Arrays, Facts, Offer, missing_in_first, one_task, read_outcomes
 from sodp3d.exchange.formats import Format
 from sodp3d.exchange.images import png, read_color, read_depth, size_of
 from sodp3d.settings import ExportSettings, ImportSettings
@@ -46,15 +46,19 @@ class FolderSource:
 
     def __init__(self, path: Path, settings: ImportSettings) -> None:
         """Raises InputError where there is no episode, or none that can be read."""
-        self._folders = _episode_folders(path)
+        self._folders = episode_folders(path)
         self.episodes = [folder.name for folder in self._folders]
-        self.lost: dict[str, str] = {}
         first = self._first(settings.skip_bad)
         table = _Table(first / STEPS)
         self.offers = {**_offers(table), **_image_offers(first)}
         self.lost = dict.fromkeys(table.words, "a column of words")
         self._own_camera = settings.camera is None
-        self.facts = _facts(first, self._own_camera)
+        taken = self._folders[: settings.episodes]
+        for folder in taken:
+            self.lost |= missing_in_first(_keys_in(folder), {*self.offers, *self.lost})
+        task, lost = one_task(map(_task_of, taken))
+        self.lost |= lost
+        self.facts = replace(_facts(first, self._own_camera), task=task)
 
     def _first(self, skip_bad: bool) -> Path:
         for folder in self._folders:
@@ -101,7 +105,8 @@ def _same(one: Camera | None, other: Camera | None) -> bool:
     return (one and one.to_dict()) == (other and other.to_dict())
 
 
-def _episode_folders(path: Path) -> list[Path]:
+def episode_folders(path: Path) -> list[Path]:
+    """Each episode's folder, in the order of their names and numbers. Raises InputError where there is none."""
     if not path.is_dir():
         raise InputError(f"{path}: no folder there; name the folder that holds a folder for each episode.")
     if (path / STEPS).exists():
@@ -143,7 +148,11 @@ class _Table:
         for number, row in enumerate(self.rows):
             if len(row) != len(self.names):
                 raise InputError(f"{path}: step {number} has {len(row)} values of {len(self.names)}; was it cut?")
-        self.words = [name for place, name in enumerate(self.names) if not is_number(self.rows[0][place])]
+        self.words = [name for place, name in enumerate(self.names) if self._is_of_words(place, name)]
+
+    def _is_of_words(self, place: int, name: str) -> bool:
+        """Whether a column holds no number; never one that is taken unless told, whose reading tells what is wrong."""
+        return _key_of(name) not in _OWN and not any(is_number(row[place]) for row in self.rows)
 
     @property
     def length(self) -> int:
@@ -155,8 +164,7 @@ class _Table:
         found: dict[str, list[str]] = {}
         for name in self.names:
             if name not in self.words:
-                begun = next((key for key in _BY_BEGINNING if name.startswith(key)), None)
-                found.setdefault(begun or name.partition(".")[0], []).append(name)
+                found.setdefault(_key_of(name), []).append(name)
         return found
 
     def values(self, key: str, offer: Offer) -> NDArray[Any]:
@@ -182,6 +190,11 @@ class _Table:
         return found.reshape(len(found), *offer.shape)
 
 
+def _key_of(column: str) -> str:
+    begun = next((key for key in _BY_BEGINNING if column.startswith(key)), None)
+    return begun or column.partition(".")[0]
+
+
 def _offers(table: _Table) -> dict[str, Offer]:
     found = {}
     for key, columns in table.keys().items():
@@ -205,6 +218,23 @@ def _image_offers(folder: Path) -> dict[str, Offer]:
         cloud = _read_array(folder / CLOUD)
         found["point_cloud"] = Offer("points", cloud.shape[1:], cloud.dtype.name, "point_cloud")
     return found
+
+
+def _keys_in(folder: Path) -> list[str]:
+    """What an episode has, by names alone. Nothing for a damaged table, which is told when it is read."""
+    found = [key for key, name in IMAGES.items() if any((folder / name).glob("*.png"))]
+    found += ["point_cloud"] if (folder / CLOUD).exists() else []
+    with contextlib.suppress(OSError, csv.Error, UnicodeError), (folder / STEPS).open(encoding="utf-8-sig") as file:
+        found += [_key_of(name.strip()) for name in next(csv.reader(file), [])]
+    return found
+
+
+def _task_of(folder: Path) -> str | None:
+    """What episode.json says, where it can be read; else it is told when the episode is read."""
+    with contextlib.suppress(InputError):
+        known = read_json(folder / EPISODE)
+        return known.get("task") if isinstance(known, dict) else None
+    return None
 
 
 def _images(folder: Path) -> list[Path]:

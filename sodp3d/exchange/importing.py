@@ -5,10 +5,12 @@ The store grows as importing.zarr, which no other command takes for one, and get
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import Lock, disk_errors, read_json, remove
@@ -17,6 +19,7 @@ from sodp3d.data.store import EpisodeStore
 from sodp3d.exchange import formats
 from sodp3d.exchange.camera_file import read_camera
 from sodp3d.exchange.episodes import Facts
+from sodp3d.exchange.fingerprint import fingerprints
 from sodp3d.exchange.selection import Selection, select, to_store
 from sodp3d.settings import ImportSettings
 from sodp3d.vision.camera import POSE
@@ -41,12 +44,13 @@ def import_recording(settings: ImportSettings, progress: Callable[[int, int], No
 
     progress(done, total): called before the first episode and after each. Raises InputError where something is wrong
     with the recording or an option; an episode that is bad ends it, unless `skip_bad`. What was imported by then stays.
+    Raises InputError as well where the store, whole or not, is of something else, or of files that changed since.
     """
     assert settings.format is not None and settings.path is not None and settings.store is not None
     folder = Path(settings.store).expanduser()
     source = formats.choose(settings.format).source(Path(settings.path).expanduser(), settings)
     try:
-        selection = select(source.offers, settings)
+        selection = select(source.offers, settings, source.lost)
         recording = _Recording(source, selection, _facts(source, selection, settings), settings)
         with Lock(folder / "episodes.zarr.lock", f"{folder}: {{holder}} writes into this folder; wait for it."):
             return _import(recording, folder, progress)
@@ -62,6 +66,10 @@ class _Recording:
         self.count = min(len(source.episodes), settings.episodes or len(source.episodes))
         self.values, self.lost = self._known_of_all()
         self._shapes: dict[str, tuple[int, ...]] = {}  # of a step of the first good episode, which all must have
+        assert settings.path is not None and settings.store is not None
+        self.path = Path(settings.path).expanduser().resolve()
+        camera = None if settings.camera is None else Path(settings.camera).expanduser()
+        self.files = fingerprints(self.path, source.episodes, camera, Path(settings.store).expanduser())
 
     def _known_of_all(self) -> tuple[set[str], dict[str, str]]:
         """Which values every good episode has: only those can be a column of a store."""
@@ -155,11 +163,12 @@ def _import(recording: _Recording, folder: Path, progress: Callable[[int, int], 
         for index, episode in recording.good(at["next"], left_out):
             if ahead:
                 ahead -= 1
+                _check_same(store, episode)
             else:
                 store.append(episode.steps, episode.metadata)
-            _note(store, index + 1, left_out)
+            _note(recording, store, index + 1, left_out)
             progress(index + 1, recording.count)
-        _note(store, recording.count, left_out)
+        _note(recording, store, recording.count, left_out)
         made = _imported(recording, store)
     with disk_errors(folder, f"{UNFINISHED} holds all episodes"):
         path.rename(whole)
@@ -170,8 +179,11 @@ def _import(recording: _Recording, folder: Path, progress: Callable[[int, int], 
 def _finished(recording: _Recording, whole: Path) -> Imported:
     """What this very import has made before. Raises InputError where the store there is another."""
     store = EpisodeStore.open(whole)
-    if store.attributes.get("source") != _source(recording):
-        raise InputError(f"store: {whole} exists already and is never overwritten; name a new folder.")
+    if not _is_of(recording, store.attributes):
+        raise InputError(
+            f"store: {whole} exists already and is never overwritten. It is of something else, or of files that "
+            f"changed since; remove it, or name a new folder."
+        )
     return _imported(recording, store)
 
 
@@ -191,7 +203,7 @@ def _source(recording: _Recording) -> dict[str, Any]:
     options = {key: value for key, value in vars(settings).items() if key not in _FREE and value is not None}
     return {
         "format": settings.format,
-        "path": str(settings.path),
+        "path": str(recording.path),
         "options": options,
         "episodes": len(names),
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:16],
@@ -199,11 +211,21 @@ def _source(recording: _Recording) -> dict[str, Any]:
     }
 
 
+def _is_of(recording: _Recording, attributes: Mapping[str, Any]) -> bool:
+    """Whether a store is of this very import, and no file changed of what it holds."""
+    at = attributes.get(PROGRESS) or {}
+    same = attributes.get("source") == _source(recording)
+    return same and at.get("files") == recording.files[at.get("next", 0)]
+
+
 def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeStore:
-    """The unfinished store of this very import, to go on with, or a new one in place of another import's."""
+    """The unfinished store of this very import, to go on with, or a new one. Raises InputError for another's."""
     source, facts = _source(recording), recording.facts
-    if path.exists() and (read_json(path / ".zattrs") or {}).get("source") != source:
-        remove(path)
+    told = read_json(path / ".zattrs") if path.exists() else {}
+    if told.get("source") == source and PROGRESS not in told:
+        remove(path)  # killed at its first episode, which may be another by now
+    elif path.exists() and not _is_of(recording, told):
+        raise _of_others(path)
     name = re.sub(r"[^\w.-]+|^[.-]+", "_", path.parent.resolve().name)  # it names folders and files, too
     return create_recorded_store(
         path,
@@ -217,5 +239,20 @@ def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeSt
     )
 
 
-def _note(store: EpisodeStore, place: int, left_out: list[tuple[str, str]]) -> None:
-    store.update_attributes({PROGRESS: {"next": place, "kept": len(store), "left_out": left_out}})
+def _check_same(store: EpisodeStore, episode: RecordedEpisode) -> None:
+    """Raises InputError unless the store's last episode is this one."""
+    kept = store.episode(len(store) - 1)
+    if not all(np.array_equal(kept[key], values) for key, values in episode.steps.items()):
+        raise _of_others(store.path)
+
+
+def _of_others(path: Path) -> InputError:
+    return InputError(
+        f"store: {path} is an unfinished import of something else, or of files that changed since; remove it to begin "
+        f"anew, or name a new folder."
+    )
+
+
+def _note(recording: _Recording, store: EpisodeStore, place: int, left_out: list[tuple[str, str]]) -> None:
+    at = {"next": place, "kept": len(store), "left_out": left_out, "files": recording.files[place]}
+    store.update_attributes({PROGRESS: at})

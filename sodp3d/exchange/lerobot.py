@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.exchange import lerobot_video
-from sodp3d.exchange.episodes import Arrays, Facts, Kind, Offer, positive, read_outcomes
+from sodp3d.exchange.episodes import Arrays, Facts, Kind, Offer, one_task, positive, read_outcomes
 from sodp3d.exchange.formats import Format
 from sodp3d.exchange.images import read_color, read_depth
 from sodp3d.exchange.lerobot_write import EPISODES, INFO, OURS, VERSION, LeRobotSink, parquet
@@ -46,11 +46,10 @@ class LeRobotSource:
         known = read_json(path / OURS) if (path / OURS).exists() else {}
         facts = Facts.from_dict(known, str(path / OURS))
         rate = positive(self._info["fps"], f"{path / INFO}: fps")
-        tasks = [str(task) for task in self._rows[0].get("tasks") or []]
-        self.facts = Facts(facts.camera, rate, tasks[0] if tasks else None, None, facts.names, facts.keys)
+        task, self.lost = one_task(task for row in self._rows[: settings.episodes] for task in row.get("tasks") or ())
+        self.facts = Facts(facts.camera, rate, task, None, facts.names, facts.keys)
         outcomes = known.get("episodes")
         self._outcomes: list[Any] = outcomes if isinstance(outcomes, list) else []
-        self.lost: dict[str, str] = {}
         self.offers = self._offers()
         self._file: tuple[Path, Any, NDArray[Any]] | None = None
 
@@ -183,10 +182,10 @@ class LeRobotSource:
             name = str(template).format(chunk_index=chunk, file_index=file, video_key=key)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise InputError(f"{self._path / INFO}: {template!r} does not name files ({error}).") from None
-        path = (self._path / name).resolve()
-        if not path.is_relative_to(self._path.resolve()):
+        path = Path(name)  # by its words: in Hugging Face's cache, all files are links to another folder
+        if path.is_absolute() or ".." in path.parts:
             raise InputError(f"{self._path / INFO}: {template!r} leads outside the dataset, where nothing is read.")
-        return path
+        return self._path / path
 
     def outcomes(self, index: int) -> dict[str, Any]:
         """What meta/sodp3d.json says."""

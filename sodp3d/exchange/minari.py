@@ -5,8 +5,9 @@ Where a store has no rewards, which Minari must have, they are written as NaN, a
 Minari's own loader may import code that a dataset names; nothing of that is done here.
 """
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json, write_json
 from sodp3d.data.schema import Specification
 from sodp3d.exchange import hdf5
-from sodp3d.exchange.episodes import OUTCOMES, Arrays, Facts, Kind, Offer, read_outcomes
+from sodp3d.exchange.episodes import OUTCOMES, Arrays, Facts, Kind, Offer, missing_in_first, read_outcomes
 from sodp3d.exchange.formats import Format
 from sodp3d.exchange.images import read_color
 from sodp3d.settings import ExportSettings, ImportSettings
@@ -56,26 +57,27 @@ class MinariSource:
             if not self.episodes:
                 raise InputError(f"{self._path}: holds no episode_0, episode_1, ...")
             first = hdf5.member(self._file, self.episodes[0], h5py.Group, str(self._path))
-            self.offers = {key: self._offer(key, dataset) for key, dataset in self._walk(first, "")}
+            self.offers = {key: self._offer(key, dataset) for key, dataset in self._datasets(first)}
+            self._note_others(self.episodes[1 : settings.episodes])
             self._drop_unknown_rewards(first)
             if not self.facts.keys:
                 self.lost["last observation"] = "of each episode: no action follows it"
 
-    def _walk(self, group: h5py.Group, prefix: str) -> list[tuple[str, h5py.Dataset]]:
-        """(path, dataset) of every array of numbers, or of JPEG files, below a group."""
-        found = []
-        for key in group:
-            if prefix + key in _FLAGS:
-                continue
-            if hdf5.is_group(group, key):
-                found += self._walk(group[key], f"{prefix}{key}/")
-                continue
-            each = hdf5.local(group, key, str(self._path))
+    def _note_others(self, episodes: Sequence[str]) -> None:
+        """List as lost what only these episodes have. A damaged one is told when it is read."""
+        for name in episodes:
+            with contextlib.suppress(InputError), hdf5.reading(self._path, str(self._path)):
+                paths = _paths(hdf5.member(self._file, name, h5py.Group, str(self._path)))
+                self.lost |= missing_in_first(paths, {*self.offers, *self.lost})
+
+    def _datasets(self, first: h5py.Group) -> Iterator[tuple[str, h5py.Dataset]]:
+        """(path, dataset) of every array of numbers, or of JPEG files, in an episode; others are lost."""
+        for path, group in _paths(first).items():
+            each = hdf5.local(group, path.rpartition("/")[2], str(self._path))
             if each.ndim and (each.dtype.kind in "biuf" or h5py.check_vlen_dtype(each.dtype) == np.uint8):
-                found.append((f"{prefix}{key}", each))
+                yield path, each
             else:
-                self.lost[f"{prefix}{key}"] = "no numbers of each step"
-        return found
+                self.lost[path] = "no numbers of each step"
 
     def _offer(self, key: str, dataset: h5py.Dataset) -> Offer:
         if _is_jpeg(key, dataset):
@@ -123,6 +125,17 @@ class MinariSource:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _paths(group: h5py.Group, prefix: str = "") -> dict[str, h5py.Group]:
+    """Path of everything below a group that is none itself, and the group that holds it; flags are left out."""
+    found: dict[str, h5py.Group] = {}
+    for key in group:
+        if hdf5.is_group(group, key):
+            found |= _paths(group[key], f"{prefix}{key}/")
+        elif prefix + key not in _FLAGS:
+            found[prefix + key] = group
+    return found
 
 
 def _is_jpeg(key: str, dataset: h5py.Dataset) -> bool:

@@ -4,6 +4,7 @@ Depth is metres there, (T, H, W, 1) float32, whose millimetres are exact. What n
 stands in the attribute `sodp3d` of data.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from sodp3d.core.errors import InputError
 from sodp3d.data.schema import Specification
 from sodp3d.exchange import hdf5
-from sodp3d.exchange.episodes import OUTCOMES, Arrays, Facts, Kind, Offer, read_outcomes
+from sodp3d.exchange.episodes import OUTCOMES, Arrays, Facts, Kind, Offer, missing_in_first, read_outcomes
 from sodp3d.exchange.formats import Format
 from sodp3d.settings import ExportSettings, ImportSettings
 from sodp3d.vision.camera import POSE
@@ -46,6 +47,15 @@ class RobomimicSource:
             told = _json(self._data.attrs.get(OURS), f"{path}: attribute {OURS}")
             self.facts = Facts() if told is None else Facts.from_dict(told, f"{path}: attribute {OURS}")
             self.offers = self._offers(hdf5.member(self._data, self.episodes[0], h5py.Group, str(path)))
+            self._note_others(self.episodes[1 : settings.episodes])
+
+    def _note_others(self, episodes: Sequence[str]) -> None:
+        """List as lost what only these demonstrations have. A damaged one is told when it is read."""
+        for name in episodes:
+            with contextlib.suppress(InputError), hdf5.reading(self._path, str(self._path)):
+                demo = hdf5.member(self._data, name, h5py.Group, str(self._path))
+                keys = {*demo, *(demo["obs"] if hdf5.is_group(demo, "obs") else ())} - {"obs"}
+                self.lost |= missing_in_first(sorted(keys), {*self.offers, *self.lost})
 
     def _offers(self, demo: h5py.Group) -> dict[str, Offer]:
         found = self._numbers(demo)
@@ -70,6 +80,8 @@ class RobomimicSource:
         found = {}
         for key in group:
             if hdf5.is_group(group, key):
+                if key != "obs":
+                    self.lost[key] = "a group; only obs is read"
                 continue
             if key == "dones":
                 self.lost[key] = "an episode ends where its steps do"

@@ -3,7 +3,7 @@
 Shape letters: T steps, N points, H W image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ _SINGLE: dict[str, Kind] = {
     "reward": "numbers",
     "success": "numbers",
 }
-_FARTHEST = 65.535  # metres, that 16 bit of millimetres hold
+_FARTHEST = 65_535  # millimetres, that 16 bit hold
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,13 @@ class Selection:
         return list(dict.fromkeys([key for keys in self.keys.values() for key in keys] + list(self.beside)))
 
 
-def select(offers: Mapping[str, Offer], settings: ImportSettings) -> Selection:
-    """What the settings ask for, and the format's own choice for the rest. Raises InputError naming the option."""
+def select(offers: Mapping[str, Offer], settings: ImportSettings, lost: Collection[str] = ()) -> Selection:
+    """What the settings ask for, and the format's own choice for the rest. Raises InputError naming the option.
+
+    lost: what the recording has and does not offer, which leave_out may name, too.
+    """
     beside = tuple(_found(offers, "keys", settings.keys or [], "numbers"))
-    left_out = _found(offers, "leave_out", settings.leave_out or [], None)
+    left_out = _found(offers, "leave_out", [key for key in settings.leave_out or [] if key not in lost], None)
     keys: dict[str, tuple[str, ...]] = {}
     for target in JOINED:
         asked = getattr(settings, target)
@@ -59,8 +62,8 @@ def select(offers: Mapping[str, Offer], settings: ImportSettings) -> Selection:
             keys[target] = (chosen[0],)
     _require(offers, keys, beside)
     used = {key for group in keys.values() for key in group} | set(beside)
-    lost = {key: _why(offer, key in left_out) for key, offer in offers.items() if key not in used}
-    return Selection(keys, beside, lost)
+    unused = {key: _why(offer, key in left_out) for key, offer in offers.items() if key not in used}
+    return Selection(keys, beside, unused)
 
 
 def _found(offers: Mapping[str, Offer], option: str, asked: Sequence[str], kind: Kind | None) -> list[str]:
@@ -126,13 +129,14 @@ def to_depth(values: NDArray[Any], facts: Facts, where: str) -> NDArray[np.uint1
     if values.dtype == np.uint16 and facts.depth_scale in (None, 0.001):
         return values
     scale = facts.depth_scale or (0.001 if values.dtype.kind in "iu" else 1.0)
-    metres = values * np.float64(scale)
-    if metres.min() < 0 or metres.max() > _FARTHEST:
+    millimetres = np.rint(values * np.float64(scale) * 1000)  # before the limit: float32 makes 65.535 a little more
+    if millimetres.min() < 0 or millimetres.max() > _FARTHEST:
+        least, most = millimetres.min() / 1000, millimetres.max() / 1000
         raise InputError(
-            f"{where}: depth reaches from {metres.min():g} to {metres.max():g} metres, and 0 to {_FARTHEST} can be "
-            f"kept; depth_scale=<metres of one unit> says what its numbers mean."
+            f"{where}: depth reaches from {least:g} to {most:g} metres, and 0 to {_FARTHEST / 1000} can be kept; "
+            f"depth_scale=<metres of one unit> says what its numbers mean."
         )
-    return np.rint(metres * 1000).astype(np.uint16)
+    return millimetres.astype(np.uint16)
 
 
 def to_image(values: NDArray[Any], _: Facts, where: str) -> NDArray[np.uint8]:
