@@ -14,7 +14,7 @@ from sodp3d.core import files
 from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.core.progress import shown
-from sodp3d.core.run import Run, begun, is_finished, newest_finished, open_run, seconds_spent
+from sodp3d.core.run import Run, begun, is_finished, open_run, seconds_spent
 
 CONFIG = {"seed": 1, "pretrain": {"steps": 10}}
 
@@ -45,7 +45,7 @@ def test_an_unfinished_run_of_the_same_configuration_is_continued_and_others_are
     with open_run(tmp_path, CONFIG, 1) as fresh:
         assert fresh.directory != first.directory
     assert open_run(tmp_path, {**CONFIG, "seed": 2}, 2).directory not in (first.directory, fresh.directory)
-    assert newest_finished(tmp_path) == first.directory and is_finished(first.directory)
+    assert is_finished(first.directory) and not is_finished(fresh.directory)
 
 
 def test_runs_of_any_name_are_sorted_by_their_start(tmp_path: Path) -> None:

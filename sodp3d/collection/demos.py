@@ -46,7 +46,7 @@ class Demonstrations:
     def summary(self) -> str:
         """One line for people."""
         steps = sum(len(trajectory.actions) for trajectory in self.trajectories)
-        told = "" if self.successes is None else f", {self.successes} of them successful"
+        told = "" if self.successes is None else f", {self.successes} of them successful (count)"
         return f"demonstrations {self.name}: {len(self.trajectories)} episodes, {steps} control steps{told}"
 
 

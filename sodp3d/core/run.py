@@ -348,9 +348,3 @@ def seconds_spent(directory: Path) -> float | None:
     if not _is_number(seconds) or seconds < 0:
         raise InputError(f"{path}: seconds: expected a number of at least 0, got {_shortened(seconds)}.")
     return float(seconds)
-
-
-def newest_finished(parent: Path) -> Path | None:
-    """The newest finished run under `parent`, or None."""
-    finished = [path.parent for path in parent.glob("*/result.json")]
-    return max(finished, key=begun, default=None)

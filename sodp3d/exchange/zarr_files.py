@@ -143,14 +143,15 @@ def _chunk_fault(root: Root, name: str, size: int, codecs: list[str]) -> str | N
     told = codecs in ([], ["blosc"])  # other decoders see themselves where a file ends
     if isinstance(root, Path):
         return chunk_fault(root / name, size, bool(codecs)) if told and (root / name).exists() else None
-    if name not in root.NameToInfo:
+    archive = root
+    if name not in archive.NameToInfo:
         return None
-    claimed = root.getinfo(name).file_size
+    claimed = archive.getinfo(name).file_size
     if claimed > MOST_BYTES:
         return f"chunk {name} claims {claimed} bytes"
     if not told:
         return None
-    with TemporaryDirectory() as folder, root.open(name) as member:
+    with TemporaryDirectory() as folder, archive.open(name) as member:
         like = Path(folder, name.rpartition("/")[2])  # a file of the same head and size, which is all that is checked
         like.write_bytes(member.read(16))
         os.truncate(like, claimed)
