@@ -21,6 +21,7 @@ from sodp3d.data.schema import Field
 
 _BLOSC_CODECS = ("blosclz", "lz4", "lz4hc", "snappy", "zlib", "zstd")
 _MOST_CHUNK_BYTES = 2**31 - 1  # what Blosc can hold; also keeps a damaged header from asking for all memory
+HEAD = 16  # bytes of a Blosc header
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -88,25 +89,30 @@ def faulty_rows(folder: Path, array: "zarr.Array[Any]", start: int, stop: int) -
 
 
 def chunk_fault(path: Path, size: int, compressed: bool) -> str | None:
-    """Why a chunk file of `size` bytes before compression cannot be whole, or None.
+    """Why a chunk file of `size` bytes before compression cannot be whole, or None."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+            found = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        return f"chunk {path.name}: {error.strerror}"
+    return head_fault(path.name, head, found, size, compressed)
+
+
+def head_fault(name: str, head: bytes, found: int, size: int, compressed: bool) -> str | None:
+    """The same of a chunk of `found` bytes by the first `HEAD` of them.
 
     A Blosc buffer names what it holds and its own length in bytes 4..8 and 12..16 of its header; the decoder itself
     never sees the file's size.
     """
-    try:
-        with path.open("rb") as file:
-            head = file.read(16)
-            found = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        return f"chunk {path.name}: {error.strerror}"
     if not compressed:
-        return None if found == size else f"chunk {path.name} holds {found} bytes instead of {size}"
-    if len(head) < 16:
-        return f"chunk {path.name} holds {found} bytes, fewer than a header"
+        return None if found == size else f"chunk {name} holds {found} bytes instead of {size}"
+    if len(head) < HEAD:
+        return f"chunk {name} holds {found} bytes, fewer than a header"
     holds, _, expected = struct.unpack("<3I", head[4:16])
     if found != expected:
-        return f"chunk {path.name} holds {found} bytes instead of {expected}"
-    return None if holds == size else f"chunk {path.name} unpacks to {holds} bytes instead of {size}"
+        return f"chunk {name} holds {found} bytes instead of {expected}"
+    return None if holds == size else f"chunk {name} unpacks to {holds} bytes instead of {size}"
 
 
 def _is_blosc(compressor: Any) -> bool:

@@ -86,10 +86,8 @@ class _GLScene:
         self._site_groups = np.full(model.nsite, _HIDDEN_GROUP, dtype=np.int32)
         self._site_groups[list(visible_sites)] = 0
         self._lights = self._scene.flags.copy()
-        centres, sizes = model.geom_aabb[:, None, :3], model.geom_aabb[:, None, 3:]
-        self._corners = centres + sizes * np.array(
-            list(itertools.product((-1, 1), repeat=3))
-        )  # (G, 8, 3), of each geom
+        signs = np.array(list(itertools.product((-1, 1), repeat=3)))
+        self._corners = model.geom_aabb[:, None, :3] + model.geom_aabb[:, None, 3:] * signs  # (G, 8, 3), geoms' frames
 
     def _draw(self, data: mujoco.MjData, camera: int, option: mujoco.MjvOption, height: int, width: int) -> Any:
         drawer = self._context.drawer(self._model, self._key)
