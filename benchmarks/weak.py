@@ -1,12 +1,13 @@
 """The weak benchmark: planners pre-trained on an agent's earliest experience, each fine-tuned by every algorithm.
 
 For each task and agent seed: a store of its own; a planner of the most episodes, from the beginning on, of which at
-most half succeed; at most 300 episodes of fine-tuning by each algorithm and seed, initial and validation episodes
+most half succeed; at most `--episodes` of fine-tuning by each algorithm and seed, initial and validation episodes
 included. Every step is a command of its own, and printed. A finished one is skipped and a stopped one goes on, so the
 same command continues the benchmark.
 
 python benchmarks/weak.py [--observation state] [--tasks hammer door pen] [--agents 3] [--seeds 3]
-    [--algorithms sodp clone ...] [--test 1000] [--steps N] [--name weak] [options of train.py for every fine-tuning]
+    [--algorithms sodp clone ...] [--episodes 300] [--test 1000] [--steps N] [--name weak]
+    [options of train.py for every fine-tuning]
 -> outputs/weak/..., results/benchmarks/<name>_<observation>.json, a row for each fine-tuning, written as each ends,
 and results/figures/<name>_<observation>.png. Rows that are there already are kept, and not measured again. Each row
 holds every test episode's outcome, so that algorithms are compared by pairs of episodes:
@@ -33,7 +34,7 @@ from sodp3d.results import drawing
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 ALGORITHMS = ("clone", "sodp_paper", "sodp_none", "sodp_kl", "dppo", "sodp_chunk", "sodp")
-INITIAL, TRAINING = 32, 268
+INITIAL = 32  # roll-outs before the first update
 # Gradient steps of 64 that leave a planner below the paper's success, and the steps that its agent takes
 STEPS = {
     "state": {"hammer": 650, "door": 1000, "pen": 600},
@@ -93,15 +94,16 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
 def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """One fine-tuning's row: success before and after, and the outcome of each test episode as a string of 0 and 1."""
     directory = planner.with_name(f"{planner.name}-{given.name}-{algorithm}-{seed}")
-    made_with = {"algorithm": algorithm, "evaluation.episodes": given.test, **given_values(given.options)}
+    initial = ROLLED_OUT_BEFORE.get(algorithm, INITIAL)
+    sizes = {"finetune.episodes": given.episodes - initial, "evaluation.episodes": given.test}
+    made_with = {"algorithm": algorithm, **sizes, **given_values(given.options)}
     if result(directory, made_with) is None:
-        initial = ROLLED_OUT_BEFORE.get(algorithm, INITIAL)
         run(
             "train.py", "mode=finetune", f"env=adroit_{task}", f"obs={given.observation}", f"algorithm={algorithm}",
             f"planner={planner}", f"seed={seed}", f"finetune.initial_attempts={initial}",
-            f"finetune.initial_proficient={initial}", f"finetune.episodes={INITIAL + TRAINING - initial}",
-            "finetune.evaluate_every=0",
-            f"evaluation.episodes={given.test}", "evaluation.videos=1", f"run_dir={directory}", *given.options,
+            f"finetune.initial_proficient={initial}", "finetune.evaluate_every=0",
+            *(f"{key}={value}" for key, value in sizes.items()),
+            "evaluation.videos=1", f"run_dir={directory}", *given.options,
         )  # fmt: skip
     found = result(directory, made_with)
     assert found is not None
@@ -135,14 +137,15 @@ def watched(directory: Path, metric: str) -> dict[str, list[float]]:
     return {name: values for name, values in found.items() if values}
 
 
-def rows_of(table: str, test: int) -> list[dict[str, Any]]:
-    """What has been measured of a table so far. Exits where it is of another number of test episodes."""
+def rows_of(table: str, sizes: dict[str, int]) -> list[dict[str, Any]]:
+    """What has been measured of a table so far. Exits where it is of other numbers of episodes."""
     path = RESULTS / f"{table}.json"
     if not path.is_file():
         return []
     found = json.loads(path.read_text())
-    if found["test"] != test:
-        sys.exit(f"{path} is of {found['test']} test episodes, but --test {test} came; give another --name.")
+    for key, size in sizes.items():
+        if found[key] != size:
+            sys.exit(f"{path} was made with --{key} {found[key]}, but {size} came; give another --name.")
     return found["rows"]
 
 
@@ -170,7 +173,7 @@ def compare(rows: list[dict[str, Any]], baseline: str = "clone") -> list[str]:
     return lines
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
+def draw(rows: list[dict[str, Any]], episodes: int, path: Path) -> None:
     """Success of training roll-outs by interactions, a panel for each task; circles: the test, before and after."""
     tasks, algorithms = (list(dict.fromkeys(row[key] for row in rows)) for key in ("task", "algorithm"))
     figure = Figure(figsize=(4 * len(tasks), 3.4), layout="constrained")
@@ -179,11 +182,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         for algorithm, colour in zip(algorithms, COLOURS, strict=False):
             mine = [row for row in rows if (row["task"], row["algorithm"]) == (task, algorithm)]
             if mine:
-                curves = [drawing.moving_mean(by_episodes(row["rollouts"]["success"])) for row in mine]
+                curves = [drawing.moving_mean(by_episodes(row["rollouts"]["success"], episodes)) for row in mine]
                 drawing.mean_and_band(panel, curves, color=colour, label=algorithm)
             for row in mine:
                 ends = [100 * row["before"], 100 * row["after"]]
-                panel.scatter([0, (INITIAL + TRAINING) / 1000], ends, s=40, facecolors="none", edgecolors=colour)
+                panel.scatter([0, episodes / 1000], ends, s=40, facecolors="none", edgecolors=colour)
         drawing.percent_axes(panel, task, "episodes", "success (%)" if panel is panels[0] else None)
         panel.set_xlabel("episodes")
         panel.xaxis.set_major_formatter(lambda thousands, _: f"{1000 * thousands:g}")
@@ -191,9 +194,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_bytes(drawing.png(figure))
 
 
-def by_episodes(success: list[float]) -> list[tuple[float, float]]:
-    """Each iteration's value at the interactions after it."""
-    return [(INITIAL + TRAINING * place / len(success), value) for place, value in enumerate(success, start=1)]
+def by_episodes(success: list[float], episodes: int) -> list[tuple[float, float]]:
+    """Each iteration's value at the interactions after it, of `episodes` in all."""
+    each = (episodes - INITIAL) / len(success)
+    return [(INITIAL + each * place, value) for place, value in enumerate(success, start=1)]
 
 
 def main() -> None:
@@ -204,6 +208,7 @@ def main() -> None:
     parser.add_argument("--agents", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algorithms", nargs="+", default=list(ALGORITHMS))
+    parser.add_argument("--episodes", type=int, default=300, help="of interaction, those before the first update too")
     parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--steps", type=int, help="of pre-training, instead of those of the table; with another --name")
     parser.add_argument("--name", default="weak", help="of the table, where other options are tried")
@@ -212,8 +217,10 @@ def main() -> None:
     given.options = options
     if given.steps and given.name == parser.get_default("name"):
         parser.error("--steps makes other planners than the table's; give their rows another --name too.")
-    table = f"{given.name}_{given.observation}"
-    rows = rows_of(table, given.test)
+    if given.episodes <= INITIAL:
+        parser.error(f"--episodes: expected more than the {INITIAL} before the first update, got {given.episodes}.")
+    table, sizes = f"{given.name}_{given.observation}", {"test": given.test, "episodes": given.episodes}
+    rows = rows_of(table, sizes)
     if given.compare and not rows:
         sys.exit(f"{RESULTS / table}.json is not there yet; leave --compare out to make it.")
     wanted = itertools.product(range(given.seeds), range(given.agents), given.tasks, given.algorithms)
@@ -222,11 +229,11 @@ def main() -> None:
         if any(place.items() <= row.items() for row in rows):
             continue
         row = place | finetuned(task, planner_of(task, agent, given), algorithm, seed, given)
-        rows = [*rows_of(table, given.test), row]  # another of these scripts may have written its own meanwhile
+        rows = [*rows_of(table, sizes), row]  # another of these scripts may have written its own meanwhile
         rows.sort(key=lambda row: [str(row[key]) for key in place])
-        write(table, {"test": given.test, "episodes": INITIAL + TRAINING, "rows": rows}, show=False)
+        write(table, {**sizes, "rows": rows}, show=False)
     print(*compare(rows), sep="\n")
-    draw(rows, RESULTS.with_name("figures") / f"{table}.png")
+    draw(rows, given.episodes, RESULTS.with_name("figures") / f"{table}.png")
 
 
 if __name__ == "__main__":

@@ -74,7 +74,19 @@ def test_what_was_made_with_other_options_is_not_taken(benchmark_named: Any, tmp
 
 def test_curves_begin_after_the_first_roll_outs_and_end_with_all(benchmark_named: Any) -> None:
     weak: ModuleType = benchmark_named("weak")
-    assert weak.by_episodes([0.0, 1.0]) == [(32 + 134, 0.0), (300, 1.0)]
+    assert weak.by_episodes([0.0, 1.0], 300) == [(32 + 134, 0.0), (300, 1.0)]
+
+
+def test_rows_of_other_numbers_of_episodes_are_no_part_of_a_table(
+    benchmark_named: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weak: ModuleType = benchmark_named("weak")
+    monkeypatch.setattr(weak, "RESULTS", tmp_path)
+    assert weak.rows_of("mine", {"test": 500, "episodes": 300}) == []
+    (tmp_path / "mine.json").write_text('{"test": 500, "episodes": 300, "rows": [{"after": 0.5}]}')
+    assert weak.rows_of("mine", {"test": 500, "episodes": 300}) == [{"after": 0.5}]
+    with pytest.raises(SystemExit, match=r"was made with --episodes 300, but 1440 came"):
+        weak.rows_of("mine", {"test": 500, "episodes": 1440})
 
 
 def test_practice_is_told_by_tasks_seeds_and_pairs(benchmark_named: Any) -> None:

@@ -34,6 +34,7 @@ from sodp3d.learning.pretrain import Drawn, Pretraining, fit
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import planner_state
 from sodp3d.models.planner import Planner
+from sodp3d.models.sampled import plans_of
 from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings
 
@@ -96,7 +97,7 @@ class Teacher:
     @torch.no_grad()
     def plans(self, features: Tensor, elapsed: Tensor, generator: torch.Generator) -> Tensor:
         """One plan of each observation, (B, Tp, Da) normalized. features (B, F), elapsed (B,) of the time limit."""
-        count = self.choice.count if self.choice else 1
+        count = plans_of(self.choice)
         noise = self.planner.noise(len(features) * count, generator)
         if self.choice is None:
             chain = self.planner.sample_chain(features, noise, self.planner.sampler)

@@ -52,6 +52,7 @@ from sodp3d.models.loading import (
     require_fitting,
 )
 from sodp3d.models.planner import Planner
+from sodp3d.models.sampled import plans_of
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.kept import evaluate_and_keep, recall
 from sodp3d.settings import TrainSettings, measured_alike
@@ -121,7 +122,7 @@ def run_finetune(config: dict[str, Any]) -> None:
         choice = load_choice(path, device)  # of a planner that was fine-tuned before
 
         def test_before() -> Evaluation:
-            made = _made_before(run.config, settings, path, task, choice.count if choice else 1)
+            made = _made_before(run.config, settings, path, task, plans_of(choice))
             return made or evaluate(planner, rollouts, task, settings.evaluation.test_seeds, choice)
 
         start = {START: checkpoint.digest_of(checkpoint_of(path))}
@@ -227,7 +228,7 @@ def run_distill(config: dict[str, Any]) -> None:
     ):
         seeds, stopped = settings.evaluation.test_seeds, lambda: run.stop_requested
         folder = run.directory / "evaluation" / "before" / task.name
-        count = teacher.choice.count if teacher.choice else 1
+        count = plans_of(teacher.choice)
         before = _made_before(run.config, settings, path, task, count) or evaluate_and_keep(
             planner, digest, task, seeds, folder, lambda: rollouts, stopped, teacher.choice
         )

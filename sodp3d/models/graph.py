@@ -32,6 +32,7 @@ from sodp3d.models.critic import Choice
 from sodp3d.models.encoders import PointCloudEncoder
 from sodp3d.models.loading import checkpoint_of, load_choice, load_policy_and_state
 from sodp3d.models.planner import Planner
+from sodp3d.models.sampled import plans_of
 
 TOLERANCE = 1e-4  # of actions scaled to [-1, 1]
 METADATA = "sodp3d.json"  # key of what a file says of its planner
@@ -212,7 +213,7 @@ def _description(graph: PlanGraph, source: Path, state: Mapping[str, Any]) -> di
             "plan": ["batch", config.horizon, config.action_size],
         },
         "planner": config.to_dict(),
-        "best_of": graph.choice.count if graph.choice else 1,
+        "best_of": plans_of(graph.choice),
         "digest": checkpoint.digest_of(checkpoint_of(source)),
         **{key: state[key] for key in ("tasks", "view", "data_hash") if key in state},
     }

@@ -20,7 +20,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.models.diffusion import Chain, ChainOptions, Diffusion
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.models.policy_config import PolicyConfig
-from sodp3d.models.sampled import Chooser, Planning, Sampled
+from sodp3d.models.sampled import Chooser, Planning, Sampled, plans_of
 from sodp3d.models.unet import UNETS, UNet1d
 from sodp3d.settings import TrainSettings
 from sodp3d.vision.sensors import sensor
@@ -263,7 +263,7 @@ class Planner(LearnedPolicy):
         if single:
             tensors = {key: value[None] for key, value in tensors.items()}
         features = self.encode(tensors)
-        size, count = len(features), choice.count if choice is not None else 1
+        size, count = len(features), plans_of(choice)
         if noise is None:
             noise = self.noise(size * count, generator)
         own = self.config.sampled(None, eta, sigma_floor)

@@ -34,6 +34,11 @@ class Chooser(Protocol):
         ...
 
 
+def plans_of(choice: Chooser | None) -> int:
+    """N: how many plans are drawn of each state; one where nobody chooses."""
+    return choice.count if choice is not None else 1
+
+
 @dataclass
 class Planning:
     """What is remembered of one episode: its noise, how far it is, and, to learn from it, how each plan came about."""
@@ -80,7 +85,7 @@ class Sampled:
 
     def _sample(self, features: Tensor, memories: Sequence[Planning]) -> Chain:
         """One chain for each episode, by noise of its own."""
-        count = self.choice.count if self.choice else 1
+        count = plans_of(self.choice)
         noise = torch.stack([self.planner.noise(count, memory.generator) for memory in memories])
         if self.choice is None:
             return self.planner.sample_chain(features, noise[:, 0], self.options)

@@ -24,6 +24,7 @@ from sodp3d.core.files import disk_errors, replace_file, write_json
 from sodp3d.envs.config import SUCCESS_METRICS, EnvConfig
 from sodp3d.models.critic import Choice
 from sodp3d.models.policy import Policy
+from sodp3d.models.sampled import plans_of
 from sodp3d.rollouts.evaluate import Evaluation, evaluate
 from sodp3d.rollouts.rollout import Episode, Rollouts
 
@@ -103,7 +104,7 @@ def evaluate_and_keep(
     digest: of the planner's weights; what is kept of another's is measured again. rollouts: not called where all is
     there. choice: how it chooses among several plans.
     """
-    digest = of_choice(digest, choice.count if choice is not None else 1)
+    digest = of_choice(digest, plans_of(choice))
     episodes = _kept_episodes(folder, digest, seeds)
     if episodes:
         log.info("%s: %d of %d episodes were evaluated before", config.name, len(episodes), len(seeds))

@@ -19,6 +19,7 @@ from sodp3d.core.errors import InputError
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import checkpoint_of, load_choice, load_planner_and_state
 from sodp3d.models.planner import Planner
+from sodp3d.models.sampled import plans_of
 from sodp3d.vision.camera import Camera
 from sodp3d.vision.pointcloud import Converter, CropConfig, check_backend
 from sodp3d.vision.sensors import POINT_CLOUD, sensor
@@ -67,7 +68,7 @@ class ServedPlanner:
     @property
     def plans_drawn(self) -> int:
         """N: how many plans are drawn for each that is given."""
-        return self.choice.count if self.choice is not None else 1
+        return plans_of(self.choice)
 
     @property
     def takes_depth(self) -> bool:
