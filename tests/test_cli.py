@@ -8,7 +8,8 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from sodp3d.core.cli import FORMER, command, compose, option_names, refuse_targets
+from sodp3d.core.arguments import FORMER
+from sodp3d.core.cli import command, compose, option_names, refuse_targets
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CONFIGS
 from sodp3d.envs.config import RECORDED, EnvConfig, expand

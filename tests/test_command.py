@@ -95,6 +95,18 @@ def test_messages_name_the_command_that_the_user_has(monkeypatch: pytest.MonkeyP
     assert paths.command_line("card", "data/a") == "sodp3d card data/a", "which takes none"
 
 
+def test_a_suggested_command_makes_what_fits_the_one_that_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = "mode=pretrain preset=quick env=metaworld env.task=reach env.points=64 env.crop.low=[0,0,0] seed=3".split()
+    monkeypatch.setattr("sys.argv", ["sodp3d train", *typed])
+    made = paths.command_line("convert", "env=metaworld", "env.task=reach")
+    assert made == "sodp3d convert env=metaworld env.task=reach preset=quick env.points=64 'env.crop.low=[0,0,0]'"
+    assert "data=<new folder>" in paths.command_line("collect", "data=<new folder>"), "a reader fills it in"
+    assert paths.command_line("card", "data/<x;y>") == "sodp3d card 'data/<x;y>'"
+    assert "env.points=128" in paths.command_line("convert", "env.points=128", "again=clouds")
+    assert "env.points=64" not in paths.command_line("convert", "env.points=128", "again=clouds")
+    assert paths.command_line("replay", "run=x") == "sodp3d replay run=x", "which knows no sizes"
+
+
 def test_data_and_outputs_lie_under_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("SODP3D_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)

@@ -63,7 +63,7 @@ def test_what_an_agent_began_with_is_told_as_it_was() -> None:
 def test_the_command_names_an_agent_that_takes_demonstrations() -> None:
     push = EnvConfig.from_config(compose("collect", ["env=metaworld", "env.task=push"])["env"])
     assert "env.task=push agent=rlpd agent.prior=demonstrations demos=/d" in _shown_by(push, "/d")
-    assert _shown_by(ENV, "/d").endswith("env=adroit_door demos=/d")
+    assert _shown_by(ENV, "/d").endswith("env=adroit_door demos=/d data=<new folder>")
 
 
 def test_demonstrations_that_an_agent_would_never_look_at_are_refused() -> None:

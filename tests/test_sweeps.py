@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_processes import COLLECT, TRAIN, Place
 
-from sodp3d.core.cli import switches_first
+from sodp3d.core.arguments import switches_first
 from sodp3d.core.files import claim_folder
 from sodp3d.core.run import open_run
 

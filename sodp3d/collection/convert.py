@@ -19,6 +19,7 @@ from typing import Any
 
 from sodp3d.collection.sets import for_each_task
 from sodp3d.core.cli import command
+from sodp3d.core.device import find_device
 from sodp3d.core.machine import core_count
 from sodp3d.core.paths import data_root
 from sodp3d.core.progress import progress_lines
@@ -75,7 +76,7 @@ def make_clouds(config: dict[str, Any], task: EnvConfig, path: Path, progress: C
     """Point clouds beside the depth."""
     from sodp3d.data.conversion import convert_store
 
-    device = "cpu" if config["device"] == "auto" else config["device"]
+    device = str(find_device(config["device"], "device")) if config["backend"] == "torch" else "cpu"
     workers = 0 if config["backend"] == "torch" and device != "cpu" else config["workers"] or core_count()
     output = config["output"] or "point_cloud"
     replaces = config["again"] == "clouds"

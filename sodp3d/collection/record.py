@@ -57,7 +57,7 @@ def _shown_by(env: EnvConfig, place: str) -> str:
     """The command by which an agent begins with the demonstrations at `place`."""
     usual = compose("collect", env.choice.split())["env"]["recommended"]["agent"]
     agent = [] if usual == "vrl3" else ["agent=rlpd", "agent.prior=demonstrations"]
-    return command_line("collect", *env.choice.split(), *agent, f"demos={place}")
+    return command_line("collect", *env.choice.split(), *agent, f"demos={place}", "data=<new folder>")
 
 
 def folder_of(config: Mapping[str, Any], env: EnvConfig) -> Path:

@@ -10,11 +10,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from sodp3d.core import launch, registry
+from sodp3d.core.arguments import named, refuse_former, switches_first, told
 from sodp3d.core.errors import AlreadyFinishedError, InputError
 from sodp3d.core.mappings import flat
 from sodp3d.core.paths import CONFIGS
@@ -22,27 +23,18 @@ from sodp3d.core.stopping import Stopped, on_signal, stop_at_once
 
 log = logging.getLogger(__name__)
 MENDABLE = (InputError, FloatingPointError)  # wrong input, and learning that diverged
-# Options of earlier releases, with what is typed now; "": nothing.
-FORMER = {
-    "reg": {
-        "bc": "algorithm=sodp, the default (algorithm=sodp_chunk is what it was)",
-        "none": "algorithm=sodp_none",
-        "kl": "algorithm=sodp_kl",
-        "pl": "algorithm=sodp_pl",
-    },
-    "updates": {"few": "algorithm=sodp_gae", "many": ""},
-    "start": {"scratch": "algorithm=sodp_scratch", "pretrained": ""},
-}
 
 
 def command(
     config_name: str,
     complete: Callable[[list[str]], list[str]] = list,
+    words: Sequence[str] = (),
     shared: Callable[[dict[str, Any]], bool] = lambda config: False,
 ) -> Callable[[Callable[[dict[str, Any]], None]], Callable[[], None]]:
     """Decorator: `function(config)` gets the composed configuration as plain dicts and lists.
 
-    `complete` may add to the command line's arguments. `shared` says whether several processes may do it together.
+    `complete` may add to the command line's arguments. `words` are options that may be given by their values alone, in
+    this order. `shared` says whether several processes may do it together.
 
     Mistakes and signals end it as `exit_status` says; misspelt options name the valid ones. A signal ends a sweep too.
     """
@@ -51,7 +43,7 @@ def command(
         @functools.wraps(function)
         def main() -> None:
             log_to_stderr()
-            status = exit_status(lambda: _run(config_name, function, complete, shared), shared=True)
+            status = exit_status(lambda: _run(config_name, function, complete, words, shared), shared=True)
             if status:
                 sys.exit(status)
 
@@ -100,6 +92,7 @@ def _run(
     config_name: str,
     function: Callable[[dict[str, Any]], None],
     complete: Callable[[list[str]], list[str]],
+    words: Sequence[str],
     shared: Callable[[dict[str, Any]], bool],
 ) -> None:
     import hydra
@@ -137,39 +130,16 @@ def _run(
 
     refuse_former(sys.argv[1:])
     _find_plugins(sys.argv[1:])
-    sys.argv[1:] = switches_first(complete(sys.argv[1:]))
+    sys.argv[1:] = switches_first(named(complete(sys.argv[1:]), words))
     if {"-h", "--help"}.intersection(sys.argv):
         overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-        sys.stdout.write(help_text(config_name, overrides))
+        sys.stdout.write(help_text(config_name, overrides, words))
         return
     with _hydra_errors(config_name):
         _check_choices(config_name, sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     if failures:
         raise failures[0]
-
-
-def switches_first(arguments: list[str]) -> list[str]:
-    """A command line's arguments, with `-m` before the options, as argparse wants it, wherever it was typed."""
-    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
-
-
-def positional(*names: str) -> Callable[[list[str]], list[str]]:
-    """For `command(complete=)`: words that are no options are values of the options `names`, in this order."""
-
-    def complete(arguments: list[str]) -> list[str]:
-        left, completed = list(names), list[str]()
-        for argument in arguments:
-            if argument.startswith("-") or re.match(r"[+~]{0,2}[A-Za-z_][\w.]*=", argument):
-                completed.append(argument)
-                continue
-            if not left:
-                raise InputError(f"expected <{'> <'.join(names)}> and options as name=value, got {argument!r} beside.")
-            escaped = argument.replace("'", "\\'")
-            completed.append(f"{left.pop(0)}='{escaped}'")
-        return completed
-
-    return complete
 
 
 @contextmanager
@@ -225,13 +195,14 @@ def config_groups(config_name: str) -> dict[str, list[str]]:
     return {name: sorted({file.stem for each in folders for file in (each / name).glob("*.yaml")}) for name in names}
 
 
-def help_text(config_name: str, overrides: list[str]) -> str:
+def help_text(config_name: str, overrides: list[str], words: Sequence[str] = ()) -> str:
     """What `--help` prints: the groups with their choices, and all options with the values `overrides` give them."""
     program = sys.argv[0] if sys.argv[0].startswith("sodp3d ") else f"python {sys.argv[0]}"
     groups = [f"  {name}={' | '.join(choices)}" for name, choices in config_groups(config_name).items()]
     options = flat(compose(config_name, overrides))
+    expected = [*([told(words)] if words else []), *(["[group=choice]"] if groups else []), "[option=value] ..."]
     lines = [
-        f"usage: {program} [group=choice] [option=value] ...",
+        " ".join(["usage:", program, *expected]),
         *(["", "Groups of options, with their choices:", *groups] if groups else []),
         "",
         "Options, with their values:",
@@ -269,20 +240,6 @@ def _find_plugins(arguments: list[str]) -> None:
 
     if not any(kind.__name__ == PluginConfigs.__name__ for kind in Plugins.instance().discover(SearchPathPlugin)):
         Plugins.instance().register(PluginConfigs)
-
-
-def refuse_former(arguments: Iterable[str]) -> None:
-    """Raise InputError for options of an earlier release, naming today's."""
-    told = []
-    for argument in arguments:
-        key, equals, value = argument.lstrip("+").partition("=")
-        if key in FORMER and equals and not value.startswith("{"):  # reg={name: kl} is a section
-            now = FORMER[key].get(value, "algorithm=<name>, which configs/algorithm/<name>.yaml makes")
-            told.append(f"{argument} is of an earlier release, {f'use {now}' if now else 'leave it out'}")
-    if len(told) > 1:
-        told.append("an algorithm is one choice: take the nearest, and set reg.name, reg.weight or finetune.<key>")
-    if told:
-        raise InputError(f"algorithm: {'; '.join(told)}.")
 
 
 def _check_choices(config_name: str, arguments: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """Where things are: the package's own files, and the folder that holds a user's data and runs."""
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ _SCRIPTS = {
     "train": "train.py",
     "replay": "replay.py",
 }
+_PLACEHOLDER = re.compile(r"[\w.=/-]*<[\w /-]+>")  # what a reader is to fill in; all else is quoted for the shell
+_OF_TASKS = ("collect", "convert", "train")  # those that take preset= and env.<option>=
 
 
 def root(config: Mapping[str, Any] | None = None) -> Path:
@@ -40,10 +43,20 @@ def outputs_root(config: Mapping[str, Any] | None = None) -> Path:
 def command_line(verb: str, *options: str) -> str:
     """What to type for a command, for messages: `sodp3d <verb>`, or in a checkout its script, as the user began.
 
-    A `root=` and `plugins=` that the user typed come along, or the command would look elsewhere, and know less.
+    What the user typed of where things are, of plug-ins and of sizes comes along, where the command takes it and is not
+    told otherwise: without it the command would look elsewhere, know less, or make what then does not fit.
     """
-    typed = [word for word in sys.argv[1:] if word.startswith(("root=", "plugins=")) and verb in _SCRIPTS]
+    told = {option.partition("=")[0] for option in options}
+    typed = [word for word in sys.argv[1:] if _taken(verb, word) and word.partition("=")[0] not in told]
     script = None if CHECKOUT is None or sys.argv[0].startswith("sodp3d ") else _SCRIPTS.get(verb)
     program = ["python", script] if script else ["sodp3d", verb]
     words = (option for option in (*options, *typed) if option)
-    return " ".join([*program, *(word if "<" in word else shlex.quote(word) for word in words)])
+    return " ".join([*program, *(word if _PLACEHOLDER.fullmatch(word) else shlex.quote(word) for word in words)])
+
+
+def _taken(verb: str, word: str) -> bool:
+    """Whether a command takes what was typed of another: root, plug-ins, preset, the task's options but its name."""
+    if verb not in _SCRIPTS:
+        return False
+    sized = verb in _OF_TASKS and re.match(r"preset=|env\.(?!(name|task|tasks)=)\w[\w.]*=", word)
+    return word.startswith(("root=", "plugins=")) or bool(sized)

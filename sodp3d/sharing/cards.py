@@ -22,7 +22,7 @@ from sodp3d.data.absence import can_be_made
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.models.loading import checkpoint_of
-from sodp3d.models.policy import LearnedPolicy
+from sodp3d.models.policy import LearnedPolicy, method_class
 from sodp3d.rollouts.evaluate import check_summary
 from sodp3d.tools.card import MARK, card_text, usual_choice
 from sodp3d.tools.card_figures import draw_figures
@@ -133,12 +133,13 @@ def _planner_rows(
 
 def _use(address: str, config: Mapping[str, Any]) -> list[str]:
     chosen = shlex.join(run_options(config))
-    acts = [f"sodp3d eval {chosen} planner=planner", f"sodp3d train mode=finetune {chosen} planner=planner"]
+    simulated, plans = not of_recordings(config), makes_planners(config)
     return [
         "```bash",
         f"sodp3d pull {address} planner",
-        *([] if of_recordings(config) else acts),
-        "sodp3d serve run=planner",
+        *([f"sodp3d eval {chosen} planner=planner"] if simulated else []),
+        *([f"sodp3d train mode=finetune {chosen} planner=planner"] if simulated and plans else []),
+        *(["sodp3d serve run=planner"] if plans else []),
         "```",
         "",
         "```python",
@@ -152,6 +153,14 @@ def _use(address: str, config: Mapping[str, Any]) -> list[str]:
 def of_recordings(config: Mapping[str, Any]) -> bool:
     """Whether a run learned from recordings: nothing simulates these, so its planner is served or loaded, no more."""
     return bool(config["env"].get("family") == RECORDED)
+
+
+def makes_planners(config: Mapping[str, Any]) -> bool:
+    """Whether a run's method makes planners, which alone are fine-tuned and served. Of a missing plug-in's: no."""
+    try:
+        return method_class(config.get("method", "sodp")).tunable
+    except InputError:
+        return False
 
 
 def run_options(config: Mapping[str, Any]) -> list[str]:

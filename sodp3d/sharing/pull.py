@@ -21,7 +21,7 @@ from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root, outputs_root
 from sodp3d.core.run import read_config
-from sodp3d.sharing.cards import of_recordings, run_options
+from sodp3d.sharing.cards import makes_planners, of_recordings, run_options
 from sodp3d.sharing.fetching import bring
 from sodp3d.sharing.hub import SCHEME, HubSource, Repository
 from sodp3d.sharing.manifest import PLANNER, Entry, Manifest, is_whole
@@ -104,8 +104,8 @@ def what_now(path: Path, kind: str) -> str:
         return f"look at it: {command_line('view', str(path))}\n"
     config = read_config(path)
     if of_recordings(config):
-        serve = command_line("serve", f"run={path}")
-        return f"serve it to a robot: {serve}\nor in Python: sodp3d.load_policy({str(path)!r})\n"
+        served = f"serve it to a robot: {command_line('serve', f'run={path}')}\n" if makes_planners(config) else ""
+        return f"{served}load it in Python: sodp3d.load_policy({str(path)!r})\n"
     videos = f"watch it: {command_line('replay', f'run={path}')}\n" if (path / "evaluation").is_dir() else ""
     return f"{videos}evaluate it: {command_line('eval', *run_options(config), f'planner={path}')}\n"
 

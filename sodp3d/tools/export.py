@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sodp3d.core import registry
-from sodp3d.core.cli import command, positional
+from sodp3d.core.cli import command
 from sodp3d.core.progress import episodes_done
 from sodp3d.core.sections import read_keys
 from sodp3d.settings import CommonSettings, ExportSettings
 from sodp3d.tools.import_recording import report
 
 
-@command("export", complete=positional("store", "format", "path"))
+@command("export", words=("store", "format", "path"))
 def main(config: dict[str, Any]) -> None:
     """Export, and say what was kept and lost, or how the graph was compared."""
     read_keys(CommonSettings, config)

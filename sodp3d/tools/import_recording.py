@@ -7,14 +7,14 @@ sodp3d import robomimic lift.hdf5 data/lift keys=[object] leave_out=[robot0_eye_
 import sys
 from typing import Any
 
-from sodp3d.core.cli import command, positional
+from sodp3d.core.cli import command
 from sodp3d.core.progress import episodes_done
 from sodp3d.core.sections import read_keys
 from sodp3d.settings import CommonSettings, ImportSettings
 from sodp3d.tools.card import write_card
 
 
-@command("import", complete=positional("format", "path", "store"))
+@command("import", words=("format", "path", "store"))
 def main(config: dict[str, Any]) -> None:
     """Import, write the store's card, and say what was kept and lost."""
     read_keys(CommonSettings, config)

@@ -13,7 +13,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.evaluate import check_summary
 
 log = logging.getLogger(__name__)
-MODES = ("pretrain", "finetune", "eval")
+MODES = ("pretrain", "finetune", "distill", "eval")
 _MEASURED = ("before", "evaluation", "best")  # keys of summaries in a result
 _BY_TASK = ("tasks", "tasks_before")  # and of summaries by task
 _OF_SET = {"before": "mean_before", "evaluation": "mean"}  # what a set has instead
@@ -84,6 +84,8 @@ def results(runs: dict[str, Path]) -> list[Result]:
     for key, mean in _OF_SET.items():
         if key in names and told.get(mean):
             found.append(Result(f"{names[key]}, mean of {told[mean]['tasks']} tasks", told[mean]))
+    if "distill" in runs:
+        found.append(Result("distilled", read_result(runs["distill"])["evaluation"]))
     return [Result(f"{result.words}{unseen}", result.summary) for result in found]
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import disk_errors
 from sodp3d.core.paths import command_line
+from sodp3d.core.run import read_config
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs import make_env
 from sodp3d.envs.base import RobotEnv
-from sodp3d.envs.config import EnvConfig
+from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 
 SIZE = 256  # pixels of each half
@@ -95,6 +96,16 @@ def write_rollout_videos(
     return written
 
 
+def _evaluated_by(run: Path, task: EnvConfig) -> str:
+    """What to do where a run keeps no roll-outs of a task."""
+    if task.family == RECORDED:
+        return "recordings have no simulator to roll out in."
+    config = read_config(run)
+    method = [f"method={config['method']}"] if config.get("method", "sodp") != "sodp" else []
+    options = *task.choice.split(), f"obs={config['obs']['name']}", *method, f"planner={run}"
+    return f"evaluate first, and then replay the evaluation: {command_line('train', 'mode=eval', *options)}"
+
+
 def chosen_rollouts(
     directory: Path, config: EnvConfig, count: int, only: Sequence[int] = ()
 ) -> list[tuple[str, int, NDArray[np.float32]]]:
@@ -104,8 +115,7 @@ def chosen_rollouts(
     """
     path = directory / ROLLOUTS
     if not path.is_file():
-        evaluate = command_line("train", "mode=eval", *config.choice.split())
-        raise InputError(f"run: {path} is missing; evaluate first: {evaluate}")
+        raise InputError(f"run: {path} is missing; {_evaluated_by(directory.parents[1], config)}")
     kept = KeptRollouts.read(path)
     seeds, headline = kept.seeds, kept.succeeded(config.success_metric)
     missing = sorted(set(only) - set(seeds.tolist()))
