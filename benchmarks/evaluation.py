@@ -36,7 +36,7 @@ from sodp3d.vision.gl import settle
 
 
 def fresh_planner(config: dict[str, Any], task: EnvConfig) -> Planner:
-    """What pre-training would begin with. Adroit's episodes never end early, so weights do not change the time."""
+    """What pre-training would begin with. But on pen, whose episodes end early, weights do not change the time."""
     environment = ChunkedEnv(make_env(task), config["obs"]["name"], config["obs"]["backend"])
     assert isinstance(environment.observation_space, Dict)
     spaces = {**environment.observation_space.spaces, "action": environment.action_space}

@@ -67,7 +67,7 @@ def repeated(function: Callable[[], Any], times: int) -> Callable[[], None]:
 
 
 def finetuning(planner: Planner) -> Finetuning:
-    """With the defaults, and a full replay buffer of successes."""
+    """With `algorithm=sodp_chunk`, and a full replay buffer of successes."""
     tuning = Finetuning(
         planner,
         FinetuneSettings(**compose("train", ["algorithm=sodp_chunk"])["finetune"]),

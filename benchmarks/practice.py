@@ -53,8 +53,8 @@ def practised(run: Path) -> Practised:
     config, result = read_config(run), read_result(run)
     metric, task = config["env"]["success_metric"], result["evaluation"]["env"]
     logged = [line[f"rollout/success_{metric}"] for line in read_metrics(run) if f"rollout/success_{metric}" in line]
-    each = config["finetune"]["episodes_per_iteration"]
-    points = [(each * place, rate) for place, rate in enumerate(logged, start=1)]
+    each, all_of_them = config["finetune"]["episodes_per_iteration"], result["episodes"]
+    points = [(min(each * place, all_of_them), rate) for place, rate in enumerate(logged, start=1)]
     return Practised(task, config["algorithm"], config["seed"], outcomes_of(run, task, metric), points)
 
 

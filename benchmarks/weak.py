@@ -28,6 +28,7 @@ from omegaconf import OmegaConf
 from scipy.stats import binomtest
 from timing import CHECKOUT, RESULTS, parse, write
 
+from sodp3d.core.cli import compose
 from sodp3d.core.mappings import flat
 from sodp3d.core.run import read_config, read_metrics, read_result, read_versions
 from sodp3d.results import drawing
@@ -56,13 +57,16 @@ def run(script: str, *options: str) -> None:
 
 
 def result(directory: Path, made_with: dict[str, Any]) -> dict[str, Any] | None:
-    """What a finished run found. Exits where it was made with another value of an option, by its dotted name."""
+    """What a finished run found. Exits where it was made with another value of an option, by its dotted name.
+
+    Runs do not record what leaves their result alone.
+    """
     if not (directory / "result.json").is_file():
         return None
     config = flat(read_config(directory))
     for key, value in made_with.items():
-        if config.get(key) != value:
-            sys.exit(f"{directory} was made with {key}={config.get(key)}, but {value} is wanted; move it away.")
+        if config.get(key, value) != value:
+            sys.exit(f"{directory} was made with {key}={config[key]}, but {value} is wanted; move it away.")
     return read_result(directory)
 
 
@@ -94,7 +98,7 @@ def planner_of(task: str, agent: int, given: argparse.Namespace) -> Path:
 def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """One fine-tuning's row: success before and after, and the outcome of each test episode as a string of 0 and 1."""
     directory = planner.with_name(f"{planner.name}-{given.name}-{algorithm}-{seed}")
-    initial = ROLLED_OUT_BEFORE.get(algorithm, INITIAL)
+    initial = initial_of(algorithm)
     sizes = {"finetune.episodes": given.episodes - initial, "evaluation.episodes": given.test}
     made_with = {"algorithm": algorithm, **sizes, **given_values(given.options)}
     if result(directory, made_with) is None:
@@ -121,11 +125,20 @@ def finetuned(task: str, planner: Path, algorithm: str, seed: int, given: argpar
     }
 
 
+def initial_of(algorithm: str) -> int:
+    """Roll-outs before the first update."""
+    return ROLLED_OUT_BEFORE.get(algorithm, INITIAL)
+
+
 def given_values(options: list[str]) -> dict[str, Any]:
-    """Options of train.py by their dotted names."""
+    """Options of train.py by their dotted names. Exits for a group's choice, which no run records by that name."""
     given = OmegaConf.to_container(OmegaConf.from_dotlist(options))
     assert isinstance(given, dict)
-    return flat({str(key): value for key, value in given.items()})
+    values = flat({str(key): value for key, value in given.items()})
+    unknown = sorted(values.keys() - flat(compose("train")).keys())
+    if unknown:
+        sys.exit(f"{unknown[0]}: expected single options of train.py, as finetune.batch_size=128.")
+    return values
 
 
 def watched(directory: Path, metric: str) -> dict[str, list[float]]:
@@ -182,7 +195,10 @@ def draw(rows: list[dict[str, Any]], episodes: int, path: Path) -> None:
         for algorithm, colour in zip(algorithms, COLOURS, strict=False):
             mine = [row for row in rows if (row["task"], row["algorithm"]) == (task, algorithm)]
             if mine:
-                curves = [drawing.moving_mean(by_episodes(row["rollouts"]["success"], episodes)) for row in mine]
+                curves = [
+                    drawing.moving_mean(by_episodes(row["rollouts"]["success"], initial_of(algorithm), episodes))
+                    for row in mine
+                ]
                 drawing.mean_and_band(panel, curves, color=colour, label=algorithm)
             for row in mine:
                 ends = [100 * row["before"], 100 * row["after"]]
@@ -194,10 +210,10 @@ def draw(rows: list[dict[str, Any]], episodes: int, path: Path) -> None:
     path.write_bytes(drawing.png(figure))
 
 
-def by_episodes(success: list[float], episodes: int) -> list[tuple[float, float]]:
-    """Each iteration's value at the interactions after it, of `episodes` in all."""
-    each = (episodes - INITIAL) / len(success)
-    return [(INITIAL + each * place, value) for place, value in enumerate(success, start=1)]
+def by_episodes(success: list[float], initial: int, episodes: int) -> list[tuple[float, float]]:
+    """Each iteration's value at the interactions after it: after the first `initial`, of `episodes` in all."""
+    each = (episodes - initial) / len(success)
+    return [(initial + each * place, value) for place, value in enumerate(success, start=1)]
 
 
 def main() -> None:

@@ -70,11 +70,14 @@ def test_what_was_made_with_other_options_is_not_taken(benchmark_named: Any, tmp
     assert weak.result(tmp_path / "run", wanted)["steps"] == 3
     with pytest.raises(SystemExit, match=r"was made with pretrain\.steps=3, but 4 is wanted"):
         weak.result(tmp_path / "run", wanted | {"pretrain.steps": 4})
+    assert weak.result(tmp_path / "run", wanted | {"tracker": "none"}), "which runs do not record"
+    with pytest.raises(SystemExit, match=r"^preset: expected single options"):
+        weak.given_values(["preset=quick"])
 
 
 def test_curves_begin_after_the_first_roll_outs_and_end_with_all(benchmark_named: Any) -> None:
     weak: ModuleType = benchmark_named("weak")
-    assert weak.by_episodes([0.0, 1.0], 300) == [(32 + 134, 0.0), (300, 1.0)]
+    assert weak.by_episodes([0.0, 1.0], weak.initial_of("sodp"), 300) == [(32 + 134, 0.0), (300, 1.0)]
 
 
 def test_rows_of_other_numbers_of_episodes_are_no_part_of_a_table(

@@ -26,6 +26,9 @@ from sodp3d.models.loading import load_choice, planner_state
 SMALL = {"members": 3, "width": 8, "layers": 2, "first_updates": 5, "updates_per_episode": 2, "states": 12, "group": 4}
 
 
+UNTAUGHT = {**SMALL, "first_updates": 0, "updates_per_episode": 0}
+
+
 def make_critic(timed: bool = False, activation: str = "relu") -> Critic:
     torch.manual_seed(0)
     critic = Critic(CriticConfig(256, 6, members=3, width=8, layers=3, timed=timed, activation=activation))
@@ -289,6 +292,12 @@ def test_a_planner_without_a_critic_cannot_choose(tmp_path: Path) -> None:
         ({"best_of": 4}, r"finetune\.critic\.members: finetune\.best_of=4 needs a critic"),
         ({"chosen_share": 0.5}, r"finetune\.critic\.members: finetune\.chosen_share=0\.5 needs a critic"),
         ({"critic": {"members": 3}, "encoder": "tuned"}, r"finetune\.critic: it learns from features"),
+        ({"critic": UNTAUGHT}, r"finetune\.critic: 0 first_updates and 0 updates_per_episode teach it nothing"),
+        (
+            {"critic": SMALL, "credit": "critic", "baseline": "value"},
+            r"finetune\.baseline: finetune\.credit=critic comp",
+        ),
+        ({"critic": SMALL, "credit": "critic", "discount": 0.9}, r"finetune\.discount: with .* finetune\.critic\.disc"),
     ],
 )
 def test_settings_that_need_a_critic_are_refused_without(changes: dict[str, Any], told: str) -> None:

@@ -20,7 +20,7 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.checks import START
 from sodp3d.learning.finetune import find_proficient, validation_due
 from sodp3d.learning.keeper import Keeper
-from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood
+from sodp3d.learning.learner import RATE_STEP, Learner, check_likelihood, together
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.stages import _recorded, run_finetune, run_pretrain
 from sodp3d.learning.tuning import Finetuning
@@ -80,6 +80,41 @@ def test_the_ratio_is_one_before_the_first_update(encoder: str, floor_steps: str
     assert float(metrics["ratio_max"]) == pytest.approx(1, abs=1e-5)
     assert float(metrics["kl"]) == pytest.approx(0, abs=1e-7)
     assert float(metrics["clip_fraction"]) == 0
+
+
+def test_the_planner_that_learns_is_as_when_it_acts() -> None:
+    """Or dropout and moving statistics, of an encoder of one's own, would change ratios and frozen features."""
+    planner = make_planner(STATE)
+    planner.encoder.sensor.layers.append(torch.nn.Dropout(0.5))
+    tuning = Finetuning(planner.train(), settings(), regularized(), seed=0)
+    seen = make_observation(planner.config, 3)
+    assert torch.equal(tuning.planner.encode(seen), tuning.planner.encode(seen))
+    tuning.remember([episode(tuning.planner, tuning, seed, success=True) for seed in range(4)], TASK)
+    tuning.learn(2)
+    assert torch.equal(tuning.planner.encode(seen), tuning.planner.encode(seen))
+
+
+def test_metrics_of_a_batch_in_parts_are_those_of_the_whole() -> None:
+    values = torch.tensor([1.0, 4.0, 2.0, 3.0, 8.0])
+    parts = [{"kl": part.mean(), "ratio_max": part.max()} for part in values.split(2)]
+    found = together(parts, torch.tensor([0.4, 0.4, 0.2]))
+    assert float(found["kl"]) == pytest.approx(float(values.mean())) and float(found["ratio_max"]) == 8
+
+
+@pytest.mark.parametrize(("bound", "steps"), [(None, 3), (1e-9, 1)])
+def test_large_steps_are_counted_where_the_bound_ends_them(bound: float | None, steps: int) -> None:
+    tuning = prepare(large_steps=LargeStepSettings(updates=3, batch_size=8), target_kl=bound)
+    assert tuning.learn(1)["train/importance_updates"] == steps
+
+
+@pytest.mark.parametrize("cloned_until", ["success", "end"])
+def test_what_began_when_the_task_was_achieved_is_not_cloned(cloned_until: str) -> None:
+    tuning = prepare(cloned_until=cloned_until)
+    known = len(tuning.memory.target.facts["episode_return"])
+    later = episode(tuning.planner, tuning, 11, success=True)
+    later.achieved = dict.fromkeys(("count", "any"), 0)
+    tuning.remember([later], TASK)
+    assert len(tuning.memory.target.facts["episode_return"]) == known
 
 
 @pytest.mark.parametrize("regularizer", ["bc", "none", "kl", "pl"])
@@ -397,10 +432,11 @@ def test_a_planner_that_never_succeeds_is_told_and_its_best_returns_stand_in(cap
             return [episode(planner, tuning, seed % 1000, success=False) for seed in seeds]
 
     with caplog.at_level(logging.WARNING):
-        found = find_proficient(planner, tuning, Failing(), TASK, 0)  # type: ignore[arg-type]
+        found = find_proficient(planner, tuning, Failing(), TASK, 0, lambda: False)  # type: ignore[arg-type]
     assert len(found) == 6 and "never succeeds" in caplog.text and "initial_attempts=6" in caplog.text
     tuning.remember(found, TASK)
     kept = tuning.memory.target.facts["episode_return"]
+    assert find_proficient(planner, tuning, Failing(), TASK, 0, lambda: True) is None  # type: ignore[arg-type]
     assert len(kept) == 3 and kept.min() >= sorted(e.episode_return for e in found)[-3] - 1e-5
 
 

@@ -13,7 +13,7 @@ from sodp3d.core.files import read_json
 from sodp3d.envs.config import EnvConfig
 from sodp3d.models.critic import Choice, Critic, CriticConfig
 from sodp3d.rollouts.evaluate import Evaluation
-from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts, evaluate_and_keep, recall
+from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts, evaluate_and_keep, keep_evaluation, recall
 from sodp3d.rollouts.rollout import Episode
 from sodp3d.settings import measured_alike
 
@@ -80,6 +80,8 @@ def test_a_test_is_recalled_only_whole_and_of_that_planner_and_those_seeds(tmp_p
     found, _ = evaluate(tmp_path)
     recalled = recall("one", TASK, SEEDS, tmp_path)
     assert found is not None and recalled is not None and recalled.metrics() == found.metrics()
+    fewer = recall("one", TASK, SEEDS[:3], tmp_path)
+    assert fewer is not None and [episode.seed for episode in fewer.episodes] == list(SEEDS[:3])
     assert recall("two", TASK, SEEDS, tmp_path) is None and recall("one", TASK, range(101, 106), tmp_path) is None
 
 
@@ -147,3 +149,11 @@ def test_what_a_critic_chose_is_another_evaluation(tmp_path: Path) -> None:
     assert recall("one", TASK, SEEDS, tmp_path, choice.count) is not None
     assert recall("one", TASK, SEEDS, tmp_path) is None
     assert recall("one", TASK, SEEDS, tmp_path, 8) is None
+
+
+def test_two_checkpoints_of_the_same_weights_share_one_test(tmp_path: Path) -> None:
+    found, _ = evaluate(tmp_path / "last")
+    assert found is not None
+    keep_evaluation(found, "two", tmp_path / "best")
+    assert evaluate(tmp_path / "best", digest="two")[1] == [], "nothing is rolled out again"
+    assert (tmp_path / "best/evaluation.json").read_bytes() == (tmp_path / "last/evaluation.json").read_bytes()

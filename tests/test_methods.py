@@ -14,7 +14,7 @@ from toy_planner import STATE, make_observation, make_planner
 from toy_slider import SliderChunks, make_slider
 
 from sodp3d import load_planner, load_policy
-from sodp3d.core import registry
+from sodp3d.core import checkpoint, registry
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.run import Run
@@ -347,8 +347,21 @@ def test_a_policy_is_evaluated_as_its_method(folder: Path, tmp_path: Path) -> No
     with pytest.raises(InputError, match=told):
         as_planner_was_trained(compose("train", ["obs=state", "method=bcrnn", "model.width=77"]), tmp_path / "run")
     require_fitting(state, training.planner, config, tasks[0])
+    telling, _, _, _ = trained(folder, "mtbc", 1, 1e-3)
+    with pytest.raises(InputError, match="tells its tasks apart, and toy_third is none of them: toy_first, toy_second"):
+        require_fitting(state, telling.planner, config, replace(tasks[0], name="toy_third"))
     with pytest.raises(InputError, match="sees obs=state, but obs=pointcloud was asked for"):
         require_fitting(state, training.planner, compose("train"), tasks[0])
+
+
+def test_planners_of_different_methods_are_told_apart(tmp_path: Path) -> None:
+    task = EnvConfig.from_config(compose("train")["env"])
+    planner = make_planner(replace(STATE, method="dp3", prediction="sample"))
+    with Run(tmp_path / "run", {}) as run:
+        checkpoint.save(run.checkpoints, 1, {}, planner_state(planner, [task], "v2-0"))
+    told = r"is of method=dp3, but method=simple_dp3 came; give method=dp3\."
+    with pytest.raises(InputError, match=told):
+        as_planner_was_trained(compose("train", ["obs=state", "method=simple_dp3"]), tmp_path / "run")
 
 
 # ---- one of one's own --------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from sodp3d.data.dataset import WindowDataset, hold_out
 from sodp3d.data.recording import as_recorded
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import task_configs
+from sodp3d.learning import offline
 from sodp3d.learning.offline import Offline, planned_actions
 from sodp3d.learning.stages import STAGES
 from sodp3d.models.loading import load_policy_and_state
@@ -88,10 +89,14 @@ class Parrot:
 
     device = torch.device("cpu")
 
+    def __init__(self) -> None:
+        self.beside: list[int] = []  # how many episodes it was asked for at once
+
     def begin(self, task: Any, seed: int) -> list[int]:
         return []
 
     def act(self, observation: dict[str, np.ndarray], memories: list[list[int]]) -> np.ndarray:
+        self.beside.append(len(memories))
         now = observation["agent_pos"][:, -1, 0]
         for memory, step, before in zip(memories, now, observation["agent_pos"][:, 0, 0], strict=True):
             assert before == max(step - 1, 0)  # the step before, or the first one again
@@ -99,7 +104,7 @@ class Parrot:
         return np.stack([np.stack([now + ahead, 10 * now], axis=-1) for ahead in range(3)], axis=1)
 
 
-def test_a_policy_is_shown_what_was_recorded_whenever_it_plans(tmp_path: Path) -> None:
+def test_a_policy_is_shown_what_was_recorded_whenever_it_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = [7, 2, 3]
     episodes = []
     for length in lengths:
@@ -112,6 +117,10 @@ def test_a_policy_is_shown_what_was_recorded_whenever_it_plans(tmp_path: Path) -
     planned = planned_actions(Parrot(), dataset, task)  # type: ignore[arg-type]
     np.testing.assert_array_equal(planned[:, 0], [*range(7), *range(2), *range(3)])
     np.testing.assert_array_equal(planned[:, 1] / 10, [0, 0, 0, 3, 3, 3, 6, 0, 0, 0, 0, 0])
+    monkeypatch.setattr(offline, "_BATCH", 2)
+    parrot = Parrot()
+    np.testing.assert_array_equal(planned_actions(parrot, dataset, task), planned)  # type: ignore[arg-type]
+    assert max(parrot.beside) == 2, "never more at once, however many episodes there are"
 
 
 def test_a_number_that_never_changes_has_no_share(tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.branching import branch, interactions, trunks_within
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.checks import START
-from sodp3d.learning.keeper import evaluate_newest
+from sodp3d.learning.keeper import evaluate_newest, keep_as_best
 from sodp3d.learning.tuning import Finetuning
 from sodp3d.models.capture import capture
 from sodp3d.models.loading import load_choice, load_planner
 from sodp3d.models.planner import Planner
+from sodp3d.models.sampled import plans_of
 from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
 from sodp3d.rollouts.rollout import Episode, Rollouts
 from sodp3d.settings import FinetuneSettings, TrainSettings
@@ -34,13 +35,13 @@ def finetune(
     described: dict[str, Any],
     task: EnvConfig,
     rollouts: Rollouts,
-    test_before: Callable[[], Evaluation],
+    test_before: Callable[[], Evaluation | None],
     recorded: Sequence[EpisodeRecord] = (),
 ) -> dict[str, Any] | None:
     """Fine-tune `pretrained` on `task`, from its first roll-outs to the final evaluation.
 
     described: what its checkpoints say of the planner, with the digest of `pretrained`, {START: digest}.
-    test_before: tests `pretrained`. recorded: episodes that stand in for roll-outs.
+    test_before: tests `pretrained`, None where that was stopped. recorded: episodes that stand in for roll-outs.
     Returns the run's result, None where it was stopped before its end.
     """
     options = settings.finetune
@@ -59,7 +60,9 @@ def finetune(
     if not tuning.load(run, described[START]):
         run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
         checkpoint.drop_after(run.directory / "best", -1)
-        _begin(settings, run, tuning, test_before(), pretrained, task, rollouts, bool(recorded))
+        before = test_before()
+        if before is None or not _begin(settings, run, tuning, before, pretrained, task, rollouts, bool(recorded)):
+            return None
         if options.evaluate_every > 0:  # the first of the best: what an early collapse goes back to
             run.log(tuning.environment_steps, validate())
         tuning.save(run, described)
@@ -97,18 +100,21 @@ def _begin(
     task: EnvConfig,
     rollouts: Rollouts,
     offline: bool,
-) -> None:
-    """Note the pre-trained planner's test, and fill memory with its first roll-outs."""
+) -> bool:
+    """Note the pre-trained planner's test, and fill memory with its first roll-outs. False where that was stopped."""
     run.log(0, before.metrics())
     log.info("before: %s", sentence(before.summary()))
     tuning.before = before.summary()
     if not offline:
-        first = find_proficient(pretrained, tuning, rollouts, task, settings.common.seed)
+        first = find_proficient(pretrained, tuning, rollouts, task, settings.common.seed, lambda: run.stop_requested)
+        if first is None:
+            return False
         tuning.remember(first, task)
         if not settings.finetune.from_scratch:  # or else they are not of the planner that learns
             tuning.keeper.first = [episode.success[task.success_metric] for episode in first]
     if settings.finetune.from_scratch:
         tuning.learner.begin_anew(settings.common.seed)
+    return True
 
 
 def _roll_out(
@@ -143,13 +149,18 @@ def act_by_arms(tuning: Finetuning, rollouts: Rollouts, seeds: list[int], chosen
 
 
 def find_proficient(
-    planner: Planner, tuning: Finetuning, rollouts: Rollouts, task: EnvConfig, seed: int
-) -> list[Episode]:
-    """Roll out the pre-trained planner until N_init episodes succeeded, or `initial_attempts` were made."""
+    planner: Planner, tuning: Finetuning, rollouts: Rollouts, task: EnvConfig, seed: int, stopped: Callable[[], bool]
+) -> list[Episode] | None:
+    """Roll out the pre-trained planner until N_init episodes succeeded, or `initial_attempts` were made.
+
+    None where `stopped()` ended it.
+    """
     found: list[Episode] = []
     settings = tuning.settings
     limit, wanted = settings.initial_attempts, settings.initial_proficient
     while len(found) < limit and sum(episode.success[task.success_metric] for episode in found) < wanted:
+        if stopped():
+            return None
         count = min(settings.episodes_per_iteration, limit - len(found))
         seeds = [episode_seed(seed, FINETUNING, len(found) + index) for index in range(count)]
         found += rollouts.run(planner, seeds, tuning.learner.options, keep_chains=True)
@@ -203,16 +214,22 @@ def _measure(
     if final is None:
         return None
     result: dict[str, Any] = {"before": tuning.before, "evaluation": final.summary(), "episodes": tuning.episodes}
+    plans = {"evaluation": count}
     if scores:
-        planner = load_planner(best, tuning.planner.device)
-        choice = load_choice(best, tuning.planner.device)
-        found = evaluate_newest(planner, best, run, task, seeds, rollouts, "best", choice)
+        best_choice = load_choice(best, tuning.planner.device)
+        if checkpoint.steps(best)[-1] == tuning.environment_steps:  # the last is the best, and was tested just now
+            found: Evaluation | None = final
+            keep_as_best(final, best, run, task, best_choice)
+        else:
+            planner = load_planner(best, tuning.planner.device)
+            found = evaluate_newest(planner, best, run, task, seeds, rollouts, "best", best_choice)
         if found is None:
             return None
         result["best"] = found.summary()
+        plans["best"] = plans_of(best_choice)
         result["validation_top5"] = float(np.mean(sorted(scores)[-5:]))
     if tuning.critic is not None:
-        result["best_of"] = count
+        result["best_of"] = plans
     result["interactions"] = counts = tuning.interactions(settings.evaluation.validation_episodes)
     run.log_once(tuning.environment_steps, final.metrics())
     log.info("final: %s", sentence(result["evaluation"]))

@@ -17,7 +17,7 @@ from sodp3d.models.loading import CRITIC
 from sodp3d.models.planner import Planner
 from sodp3d.models.policy import LearnedPolicy
 from sodp3d.rollouts.evaluate import Evaluation
-from sodp3d.rollouts.kept import evaluate_and_keep
+from sodp3d.rollouts.kept import evaluate_and_keep, keep_evaluation
 from sodp3d.rollouts.rollout import Rollouts
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,16 @@ def evaluate_newest(
 
     place: folder of it within evaluation/. None where the run was stopped before its end.
     """
-    digest = checkpoint.digest_of(checkpoint.path_of(checkpoints, checkpoint.steps(checkpoints)[-1]))
     folder = run.directory / "evaluation" / place / task.name
+    digest = _newest(checkpoints)
     return evaluate_and_keep(policy, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested, choice)
+
+
+def keep_as_best(found: Evaluation, best: Path, run: Run, task: EnvConfig, choice: Choice | None) -> None:
+    """Keep the last planner's evaluation as that of the newest of `best` too, whose weights are the same."""
+    keep_evaluation(found, _newest(best), run.directory / "evaluation" / "best" / task.name, choice)
+
+
+def _newest(checkpoints: Path) -> str:
+    """Digest of the newest checkpoint."""
+    return checkpoint.digest_of(checkpoint.path_of(checkpoints, checkpoint.steps(checkpoints)[-1]))

@@ -77,6 +77,12 @@ def averages(records: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     return {f"train/{key}": float(np.mean(values)) for key, values in found.items()}
 
 
+def together(parts: Sequence[Mapping[str, Tensor]], shares: Tensor) -> dict[str, Tensor]:
+    """Metrics of a batch from those of its parts, which are these shares (P,) of it: means, and the greatest `_max`."""
+    found = {key: torch.stack([part[key] for part in parts]) for key in parts[0]}
+    return {key: each.max() if key.endswith("_max") else (shares * each).sum() for key, each in found.items()}
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What an iteration learns from.
@@ -92,12 +98,12 @@ class Lesson:
     chosen_share: float = 0.0
 
     def target(self, size: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """A batch to clone: "features", or raw observations, and "latents"."""
+        """A batch to clone: "features", or raw observations, "latents" and "executed"."""
         if self.chosen is None:
             return self.proficient.sample(size, generator)
         count = round(self.chosen_share * size)
         parts = [self.proficient.sample(size - count, generator), self.chosen.sample(count, generator)]
-        return {key: torch.cat([part[key] for part in parts]) for key in ("features", "latents")}
+        return {key: torch.cat([part[key] for part in parts]) for key in ("features", "latents", "executed")}
 
 
 class Learner:
@@ -107,7 +113,8 @@ class Learner:
         self, pretrained: Planner, settings: FinetuneSettings, regularizer: RegularizerSettings, seed: int
     ) -> None:
         self.settings = settings
-        self.planner = copy.deepcopy(pretrained).train()
+        # As it acts: dropout would tell ratios other than 1 of weights that have not changed.
+        self.planner = copy.deepcopy(pretrained).eval()
         self.planner.encoder.requires_grad_(settings.encoder == "tuned")
         self.options = chain_options(settings.sampler)
         self.regularizer = make_regularizer(regularizer, copy.deepcopy(pretrained), self.options)
@@ -158,7 +165,8 @@ class Learner:
         if records and "kl" in records[0]:
             means["train/importance_updates"] = sum("kl" in record for record in records)
         if large.updates:
-            means |= averages(self._large_steps(lesson, where))
+            steps = self._large_steps(lesson, where)
+            means |= averages(steps) | {"train/importance_updates": len(steps)}
         if self.settings.adaptive_learning_rate:
             self._adapt_rate(means["train/kl"])
         return {**means, "train/updates": len(records)}
@@ -172,14 +180,15 @@ class Learner:
         for _ in range(self.settings.large_steps.updates):
             drawn = lesson.plans.sample(self.settings.large_steps.batch_size, self.batches)
             self.large.zero_grad(set_to_none=True)
-            parts: list[dict[str, Tensor]] = []
+            parts, shares = list[dict[str, Tensor]](), list[float]()
             for index in torch.arange(len(drawn["index"])).split(PART):
                 part = on_device({key: value[index] for key, value in drawn.items()}, self.planner)
                 loss, metrics = self.importance(part, lesson.credits[part["index"].cpu()].to(self.planner.device))
                 share = len(index) / len(drawn["index"])
                 (share * loss).backward()
-                parts.append({key: share * value.detach() for key, value in {**metrics, "imp_loss": loss}.items()})
-            record = {key: torch.stack([part[key] for part in parts]).sum() for key in parts[0]}
+                parts.append({key: value.detach() for key, value in {**metrics, "imp_loss": loss}.items()})
+                shares.append(share)
+            record = together(parts, torch.tensor(shares, device=self.planner.device))
             record["large_gradient_norm"] = self._step(self.large, {"loss": record["imp_loss"]}, where)
             records.append(record)
             if kl_exceeded(record, self.settings.target_kl):

@@ -30,14 +30,19 @@ class Memory:
         """Remember episodes."""
         for record in records:
             self.replay.add(record)
-            proficient = record.until_success() if self.cut else record
+            proficient = record.until_success()
             if proficient is not None:
-                self.target.add(proficient)
+                self.target.add(proficient if self.cut else record)
             self.scale.update(record.reward)
 
     def no_credit(self) -> Tensor:
         """(sum of C,) zeros: all that is known of plans whose worth was not measured."""
         return torch.zeros(self.replay.chunks)
+
+    @property
+    def deviation(self) -> float:
+        """What rewards are divided by; 1 where the settings leave them as they are."""
+        return self.scale.deviation if self.scale_reward else 1.0
 
     def rewards(self) -> list[Tensor]:
         """Chunk rewards of the recent episodes, E of (C_e,), divided by their deviation where the settings say so."""

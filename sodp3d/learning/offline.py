@@ -8,6 +8,7 @@ often a robot would succeed, as its own actions lead it to other states.
 Shape letters: R rows, of the held-out episodes end to end; B episodes, To observed steps, Ta executed steps, Da action.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -116,8 +117,12 @@ def planned_actions(policy: LearnedPolicy, dataset: WindowDataset, task: EnvConf
     planned = np.empty((len(dataset), *dataset.shapes["action"]), np.float32)
     memories = [policy.begin(task, _SEED + place) for place in range(len(bounds))]
     keys = [key for key in dataset.shapes if key != "action"]
-    for step in range(0, max(stop - start for start, stop in bounds), task.n_action_steps):
-        running = [place for place, (start, stop) in enumerate(bounds) if start + step < stop]
+    longest, every = max(stop - start for start, stop in bounds), range(len(bounds))
+    groups = [every[first : first + _BATCH] for first in range(0, len(bounds), _BATCH)]
+    for group, step in itertools.product(groups, range(0, longest, task.n_action_steps)):
+        running = [place for place in group if bounds[place][0] + step < bounds[place][1]]
+        if not running:
+            continue
         rows = np.array([
             np.clip(bounds[place][0] + step + np.arange(1 - task.n_obs_steps, 1), bounds[place][0], None)
             for place in running

@@ -43,6 +43,7 @@ from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
+from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
     is_unseen,
@@ -53,8 +54,9 @@ from sodp3d.models.loading import (
 )
 from sodp3d.models.planner import Planner
 from sodp3d.models.sampled import plans_of
-from sodp3d.rollouts.evaluate import Evaluation, evaluate, sentence
+from sodp3d.rollouts.evaluate import Evaluation, sentence
 from sodp3d.rollouts.kept import evaluate_and_keep, recall
+from sodp3d.rollouts.rollout import Rollouts
 from sodp3d.settings import TrainSettings, measured_alike
 
 log = logging.getLogger(__name__)
@@ -121,9 +123,8 @@ def run_finetune(config: dict[str, Any]) -> None:
     ):
         choice = load_choice(path, device)  # of a planner that was fine-tuned before
 
-        def test_before() -> Evaluation:
-            made = _made_before(run.config, settings, path, task, plans_of(choice))
-            return made or evaluate(planner, rollouts, task, settings.evaluation.test_seeds, choice)
+        def test_before() -> Evaluation | None:
+            return _tested(run, settings, path, planner, task, rollouts, choice)
 
         start = {START: checkpoint.digest_of(checkpoint_of(path))}
         described = planner_state(planner, [task], state["data_hash"]) | start
@@ -152,6 +153,11 @@ def _check_start(
     """Raise InputError where fine-tuning cannot begin with that planner."""
     require_fitting(state, planner, config, task)
     check_likelihood(planner, settings.finetune, settings.reg)
+    if settings.finetune.credit == "branch" and task.n_obs_steps > task.n_action_steps + 1:
+        raise InputError(
+            f"finetune.credit: a branch begins with one observed step, and with env.n_obs_steps={task.n_obs_steps} and "
+            f"env.n_action_steps={task.n_action_steps} its second plan still lacks some; use another credit."
+        )
 
 
 def _finetune_set(config: dict[str, Any], tasks: list[EnvConfig], path: Path, device: torch.device) -> None:
@@ -173,6 +179,23 @@ def _finetune_set(config: dict[str, Any], tasks: list[EnvConfig], path: Path, de
     with _open_tuning(as_planner_was_trained(config, next(iter(planners.values()))), path) as run:
         finetune_set(run, parts, new_run, run_finetune)
         log.info("finished: %s", run.directory)
+
+
+def _tested(
+    run: Run,
+    settings: TrainSettings,
+    path: Path,
+    planner: Planner,
+    task: EnvConfig,
+    rollouts: Rollouts,
+    choice: Choice | None,
+) -> Evaluation | None:
+    """The test of the planner at `path` that a run begins with: its own run's, or one of this run; None if stopped."""
+    seeds, folder = settings.evaluation.test_seeds, run.directory / "evaluation" / "before" / task.name
+    digest = checkpoint.digest_of(checkpoint_of(path))
+    return _made_before(run.config, settings, path, task, plans_of(choice)) or evaluate_and_keep(
+        planner, digest, task, seeds, folder, lambda: rollouts, lambda: run.stop_requested, choice
+    )
 
 
 def _made_before(
@@ -221,17 +244,15 @@ def run_distill(config: dict[str, Any]) -> None:
     digest = checkpoint.digest_of(checkpoint_of(path))
     teacher = Teacher(planner, load_choice(path, device, settings.evaluation.best_of), digest)
     require_fitting(state, planner, config, task)
-    name = "one-step" if settings.distill.steps == 1 else "two-steps"
+    steps, of = settings.distill.steps, planner.config.denoising_steps
+    if of % steps:
+        raise InputError(f"distill.steps: expected a divisor of the planner's {of} denoising steps, got {steps}.")
+    name = "one-step" if steps == 1 else "two-steps"
     with (
         open_stage({**config, "planner": str(path)}, ("distill", "planner"), name) as run,
         make_rollouts(config, task, settings.evaluation.environments) as rollouts,
     ):
-        seeds, stopped = settings.evaluation.test_seeds, lambda: run.stop_requested
-        folder = run.directory / "evaluation" / "before" / task.name
-        count = plans_of(teacher.choice)
-        before = _made_before(run.config, settings, path, task, count) or evaluate_and_keep(
-            planner, digest, task, seeds, folder, lambda: rollouts, stopped, teacher.choice
-        )
+        before = _tested(run, settings, path, planner, task, rollouts, teacher.choice)
         result = None
         if before is not None:
             log.info("before: %s", sentence(before.summary()))

@@ -60,7 +60,7 @@ class Finetuning:
         frozen = self.settings.encoder == "frozen"
         records = [to_record(episode, task, frozen) for episode in episodes if not episode.diverged]
         if self.critic is not None:
-            self.watched = self.critic.calibrate(records, self.planner, self.memory.scale.deviation)
+            self.watched = self.critic.calibrate(records, self.planner, self.memory.deviation)
         self._take(records)
         self.environment_steps += sum(episode.length for episode in episodes)
         self.rolled_out += interactions(episodes, task)
@@ -146,7 +146,7 @@ class Finetuning:
         if self.critic is not None:
             episodes = updates // settings.updates_per_episode
             self.critic.refresh(self.planner, self.learner.options)
-            metrics = self.critic.learn(episodes * settings.critic.updates_per_episode, memory.scale.deviation)
+            metrics = self.critic.learn(episodes * settings.critic.updates_per_episode, memory.deviation)
             if settings.credit == "critic" or settings.chosen_share:
                 imagined = self.critic.imagine(self.planner, self.learner.options)
                 metrics["critic/agreed"] = float((imagined.credit != 0).float().mean())

@@ -22,6 +22,8 @@ from sodp3d.vision.sensors import sensor
 
 FORMAT = 1  # of planner checkpoints
 CRITIC = "critic.critic"  # where the weights of its critic are, in a fine-tuned planner's checkpoint
+# Of a checkpoint's state, what travels with a planner wherever it is shared or served: all of `planner_state`.
+TOLD_OF_PLANNERS = ("format", "planner", "tasks", "view", "action_repeat", "data_hash")
 
 
 def make_policy(config: PolicyConfig) -> Any:
@@ -219,6 +221,11 @@ def require_fitting(state: Mapping[str, Any], planner: Configured, config: Mappi
     if planner.config.observation != config["obs"]["name"]:
         raise InputError(
             f"planner: it sees obs={planner.config.observation}, but obs={config['obs']['name']} was asked for."
+        )
+    if is_unseen(state, task) and "task" in method_class(planner.config.method).labels:
+        raise InputError(
+            f"env: a policy of method={planner.config.method} tells its tasks apart, and {task.name} is none of them: "
+            f"{', '.join(state['tasks'])}."
         )
     view = _view(planner, task)
     recorded = {part: value for part, value in state.get("view", view).items() if part in view}

@@ -120,6 +120,12 @@ def evaluate_and_keep(
     return found
 
 
+def keep_evaluation(found: Evaluation, digest: str, folder: Path, choice: Choice | None = None) -> None:
+    """Keep in `folder` an evaluation that was made already, as that of the planner with this digest."""
+    _keep(found.episodes, of_choice(digest, plans_of(choice)), folder)
+    write_json(folder / "evaluation.json", found.summary())
+
+
 def recall(digest: str, config: EnvConfig, seeds: Sequence[int], folder: Path, count: int = 1) -> Evaluation | None:
     """The evaluation on `seeds` of the planner with that digest, where `folder` holds all of it.
 
@@ -150,7 +156,7 @@ def _keep(episodes: Sequence[Episode], digest: str, folder: Path) -> None:
 
 
 def _kept_episodes(folder: Path, digest: str, seeds: Sequence[int]) -> list[Episode]:
-    """The first episodes of `seeds`, as far as they were measured with that planner."""
+    """The first episodes of `seeds`, as far as they were measured with that planner, of all that are kept."""
     if not (folder / ROLLOUTS).is_file():
         return []
     try:
@@ -158,7 +164,8 @@ def _kept_episodes(folder: Path, digest: str, seeds: Sequence[int]) -> list[Epis
     except InputError as error:
         log.warning("%s", error)
         return []
-    if kept.planner != digest or kept.returns is None or kept.seeds.tolist() != list(seeds[: len(kept.seeds)]):
+    known = kept.seeds.tolist()[: len(seeds)]
+    if kept.planner != digest or kept.returns is None or known != list(seeds[: len(known)]):
         return []
     return [
         Episode(
@@ -167,5 +174,5 @@ def _kept_episodes(folder: Path, digest: str, seeds: Sequence[int]) -> list[Epis
             rewards=[np.array([kept.returns[place]])],
             success=dict(zip(SUCCESS_METRICS, kept.success[place].tolist(), strict=True)),
         )
-        for place, seed in enumerate(kept.seeds.tolist())
+        for place, seed in enumerate(known)
     ]

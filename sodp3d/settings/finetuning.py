@@ -190,6 +190,26 @@ class FinetuneSettings:
                 "finetune.target_kl=null."
             )
 
+        self._refuse_unread()
+
+    def _refuse_unread(self) -> None:
+        """Raise InputError for what nothing would read."""
+        if self.credit in ("critic", "branch") and self.baseline == "value":
+            raise InputError(
+                f"finetune.baseline: finetune.credit={self.credit} compares plans of one state, and learns no value of "
+                "states; use finetune.baseline=none, or another credit."
+            )
+        if self.credit == "critic" and self.discount != 1:
+            raise InputError(
+                f"finetune.discount: with credit=critic it is finetune.critic.discount, got {self.discount:g}; "
+                "use finetune.discount=1, and set that one."
+            )
+        if self.critic.members and not self.critic.first_updates + self.critic.updates_per_episode:
+            raise InputError(
+                "finetune.critic: 0 first_updates and 0 updates_per_episode teach it nothing; use some, or "
+                "finetune.critic.members=0 finetune.best_of=1 finetune.tested_best_of=1."
+            )
+
     def check_regularizer(self, regularizer: RegularizerSettings) -> None:
         """Raise InputError where neither term of the loss is left, or plans are chosen for nothing."""
         if self.importance_weight == 0 and (regularizer.weight == 0 or regularizer.name == "none"):
