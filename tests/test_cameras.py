@@ -19,9 +19,10 @@ from sodp3d.data.redraw import render_depth
 from sodp3d.data.store import EpisodeStore
 from sodp3d.data.views import require_same_view
 from sodp3d.envs import EnvConfig, RobotEnv, make_env
+from sodp3d.envs.base import compile_model
 from sodp3d.envs.wrappers import ChunkedEnv
 from sodp3d.rollouts.group import EnvironmentGroup
-from sodp3d.vision.camera import POSE, Camera
+from sodp3d.vision.camera import POSE, Camera, CameraConfig
 from sodp3d.vision.pointcloud import Converter, CropConfig, unproject
 from sodp3d.vision.sensors import sensor
 from sodp3d.vision.simulator import mujoco
@@ -79,6 +80,22 @@ def test_images_that_show_next_to_nothing_are_told_once(caplog: pytest.LogCaptur
     (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "adroit_door: 100.0 % of the depth image at step 0 of the episode of seed 3 show nothing" in told
     assert "env.camera" in told
+
+
+OWN = """<mujoco><worldbody>
+  <camera name="sensor" pos="0 0 2" sensorsize="0.0036 0.0024" focal="0.003 0.003" resolution="640 480"/>
+  <camera name="flat" pos="0 0 2" orthographic="true"/><geom size="0.1"/>
+</worldbody></mujoco>"""
+
+
+def test_a_models_own_camera_has_the_field_of_view_that_was_asked_for() -> None:
+    """Rays, images and the matrix that clouds are made with go by one `fovy`, whatever sensor the model gives it."""
+    asked = CameraConfig("sensor", None, None, 45.0, 24, 32)
+    model = compile_model(mujoco.MjSpec.from_string(OWN), asked)
+    camera = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "sensor")
+    assert model.cam_fovy[camera] == 45 and not model.cam_sensorsize[camera].any()
+    with pytest.raises(InputError, match=r"env\.camera\.name: camera 'flat' is orthographic"):
+        compile_model(mujoco.MjSpec.from_string(OWN), replace(asked, name="flat"))
 
 
 # ---- cameras that move ----------------------------------------------------------------------------------------------

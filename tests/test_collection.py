@@ -146,6 +146,12 @@ def test_an_evaluation_that_a_kill_prevented_is_made_when_it_goes_on(tmp_path: P
         assert [record["step"] for record in found] == [record["step"] for record in whole], fail_at
 
 
+def test_an_evaluation_that_is_asked_for_when_all_is_collected_is_made_once(tmp_path: Path) -> None:
+    for every in (0, STEPS * 8, STEPS * 8):
+        collect(tmp_path, ToyWorkers(), replace(SETTINGS, evaluate_every=every))
+    assert [record["step"] for record in contents(tmp_path)[1] if "evaluation/return" in record] == [STEPS * 20]
+
+
 def test_what_is_explored_after_a_kill_is_new(tmp_path: Path) -> None:
     """The stream of random actions goes neither back to the checkpoint nor on from it."""
     with pytest.raises(KeyboardInterrupt):

@@ -21,6 +21,7 @@ from sodp3d.__main__ import main
 from sodp3d.core import registry
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT, CONFIGS
+from sodp3d.data.merge import merge
 from sodp3d.data.store import EpisodeStore
 from sodp3d.exchange import formats, importing
 from sodp3d.exchange.episodes import Facts
@@ -28,6 +29,7 @@ from sodp3d.exchange.exporting import Exported, export_recording
 from sodp3d.exchange.fingerprint import fingerprints
 from sodp3d.exchange.importing import Imported, import_recording
 from sodp3d.settings import ExportSettings, ImportSettings
+from sodp3d.tools.extract import extract
 
 LENGTHS = (4, 7, 1)
 
@@ -125,14 +127,15 @@ def test_a_moving_camera_and_a_camera_of_another_file(tmp_path: Path) -> None:
     assert store_of(tmp_path / "cup").attributes["camera"]["pose"][2][3] == 1
     for episode in recording.iterdir():  # the pose of each step, in sixteen columns
         rows = (episode / "steps.csv").read_text().splitlines()
-        pose = ",".join(map(str, range(16)))
+        pose = "0,-1,0,1,1,0,0,2,0,0,1,3,0,0,0,1"
         heads = ",".join(f"camera_pose.{place}" for place in range(16))
         lines = [f"{row},{pose if at else heads}" for at, row in enumerate(rows)]
         (episode / "steps.csv").write_text("\n".join(lines) + "\n")
     taken("folder", recording, tmp_path / "moving", camera=str(tmp_path / "elsewhere.json"))
     moving = store_of(tmp_path / "moving")
     assert moving.attributes["camera"]["pose"] is None
-    np.testing.assert_array_equal(moving.episode(0)["camera_pose"][0].ravel(), np.arange(16))
+    turned = [[0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(moving.episode(0)["camera_pose"], [turned] * LENGTHS[0])
     given(tmp_path / "moving", "folder", tmp_path / "again")
     taken("folder", tmp_path / "again", tmp_path / "back")
     assert_same(moving, store_of(tmp_path / "back"))
@@ -279,6 +282,26 @@ def test_the_same_import_again_does_nothing(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cup/episodes.zarr").rglob("*")} == before
 
 
+def test_a_part_of_an_import_is_not_taken_for_the_whole(tmp_path: Path) -> None:
+    """An extract or a merge of what was imported has its `source`; so has a store that was changed since."""
+    recording = recorded(tmp_path / "rec", ALONE)
+    taken("folder", recording, tmp_path / "cup")
+    whole = tmp_path / "cup/episodes.zarr"
+    extract(whole, tmp_path / "part/episodes.zarr", max_episodes=2).close()
+    merge([tmp_path / "part/episodes.zarr"], tmp_path / "merged/episodes.zarr").close()
+    shutil.copytree(whole, tmp_path / "grown/episodes.zarr")
+    with EpisodeStore.open(tmp_path / "grown/episodes.zarr", "a") as grown:
+        grown.append(steps_of(9, keys=ALONE), outcomes_of(9))
+    shutil.copytree(whole, tmp_path / "several/episodes.zarr")
+    with EpisodeStore.open(tmp_path / "several/episodes.zarr", "a") as several:  # as merges of earlier releases told it
+        several.update_attributes({"imported": [several.attributes["imported"]] * 2})
+    for name in ("part", "merged", "grown", "several"):
+        assert name in ("grown", "several") or "imported" not in store_of(tmp_path / name).attributes
+        with pytest.raises(InputError, match=rf"{name}/episodes\.zarr exists already and is never overwritten"):
+            taken("folder", recording, tmp_path / name)
+    assert taken("folder", recording, tmp_path / "cup").episodes == 3
+
+
 def test_another_import_is_refused_where_one_was_stopped(tmp_path: Path) -> None:
     recording = recorded(tmp_path / "rec")
     (recording / "episode_000002/steps.csv").unlink()
@@ -415,8 +438,8 @@ def test_an_import_killed_at_its_first_episode_begins_anew(tmp_path: Path) -> No
     )
     kill("importing", "module._note", 1, settings)
     assert len(EpisodeStore.open(tmp_path / "cup" / importing.UNFINISHED)) == 1
-    steps = recording / "episode_000000/steps.csv"
-    steps.write_text(steps.read_text().replace(JOINTS[0], "base"))
+    for steps in recording.glob("*/steps.csv"):
+        steps.write_text(steps.read_text().replace(JOINTS[0], "base"))
     assert taken("folder", recording, tmp_path / "cup").episodes == 3
     assert store_of(tmp_path / "cup").attributes["agent_pos_names"][0] == "base"
 

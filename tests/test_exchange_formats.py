@@ -190,6 +190,17 @@ def test_colours_and_clouds_of_other_shapes_are_taken() -> None:
         selection.to_image(np.array([0, 0.5] * 12).reshape(1, 2, 4, 3), Facts(), "x")
     clouds = np.arange(12, dtype=np.float64).reshape(1, 2, 6)
     np.testing.assert_array_equal(selection.to_points(clouds, Facts(), "x"), clouds[..., :3])
+    for wrong in (np.zeros((2, 3, 64)), np.zeros((2, 64, 2)), np.zeros((2, 64))):
+        with pytest.raises(InputError, match=r"x: expected clouds \(T, N, 3\).*write each point's numbers last"):
+            selection.to_points(wrong, Facts(), "x")
+
+
+def test_poses_that_are_none_are_refused() -> None:
+    poses = np.stack([np.eye(4)] * 3)
+    np.testing.assert_array_equal(selection._to_pose(poses.reshape(3, 16), Facts(), "x"), poses)
+    poses[2, 0, 0] = 2
+    with pytest.raises(InputError, match=r"x: expected a rotation and a position, .* at step 2"):
+        selection._to_pose(poses, Facts(), "x")
 
 
 # ---- files of the real libraries -----------------------------------------------------------------------------------
@@ -371,6 +382,13 @@ def test_each_fault_of_a_folder_is_named(tmp_path: Path) -> None:
     told(lambda at: np.save(at / "point_cloud.npy", np.array([{}]), allow_pickle=True), r"no array of numbers")
     told(lambda at: replaced(at / "camera.json", "0.2", "0.3"), r"camera\.json: another camera, or another place")
     told(lambda at: replaced(at / "camera.json", "{", "["), r"camera\.json: not valid JSON")
+    told(lambda at: replaced(at / "episode.json", "10.0", "20.0"), r"episode\.json: rate: 20 .* the first .* tells 10")
+    told(
+        lambda at: replaced(
+            at / "steps.csv", "agent_pos.shoulder,agent_pos.elbow", "agent_pos.elbow,agent_pos.shoulder"
+        ),
+        r"expected 3 columns of agent_pos, \['agent_pos\.shoulder', .* as in the first .*, got \['agent_pos\.elbow'",
+    )
     (whole / "episode.json").write_text('{"seed": 1.5}')
     with pytest.raises(InputError, match=r"episode_000001/episode\.json: seed: expected a whole number, got 1\.5"):
         opened("folder", whole.parent).outcomes(1)

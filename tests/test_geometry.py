@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_env import config
 
+from sodp3d.core.errors import InputError
 from sodp3d.envs import make_env
 from sodp3d.vision import gl
 from sodp3d.vision.camera import Camera, intrinsics, mujoco_camera
@@ -149,6 +150,35 @@ def test_goal_of_reach_is_seen_where_it_is(backend: str) -> None:
     points = unproject(env.render_depth(), env.camera_parameters())
     radii = np.linalg.norm(points - goal, axis=1)
     assert (np.abs(radii - 0.02) < 0.002).sum() >= 5 and radii.min() > 0.018
+
+
+MATRIX = intrinsics(45, 48, 64)
+POSE = np.array([[0, -1, 0, 1], [1, 0, 0, 2], [0, 0, 1, 3], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"intrinsics": MATRIX.T}, "intrinsics: expected finite .* transpose it"),
+        ({"intrinsics": MATRIX + 3 * np.eye(3, k=1) * [0, 1, 0]}, "intrinsics: .* rectify images that are skewed"),
+        ({"intrinsics": 2 * MATRIX}, r"intrinsics: .*\[0, 0, 1\]\], got"),
+        ({"intrinsics": -MATRIX}, "intrinsics: .* focal lengths above 0"),
+        ({"intrinsics": MATRIX * np.nan}, "intrinsics: expected (finite|a number)"),
+        ({"pose": POSE.T}, "pose: expected a rotation and a position, .* transpose it"),
+        ({"pose": POSE * [[1000], [1000], [1000], [1]]}, "pose: expected a rotation"),
+        ({"pose": POSE * [[-1], [1], [1], [1]]}, "pose: expected a rotation"),
+        ({"pose": POSE * [1, 1, 1, np.inf]}, "pose: expected a rotation"),
+        ({"height": 0}, "expected a height and a width above 0, got 0 and 64"),
+    ],
+)
+def test_a_camera_that_would_make_wrong_clouds_is_refused(changes: dict, told: str) -> None:
+    given = {"intrinsics": MATRIX, "pose": POSE, "height": 48, "width": 64}
+    assert Camera.from_dict(Camera(**given).to_dict()).pose is not None
+    with pytest.raises(InputError, match=f"camera.*{told}"):
+        Camera(**{**given, **changes})
+    listed = {key: value if isinstance(value, int) else value.tolist() for key, value in {**given, **changes}.items()}
+    with pytest.raises(InputError, match=f"camera.*{told}"):
+        Camera.from_dict(listed)
 
 
 @given(

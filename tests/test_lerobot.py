@@ -224,6 +224,7 @@ def test_what_is_written_is_laid_out_as_lerobot_reads_it(tmp_path: Path) -> None
         ({"codebase_version": "v2.1"}, r"expected codebase_version v3\.0, got 'v2\.1'; LeRobot's own"),
         ({"features": None}, r"expected features, fps and data_path"),
         ({"features": {"action": {"dtype": "float32", "shape": [-1]}}}, r"features\.action: expected dtype and shape"),
+        ({"total_episodes": 3}, r"lists 2 episodes, but total_episodes .* is 3; get the dataset again, or .*skip_bad"),
         ({"fps": 0}, r"fps: expected a number above 0, got 0"),
         ({"data_path": "../{chunk_index}/{file_index}"}, r"leads outside the dataset, where nothing is read"),
         ({"data_path": "/etc/{chunk_index}"}, r"leads outside the dataset, where nothing is read"),
@@ -275,6 +276,18 @@ def test_each_fault_of_the_files_is_named(dataset: Path, tmp_path: Path) -> None
         r"episode 1: expected 3 rows, one after the other, got 1",
     )
     told(data, rewritten(episode_index=arrow.array([1, 0, 0, 0, 0, 0, 1, 1])), r"expected 3 rows, one after the other")
+
+
+def test_episodes_that_are_not_listed_or_twice_are_told(dataset: Path, tmp_path: Path) -> None:
+    path = changed(dataset, tmp_path, total_episodes=3)
+    source = opened("lerobot", path, skip_bad=True)
+    assert source.lost["episodes"].startswith("meta/episodes lists 2, but total_episodes") and len(source.episodes) == 2
+    source.close()
+    table = path / "meta/episodes/chunk-000/file-000.parquet"
+    shutil.copy(table, table.with_name("file-001.parquet"))
+    for skip_bad in (False, True):
+        with pytest.raises(InputError, match=r"meta/episodes: lists episode 0 twice; get the dataset again"):
+            opened("lerobot", path, skip_bad=skip_bad)
 
 
 def test_pyarrow_that_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

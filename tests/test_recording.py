@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sodp3d.data.merge import merge
 from sodp3d.data.recording import RecordedEpisode, as_recorded, create_recorded_store, names_of
 from sodp3d.data.schema import METADATA
 from sodp3d.data.store import EpisodeStore, NotRecorded
+from sodp3d.data.views import require_same_view
 from sodp3d.envs import make_env
 from sodp3d.envs.config import EnvConfig, task_configs
 from sodp3d.results.stores import StoreRecord
@@ -29,6 +31,7 @@ from sodp3d.tools.card import write_card
 from sodp3d.tools.extract import extract
 from sodp3d.tools.frames import store_frames
 from sodp3d.tools.video import write_store_videos
+from sodp3d.vision.sensors import sensor
 
 
 @pytest.fixture
@@ -112,6 +115,7 @@ def test_a_store_goes_on_after_a_kill_and_takes_nothing_else(path: Path) -> None
         ({"beside": {"force": np.zeros(8)}}, r"episode.beside\['force'\]: expected numbers \(9,\)"),
         ({"values": {"sucess": True}}, "episode.values: unknown name 'sucess'"),
         ({"action": np.zeros((0, 3))}, "episode.action: expected shape"),
+        ({"camera_pose": np.stack([POSE] * 8 + [POSE.T])}, "episode.camera_pose: expected a rotation .* at step 8"),
     ],
 )
 def test_what_does_not_fit_is_named(changes: dict[str, Any], told: str) -> None:
@@ -181,6 +185,17 @@ def test_merge_and_extract_keep_the_order_and_take_an_episode_once(tmp_path: Pat
         np.testing.assert_array_equal(some.read("action"), recorded_episode(5).steps["action"])
     with pytest.raises(InputError, match="not the first of those asked for"):
         merge(shards[1:], tmp_path / "some" / "episodes.zarr")
+
+
+def test_shards_must_agree_on_all_that_any_of_them_tells(tmp_path: Path) -> None:
+    shards = [tmp_path / name / "episodes.zarr" for name in ("none", "ten", "twenty")]
+    for number, (shard, rate) in enumerate(zip(shards, (None, 10, 20), strict=True)):
+        make_recorded_store(shard, [recorded_episode(number)], rate=rate)
+    with pytest.raises(InputError, match=r"twenty/episodes\.zarr: holds data with rate = 20, but 10 came"):
+        merge(shards, tmp_path / "all.zarr")
+    assert not (tmp_path / "all.zarr").exists()
+    with merge(shards[:2], tmp_path / "all.zarr") as merged:
+        assert merged.attributes["rate"] == 10
 
 
 def test_hashes_are_of_what_was_recorded(tmp_path: Path) -> None:
@@ -279,6 +294,67 @@ def test_what_is_no_recording_is_refused(tmp_path: Path, path: Path) -> None:
     (simulated.path / ".zattrs").write_text(json.dumps(attributes))
     with pytest.raises(InputError, match="was collected in a simulated environment"):
         configured(simulated.path)
+
+
+def test_recordings_that_are_learned_together_agree_on_their_numbers(tmp_path: Path) -> None:
+    paths = [tmp_path / name / "episodes.zarr" for name in ("none", "ten", "other")]
+    for changes, told in [
+        ({"rate": 20}, "tells rate = 20, but a store before it 10"),
+        ({"action_names": ["turn", "dx", "grip"]}, r"tells action_names\[0\] = 'turn', but a store before it 'dx'"),
+        ({"agent_pos_names": ["y", "x"]}, r"tells agent_pos_names\[0\] = 'y', but a store before it 'x'"),
+    ]:
+        shutil.rmtree(tmp_path / "other", ignore_errors=True)
+        for path, own in zip(paths, ({"rate": None}, {}, changes), strict=True):
+            if not path.exists():
+                make_recorded_store(path, [recorded_episode(0)], **own)
+        with pytest.raises(InputError, match=told):
+            as_recorded(compose("train", ["env=recorded", f"data=[{paths[0]},{paths[1]},{paths[2]}]"]))
+    found = as_recorded(compose("train", ["env=recorded", f"data=[{paths[0]},{paths[1]}]"]))
+    assert found["env"]["name"] == "arm"
+
+
+def test_clouds_that_are_learned_together_were_made_alike(tmp_path: Path) -> None:
+    """A planner is told one crop, by which a server crops the robot's depth."""
+    clouds, made = sensor("pointcloud"), []
+    for name, low, high in (("one", "[-9,-9,-9]", "[9,9,9]"), ("two", "[-8,-9,-9]", "[9,9,8]")):
+        made.append(tmp_path / name / "episodes.zarr")
+        make_recorded_store(made[-1], [depth_episode(0)])
+        box = (f"env.crop.low={low}", f"env.crop.high={high}", "env.points=20")
+        convert_store(made[-1], task_configs(configured(made[-1], *box))[0])
+    one, two = (EpisodeStore.open(path) for path in made)
+
+    def told(data: str, *options: str) -> EnvConfig:
+        return task_configs(as_recorded(compose("train", ["env=recorded", f"data={data}", *options])))[0]
+
+    both = told(f"[{made[0]},{made[1]}]")
+    assert both.points == 20 and both.crop.low == (-9.0, -9.0, -9.0)
+    require_same_view(one, clouds, both)
+    require_same_view(two, sensor("state"), both)
+    with pytest.raises(InputError, match=r"crop\.high\[2\] = 8\.0, but the planner would be told 9\.0") as refused:
+        require_same_view(two, clouds, both)
+    words = ("convert", f"data={made[1].parent}", "again=clouds", "env.crop.high=[9.0,9.0,9.0]", "env.crop.low=[-9.0,")
+    assert all(word in str(refused.value) for word in words)
+    for option, match in (("crop.low=[-1,-1,-1]", r"crop\.low\[0\] = -9\.0"), ("points=30", "points = 20")):
+        with pytest.raises(InputError, match=rf"was made with env\.{match}, but the planner would be told -?[13]"):
+            require_same_view(one, clouds, told(str(made[0]), f"env.{option}"))
+
+
+def test_clouds_as_they_are_are_not_learned_beside_those_of_a_crop(tmp_path: Path) -> None:
+    plain, made = (tmp_path / name / "episodes.zarr" for name in ("plain", "made"))
+    make_recorded_store(plain, [recorded_episode(0)])
+    make_recorded_store(made, [depth_episode(0)])
+    convert_store(made, task_configs(configured(made, f"env.points={POINTS}"))[0])
+    for data in (f"[{plain},{made}]", f"[{made},{plain}]"):
+        task = task_configs(as_recorded(compose("train", ["env=recorded", f"data={data}"])))[0]
+        require_same_view(EpisodeStore.open(plain), sensor("pointcloud"), task)
+        with pytest.raises(
+            InputError, match="made of depth within a crop, but that of another store was recorded as it"
+        ):
+            require_same_view(EpisodeStore.open(made), sensor("pointcloud"), task)
+    with pytest.raises(
+        InputError, match=rf"env\.points: .*clouds of {POINTS} points as they were recorded, but 20 came"
+    ):
+        configured(plain, "env.points=20")
 
 
 def test_absence_is_not_for_stores_that_say_nothing_of_it(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Episodes for Rerun's viewer, read back with Rerun's own reader: every number is the store's, or the simulator's."""
 
 import importlib.util
+import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from test_conversion import CONFIG
 from toy_env import slider_env
+from toy_exchange import FACTS, steps_of, write
 from toy_recorded import POSE, depth_episode, make_recorded_store, recorded_episode
 from toy_slider import SeededSlider, make_slider
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
@@ -23,9 +26,9 @@ from sodp3d.data.conversion import convert_store
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 from sodp3d.settings import ReplaySettings
-from sodp3d.tools import recordings
+from sodp3d.tools import import_recording, recordings, video
 from sodp3d.tools.recordings import rollout_steps, write_recording, write_store_recordings
-from sodp3d.tools.replay import replay_run
+from sodp3d.tools.replay import replay_run, replay_store
 from sodp3d.tools.view import main
 from sodp3d.vision.pointcloud import CropConfig
 
@@ -148,6 +151,40 @@ def test_replay_shows_the_roll_outs_of_a_run(tmp_path: Path, monkeypatch: pytest
     (path,) = replay_run(settings, "raycast")
     assert path == tmp_path / "rerun/slider-seed100001-success.rrd"
     np.testing.assert_array_equal(column(read(path)["/action/action\\ 0"], "scalars"), actions[2:, 0])
+
+
+def test_a_store_does_not_say_where_files_land(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "require_rerun", lambda: None)
+    monkeypatch.setattr(recordings, "write_recording", lambda path, *_: path)
+    shutil.copytree(folder, tmp_path / "toy")
+    file = tmp_path / "toy/episodes.zarr/.zattrs"
+    attributes = json.loads(file.read_text())
+    for name in (str(tmp_path / "evil"), "../evil", "a/b", ".hidden", "a b"):
+        file.write_text(json.dumps({**attributes, "env": name}))
+        (path,) = write_store_recordings(EpisodeStore.open(file.parent), [0], tmp_path / "output")
+        assert path.parent == tmp_path / "output" and path.name[0] != "."
+
+
+def test_output_may_begin_with_the_home_folder(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(video, "write_store_videos", lambda store, renderer, episodes, output: [output])
+    assert replay_store(ReplaySettings(data=str(folder), output="~/films"), "raycast") == [tmp_path / "films"]
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run/config.yaml", yaml.safe_dump({"env": plain(asdict(make_slider().config))}))
+    monkeypatch.setattr(video, "write_rollout_videos", lambda *arguments: [arguments[4]])
+    assert replay_run(ReplaySettings(run="~/run", output="~/films"), "raycast") == [tmp_path / "films"]
+
+
+def test_an_import_into_the_home_folder_has_its_card_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("sodp3d.tools.card_figures.draw_figures", lambda *_: [])  # which takes seconds
+    write("folder", tmp_path / "cup", [steps_of(0, 4, None)], FACTS)
+    monkeypatch.setattr("sys.argv", ["sodp3d import", "folder", "~/cup", "~/arm"])
+    import_recording.main()
+    told = f"{tmp_path}/arm: 1 episodes, 4 steps (card: {tmp_path}/arm/README.md)\n"
+    assert capsys.readouterr().out.startswith(told) and (tmp_path / "arm/README.md").is_file()
 
 
 @needs_rerun

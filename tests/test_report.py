@@ -1,15 +1,19 @@
 """The report: what it says of a tiny store and two tiny runs, what it says where they are missing, and its safety."""
 
+import base64
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import yaml
+from toy_recorded import make_recorded_store, recorded_episode
 from toy_store import ATTRIBUTES, SPECIFICATION, episode, make_store, metadata
 
 from sodp3d.core.cli import compose
@@ -170,10 +174,53 @@ def test_runs_are_of_the_env_and_of_the_same_planner(root: Path) -> None:
     outputs = root / "outputs"
     newer = make_run(outputs, "pretrain", f"{ENV}-state", BEFORE, {"evaluation": told(1)})
     newer.rename(newer.with_name("20270101-000000-000-s0"))
+    earlier = make_run(outputs, "finetune", f"{ENV}-state", AFTER, {"evaluation": told(4)})
+    os.utime(earlier.rename(earlier.with_name("named")) / "config.yaml", (0, 0))
     runs = newest_runs(outputs, ENV)
     assert runs["pretrain"] == outputs / f"pretrain/{ENV}-pointcloud/20260101-000000-000-s0", "not the newer one"
+    assert runs["finetune"].name == "20260101-000000-000-s0", "not by name"
     assert newest_runs(outputs, "adroit") == {} and newest_runs(root / "nothing", ENV) == {}
     assert env_options(ENV) == [f"env={ENV}"] and env_options("my_robot") == ["env=my_robot"]
+
+
+def test_before_and_after_are_of_no_other_planner(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = next((root / "outputs/finetune").glob("*/*/config.yaml"))
+    config.write_text(
+        yaml.safe_dump({**yaml.safe_load(config.read_text()), "planner": "/elsewhere/outputs/pulled/door"})
+    )
+    assert set(newest_runs(root / "outputs", ENV)) == {"finetune"}
+    assert report.main([ENV]) == 0 and summary.main([ENV]) == 0
+    text = own_text((root / "outputs/report" / f"{ENV}.html").read_text())
+    assert "none of the pre-training runs here" in text and "<video" not in text and "went from failure" not in text
+    assert "<strong>25 %</strong>" in text and "mode=pretrain" not in text
+    assert "outputs/pretrain" not in capsys.readouterr().out
+
+
+def test_of_held_out_recordings_the_run_s_own_picture_is_shown(root: Path, tmp_path: Path) -> None:
+    secret, numbers = tmp_path / "secret", dict.fromkeys(("policy", "mean_action", "hold_last"), 0.1)
+    secret.write_bytes(b"secret")
+    found = {"episodes": 1, "error": numbers, "by_action": [], "picture": str(secret)}
+    run = make_run(tmp_path / "others", "pretrain", f"{ENV}-pointcloud", BEFORE, {"offline": found})
+    (run / "offline.png").write_bytes(b"picture")
+    make_recorded_store(tmp_path / "arm/episodes.zarr", [recorded_episode(0)], name=ENV)
+    page = report.write_report(ENV, tmp_path / "arm", tmp_path / "others", tmp_path / "report.html").read_text()
+    told_of = {content: base64.b64encode(content).decode() in page for content in (b"picture", b"secret")}
+    assert told_of == {b"picture": True, b"secret": False}
+
+
+def test_two_that_write_one_video_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames, write = list(np.zeros((2, 16, 32, 3), np.uint8)), iio.imwrite
+
+    def and_then_another(*values: Any, **options: Any) -> Any:
+        monkeypatch.setattr(iio, "imwrite", write)
+        made = write(*values, **options)
+        write_video(tmp_path / "a.mp4", frames, 10)
+        return made
+
+    monkeypatch.setattr(iio, "imwrite", and_then_another)
+    write_video(tmp_path / "a.mp4", frames, 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    assert b"moov" in (tmp_path / "a.mp4").read_bytes(), "a whole one"
 
 
 @pytest.fixture

@@ -277,6 +277,9 @@ def test_commands_name_no_machine() -> None:
     )
     assert portable(made) == made
     assert portable("train.py run=it's").startswith("python train.py")
+    installed = "sodp3d train mode=finetune planner=outputs/pretrain/p/1-s0"
+    for told in ("sodp3d train root=/x mode=finetune planner=/home/me/outputs/pretrain/p/1-s0", f"python {installed}"):
+        assert portable(told) == portable(installed) == installed
 
 
 def test_wall_time_of_runs_that_did_not_note_it(tmp_path: Path) -> None:

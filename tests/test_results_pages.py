@@ -14,6 +14,7 @@ from toy_results import break_runs, make_run, make_toy_collection, page_of
 from toy_store import make_store
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.files import replace_file
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.data.hashing import data_hash
 from sodp3d.data.store import EpisodeStore
@@ -22,10 +23,11 @@ from sodp3d.results.__main__ import RECORDS, default_sources, main, make_results
 from sodp3d.results.archive import unpacked
 from sodp3d.results.figures import plan_figures
 from sodp3d.results.groups import group_runs
-from sodp3d.results.output import MARK
+from sodp3d.results.output import MARK, write_all
 from sodp3d.results.pages import make_pages
 from sodp3d.results.scan import scan, shown
 from sodp3d.results.tables import settings_table
+from sodp3d.tools import markdown
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -224,9 +226,35 @@ def test_a_file_that_was_not_made_here_is_never_replaced(tmp_path: Path) -> None
     assert (output / "tables.md").read_text().startswith(f"{MARK}\n")
 
 
+def test_after_a_kill_at_any_file_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {"a.csv": b"1", "b.csv": b"2", "tables.md": f"{MARK}\nold".encode()}
+    after = {"b.csv": b"3", "figures/c.png": b"4", "tables.md": f"{MARK}\nnew".encode()}
+    written = []
+
+    def replace_until_killed(path: Path, content: bytes) -> None:
+        if len(written) == last:
+            raise KeyboardInterrupt
+        written.append(path)
+        replace_file(path, content)
+
+    for last in range(len(after) + 2):  # the list is written before them, and after them
+        output = tmp_path / str(last)
+        write_all(output, before)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            written.clear()
+            patch.setattr("sodp3d.results.output.replace_file", replace_until_killed)
+            write_all(output, after)
+        write_all(output, after)
+        assert {name: (output / name).read_bytes() for name in {**before, **after}} == {**before, **after}
+        assert len((output / "generated.txt").read_text().splitlines()) == 4, "a line of each, but for the page"
+        (output / "b.csv").write_bytes(b"2")
+        with pytest.raises(InputError, match=r"b\.csv: was not made by `sodp3d results`, or was changed since"):
+            write_all(output, after)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_names_from_runs_and_stores_are_shown_as_they_are(tmp_path: Path) -> None:
-    evil = "<img src=x onerror=alert(1)> | [x](javascript:alert(1)) `b` *c*"
+    evil = "<img src=x onerror=alert(1)> | [x](javascript:alert(1)) `b` *c* https://example.com www.example.com"
     make_run(tmp_path, "finetune", 5, offline=f"=HYPERLINK({evil})")
     make_run(tmp_path, "finetune", 5, day=2, offline="-2")
     make_toy_collection(tmp_path).rename(tmp_path / "data" / "=toy (a)[b] <b>")
@@ -234,6 +262,7 @@ def test_names_from_runs_and_stores_are_shown_as_they_are(tmp_path: Path) -> Non
     pages = (tmp_path / "made/settings.md").read_text() + (tmp_path / "made/tables.md").read_text()
     assert "&lt;img src=x" in pages and "\\[x\\](javascript" in pages
     assert "<img" not in pages and "[x](" not in pages and "<b>" not in pages
+    assert "https&#58;//example.com" in pages and "://" not in pages and "www." not in pages
     assert (tmp_path / "made/figures/collection__toy_a_b_b_.png").exists()
     (store,) = csv.DictReader((tmp_path / "made/collection.csv").read_text().splitlines())
     assert store["store"] == "data/=toy (a)[b] <b>"
@@ -254,9 +283,9 @@ def test_csv_cells_are_no_formulas(text: str, cell: str) -> None:
 @given(st.text())
 @settings(max_examples=100, deadline=None)
 def test_escaped_text_is_one_cell_without_markup(text: str) -> None:
-    shown = escape.cell(text)
+    shown = markdown.escape(text)
     bare = shown
     for character in "\\`*[]|":
         bare = bare.replace(f"\\{character}", "")
-    assert not set(bare) & set("\\`*[]|<>\n")
+    assert not set(bare) & set("\\`*[]|<>\n") and "://" not in bare and "www." not in bare
     assert "\n" not in escape.code(text)

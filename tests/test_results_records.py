@@ -64,6 +64,20 @@ def test_a_record_of_other_data_of_the_same_name_is_not_overwritten(tmp_path: Pa
         make_results([tmp_path / "data"], tmp_path / "made", keep=tmp_path / "fresh")
 
 
+def test_a_record_of_another_run_of_the_same_name_is_not_overwritten(tmp_path: Path) -> None:
+    one, other = make_run(tmp_path / "one", "finetune", 5), make_run(tmp_path / "other", "finetune", 6)
+    records = tmp_path / "records.tar.xz"
+    for _ in range(2):  # its own record is brought up to date
+        make_results([one], tmp_path / "made", keep=records)
+    before = records.read_bytes()
+    with pytest.raises(InputError, match=r"--keep: .*record of another run as outputs/finetune/\S+, .*rename"):
+        make_results([other], tmp_path / "made", keep=records)
+    assert records.read_bytes() == before
+    with pytest.raises(InputError, match=r"--keep: .*record of another run as outputs/finetune/\S+, .*rename"):
+        make_results([one, other], tmp_path / "made", keep=tmp_path / "fresh.tar.xz")
+    assert not (tmp_path / "fresh.tar.xz").exists()
+
+
 def test_a_record_of_an_earlier_release_is_known_again_and_brought_up_to_date(tmp_path: Path) -> None:
     make_toy_collection(tmp_path)
     records = tmp_path / "records.tar.xz"

@@ -265,6 +265,8 @@ def test_a_refusal_is_one_message_and_changes_nothing(
         ({"intrinsics": np.zeros((3, 3))}, "focal lengths above 0"),
         ({"intrinsics": np.zeros((300, 300))}, "focal lengths above 0"),
         ({"intrinsics": INTRINSICS * np.nan}, "expected finite numbers"),
+        ({"intrinsics": INTRINSICS.T}, r"observation\.intrinsics: .* transpose it where its rows are columns"),
+        ({"camera_pose": POSE.T}, r"observation\.camera_pose: expected a rotation and a position"),
         ({"camera_pose": POSE[:3]}, r"expected shape \(4, 4\)"),
         ({"camera_pose": POSE * 2}, "expected a rotation and a position"),
         ({"camera_pose": np.full((4, 4), np.inf)}, "expected finite numbers"),

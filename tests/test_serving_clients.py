@@ -13,9 +13,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from toy_planner import make_planner
 from toy_serving import CLOUDS, STATE, frames, make_served, serving, step_of
 from toy_slider import SliderChunks, make_slider
 
@@ -23,13 +25,17 @@ pytest.importorskip("msgpack")
 pytest.importorskip("websockets")
 
 from sodp3d.core import checkpoint
+from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import CHECKOUT
+from sodp3d.envs.config import EnvConfig
+from sodp3d.models.loading import TOLD_OF_PLANNERS, planner_state, require_fitting
 from sodp3d.rollouts import rollout
 from sodp3d.rollouts.evaluate import evaluate
 from sodp3d.serving.client import ActionStream, PolicyClient
-from sodp3d.serving.planning import load_served
+from sodp3d.serving.planning import ServedPlanner, load_served
 from sodp3d.serving.remote import RemotePlanner
+from sodp3d.serving.wire import pack
 
 # ---- a robot that does not wait ----------------------------------------------------------------------------------
 
@@ -179,6 +185,52 @@ def test_a_stream_of_a_real_server() -> None:
         assert server.metrics.requests["planned"] >= 3 and server.metrics.requests["refused"] == 0
 
 
+def test_a_stream_sends_a_camera_as_it_was_told_last() -> None:
+    """The server takes one as told until another is; so a step may tell it that nothing is planned from."""
+    plans, poses = Plans(), [np.eye(4) + np.eye(4, k=3) * step for step in range(5)]
+    matrix = np.diag([8.0, 8.0, 1.0])
+    told = [{}, {"camera_pose": poses[1], "intrinsics": matrix}, {}, {"camera_pose": poses[3]}, {}]
+    with ActionStream(plans, every=1, blend="none") as stream:
+        for step, camera in enumerate(told):
+            stream.act({**seen(step), **camera})
+            arrived(stream) if step else None
+    assert not {"camera_pose", "intrinsics"} & set(plans.asked[0])
+    np.testing.assert_array_equal(plans.asked[1]["camera_pose"], poses[1])  # the step before had none
+    for asked, expected in zip(plans.asked[2:], ([1, 1], [1, 3], [3, 3]), strict=True):
+        np.testing.assert_array_equal(asked["camera_pose"], [poses[step] for step in expected])
+        np.testing.assert_array_equal(asked["intrinsics"], matrix)
+
+
+# ---- a client's connection ---------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_sent_is_no_fault_of_the_connection() -> None:
+    with serving() as server, PolicyClient(server.url) as client:
+        with pytest.raises(InputError, match=r"^message: expected texts, numbers, .* got set"):
+            client.infer({"agent_pos": {1, 2}})
+        assert "actions" in client.infer(step_of(frames(), 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (pack([1]), "does not serve a planner"),
+        (b"\xc1", "message: not msgpack"),
+        ("no", "no"),
+        (pack({"server_time": "now"}), "does not serve a planner"),
+    ],
+)
+def test_a_connection_to_what_is_no_server_is_closed(
+    monkeypatch: pytest.MonkeyPatch, answer: str | bytes, told: str
+) -> None:
+    connection = MagicMock()
+    connection.__enter__.return_value.recv.return_value = answer
+    monkeypatch.setattr("sodp3d.serving.client._websockets", lambda: (lambda *_, **__: connection, (OSError,)))
+    with pytest.raises(InputError, match=told):
+        PolicyClient("ws://127.0.0.1:1")
+    connection.__exit__.assert_called_once()
+
+
 # ---- roll-outs ---------------------------------------------------------------------------------------------------
 
 
@@ -226,6 +278,22 @@ def test_a_served_planner_is_evaluated_as_one_in_this_process(
         assert mine.seed == theirs.seed and mine.success == theirs.success
         for one, other in zip(mine.actions, theirs.actions, strict=True):
             np.testing.assert_allclose(one, other, atol=0 if max_rows == 64 else 1e-5)
+
+
+def test_what_checks_ask_of_a_planner_survives_serving() -> None:
+    config = compose("train", ["obs=state", "env=adroit_door", "env.horizon=4"])
+    door = EnvConfig.from_config(config["env"])
+    planner = make_planner(
+        replace(STATE, sensor_shape=(39,), proprioception_size=24, action_size=28, n_obs_steps=door.n_obs_steps)
+    )
+    state = planner_state(planner, [door], "hash")
+    assert set(TOLD_OF_PLANNERS) == set(state)
+    with serving(ServedPlanner(planner, state, "0" * 64)) as server, RemotePlanner(server.url) as remote:
+        assert remote.state["action_repeat"] == door.action_repeat and set(state) <= set(remote.state)
+        require_fitting(remote.state, remote, config, door)
+        other = replace(door, action_repeat=door.action_repeat + 1)
+        with pytest.raises(InputError, match=r"trained with env\.action_repeat="):
+            require_fitting(remote.state, remote, config, other)
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -347,7 +415,6 @@ def test_a_checkpoint_is_served_with_its_digest(tmp_path: Path) -> None:
 
 
 def test_a_served_planner_is_not_learned_from(tmp_path: Path) -> None:
-    from sodp3d.core.cli import compose
     from sodp3d.learning.lookup import find_planner
 
     with pytest.raises(InputError, match="can be evaluated"):
@@ -358,11 +425,8 @@ def test_a_served_planner_is_not_learned_from(tmp_path: Path) -> None:
 def test_the_commands_agree_on_a_served_planner(tmp_path: Path) -> None:
     """`sodp3d eval planner=ws://...` tells what `sodp3d eval planner=<folder>` does, through two processes."""
     from test_pipeline import SMALL, TRAIN
-    from toy_planner import make_planner
 
-    from sodp3d.core.cli import compose
     from sodp3d.envs.config import task_configs
-    from sodp3d.models.loading import planner_state
     from sodp3d.models.planner import PlannerConfig
 
     (task,) = task_configs(compose("train", SMALL))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,21 @@ from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_sto
 from sodp3d.core import checkpoint
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
+from sodp3d.core.files import read_json, write_json
+from sodp3d.core.mappings import plain
 from sodp3d.core.paths import CHECKOUT
 from sodp3d.core.run import read_config, read_versions
 from sodp3d.data.recording import as_recorded
 from sodp3d.data.store import EpisodeStore
-from sodp3d.models.loading import checkpoint_of, chosen_from, load_choice, load_planner
+from sodp3d.envs.config import EnvConfig
+from sodp3d.models.loading import (
+    checkpoint_of,
+    chosen_from,
+    load_choice,
+    load_planner,
+    planner_state,
+    require_fitting,
+)
 from sodp3d.rollouts.kept import KeptRollouts, recall
 from sodp3d.sharing import cards, release
 from sodp3d.sharing.contents import without_folders
@@ -105,6 +116,32 @@ def test_a_planner_is_its_weights_its_record_and_its_test_episodes(run: Path, pu
     )
     found = recall(digest, None, range(100000, 100003), pushed / place, chosen_from(pushed))  # type: ignore[arg-type]
     assert found is not None and [episode.success["any"] for episode in found.episodes] == [True, True, False]
+
+
+def test_what_a_planner_is_held_to_comes_along(run: Path, tmp_path: Path) -> None:
+    copy, planner = shutil.copytree(run, tmp_path / "run"), load_planner(run)
+    config, path = read_config(run), checkpoint_of(copy) / checkpoint.STATE
+    task = EnvConfig.from_config(config["env"])
+    told = planner_state(planner, [task], "v2-1234")
+    write_json(path, plain({**read_json(path), **told}))
+    push(copy, str(tmp_path / "package"))
+    where, _ = pull(str(tmp_path / "package"), tmp_path / "planner")
+    state = checkpoint.load_state(checkpoint_of(where))
+    assert {key: state.get(key) for key in told} == plain(told)
+    require_fitting(state, planner, config, task)
+    with pytest.raises(InputError, match=r"trained with env\.action_repeat=2, but 1 came"):
+        require_fitting(state, planner, config, replace(task, action_repeat=1))
+
+
+def test_a_planner_of_a_plug_in_that_is_not_loaded_is_pushed_and_pulled(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    config = read_config(copy)
+    config["env"] |= {"name": "my_robot", "family": "mine", "task": "press"}
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    push(copy, str(tmp_path / "package"))
+    where, manifest = pull(str(tmp_path / "package"), tmp_path / "planner")
+    assert "eval env=my_robot obs=state planner=" in what_now(where, manifest.kind).replace("python train.py mode=", "")
+    assert "sodp3d eval env=my_robot obs=state planner=planner" in (where / "README.md").read_text()
 
 
 def test_no_path_of_the_machine_is_pushed(pushed: Path) -> None:
@@ -209,6 +246,7 @@ def test_the_card_of_a_recording_works_elsewhere(tmp_path: Path, recorded: Any, 
     make_recorded_store(tmp_path / "mine/episodes.zarr", [recorded(0)], source={"address": "https://example.org/a/b"})
     push(tmp_path / "mine", str(tmp_path / "package"))
     text = (tmp_path / "package/README.md").read_text()
+    assert ("1 episodes with depth" in text) == converts and "pretty_name: 'arm: 1 episodes" in text
     assert str(tmp_path) not in text and "mine" not in text and "https&#58;//example.org/a/b" in text
     assert "\nsodp3d pull <address> data/arm\n" in text
     assert ("\nsodp3d convert env=recorded data=data/arm\n" in text) == ("convert" in text) == converts

@@ -96,6 +96,20 @@ def test_a_later_push_replaces_the_package_and_nothing_else(hub: ToyHub, run: Pa
     assert files["mine.txt"] == b"mine" and "result.json" not in files
 
 
+def test_a_branch_is_made_where_nothing_foreign_would_be_in_it(hub: ToyHub, run: Path) -> None:
+    push(run, "hf://alice/door")
+    files = hub.repositories["models/alice/door"]
+    files["mine.txt"] = b"mine"
+    with pytest.raises(InputError, match=r"holds files that are no package's \(mine\.txt\)"):
+        push(run, "hf://alice/door@tuned")
+    assert hub.branches == set()
+    del files["mine.txt"]
+    for _ in range(2):
+        push(run, "hf://alice/door@tuned")
+    made = [path for command, path in hub.asked if command == "POST" and "/branch/" in path]
+    assert hub.branches == {"tuned"} and made == ["/api/models/alice/door/branch/tuned"]
+
+
 def test_what_is_not_as_listed_is_refused_before_it_is_fetched(hub: ToyHub, run: Path, tmp_path: Path) -> None:
     push(run, "hf://alice/door")
     files = hub.repositories["models/alice/door"]
@@ -120,7 +134,7 @@ def test_a_failure_is_told_without_the_token(
     with pytest.raises(InputError, match="hf auth login") as refused:
         pull("hf://alice/nothing", tmp_path / "door")
     assert TOKEN not in str(refused.value) and "hf://alice/nothing" in str(refused.value)
-    hub.repositories["models/alice/door"] = {}
-    assert push_main([str(run), "hf://alice/door@branch"]) == 2  # this server makes no branches
+    hub.repositories["models/alice/door"], hub.branches = {}, None
+    assert push_main([str(run), "hf://alice/door@branch"]) == 2
     printed = capsys.readouterr()
     assert TOKEN not in printed.out + printed.err and "hf://alice/door" in printed.err

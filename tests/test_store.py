@@ -394,6 +394,27 @@ def test_merge_refuses_shards_that_contradict(tmp_path: Path) -> None:
     assert not (tmp_path / "target.zarr").exists()
 
 
+@pytest.mark.parametrize("spelled", ["a.zarr", "other/../a.zarr"])
+def test_merge_never_changes_a_shard(tmp_path: Path, spelled: str) -> None:
+    make_store(tmp_path / "a.zarr", [0])
+    make_store(tmp_path / "b.zarr", [1])
+    (tmp_path / "other").mkdir()
+    before = _files(tmp_path / "a.zarr")
+    with pytest.raises(InputError, match=r"a\.zarr is the source itself, or one of them, and stays as it is"):
+        merge([tmp_path / "a.zarr", tmp_path / "b.zarr"], tmp_path / spelled)
+    assert _files(tmp_path / "a.zarr") == before
+
+
+def test_merge_does_not_go_on_with_what_came_to_be_otherwise(tmp_path: Path) -> None:
+    with EpisodeStore.create(tmp_path / "a.zarr", {**ATTRIBUTES, "seed": 3}, SPECIFICATION) as store:
+        store.append(episode(0), metadata(0))
+        store.append(episode(1), metadata(1))
+    make_store(tmp_path / "target.zarr", [0])
+    with pytest.raises(InputError, match="was begun with seed = 7, but 3 came"):
+        merge([tmp_path / "a.zarr"], tmp_path / "target.zarr")
+    assert_holds(EpisodeStore.open(tmp_path / "target.zarr"), [0])
+
+
 # -- extracting --------------------------------------------------------------------------------------------------------
 
 
@@ -409,9 +430,21 @@ def test_extracted_are_the_episodes_that_imitation_selects(tmp_path: Path) -> No
     assert len(select_episodes(again, 1.0, 2, "count", "nearoptimal")) == 2
 
 
-def test_extracting_continues_after_a_kill_and_refuses_other_episodes(tmp_path: Path) -> None:
+def test_extracting_continues_after_a_kill_and_refuses_other_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = make_store(tmp_path / "source.zarr", range(12))
-    make_store(tmp_path / "target.zarr", [0, 3])  # as a killed extraction left it
+    append, left = EpisodeStore.append, iter(range(2))
+
+    def until_killed(*arguments: Any) -> int:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return append(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(EpisodeStore, "append", until_killed)
+        extract(source.path, tmp_path / "target.zarr", success="count")
+    assert_holds(EpisodeStore.open(tmp_path / "target.zarr"), [0, 3])
     for _ in range(2):  # the second finds it complete
         with extract(source.path, tmp_path / "target.zarr", success="count") as target:
             assert_holds(target, [0, 3, 6, 9])
@@ -419,6 +452,20 @@ def test_extracting_continues_after_a_kill_and_refuses_other_episodes(tmp_path: 
         extract(source.path, tmp_path / "target.zarr", success="final")
     with pytest.raises(InputError, match="is the source itself"):
         extract(source.path, source.path)
+
+
+def test_an_extract_is_not_gone_on_with_by_another_question_or_of_other_data(tmp_path: Path) -> None:
+    """Its attribute `extracted` would be wrong of what is added, even where its episodes begin alike."""
+    source = make_store(tmp_path / "source.zarr", range(6))
+    extract(source.path, tmp_path / "target.zarr", max_episodes=3).close()
+    before = _files(tmp_path / "target.zarr")
+    with pytest.raises(InputError, match=r"was begun with extracted\.max_episodes = 3, but 5 came.*name a new folder"):
+        extract(source.path, tmp_path / "target.zarr", max_episodes=5)
+    with EpisodeStore.open(source.path, "a") as grown:
+        grown.append(episode(6), metadata(6))
+    with pytest.raises(InputError, match=r"was begun with extracted\.data_hash = v2-"):
+        extract(source.path, tmp_path / "target.zarr", max_episodes=3)
+    assert _files(tmp_path / "target.zarr") == before
 
 
 def test_extract_command_writes_a_card_and_names_what_is_missing(

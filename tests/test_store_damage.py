@@ -20,6 +20,7 @@ from toy_store import ATTRIBUTES, SPECIFICATION, assert_holds, episode, make_sto
 from sodp3d.core.errors import InputError
 from sodp3d.core.mappings import plain
 from sodp3d.data import columns
+from sodp3d.data.completeness import note_asked, require_complete
 from sodp3d.data.conversion import convert_store
 from sodp3d.data.merge import merge
 from sodp3d.data.store import EpisodeStore
@@ -387,6 +388,23 @@ def test_merged_stores_with_differing_provenance_have_cards_and_records(tmp_path
     assert [versions["command"] for versions in store.attributes["versions"]] == ["a", "b", "c"]
     assert card_text(store, []).count("| depth drawn again |") == 3
     assert StoreRecord.read(tmp_path / "toy").command == "python a"
+
+
+@pytest.mark.parametrize("versions", [None, {"command": "a"}])
+def test_a_merged_store_that_is_half_collected_is_told(tmp_path: Path, versions: dict[str, str] | None) -> None:
+    for number, own in enumerate((versions, {"command": "b"})):
+        attributes = {**ATTRIBUTES, "versions": own}
+        with EpisodeStore.create(tmp_path / f"{number}.zarr", attributes, SPECIFICATION) as store:
+            store.append(episode(number), metadata(number))
+    merge([tmp_path / "0.zarr", tmp_path / "1.zarr"], tmp_path / "toy/episodes.zarr").close()
+    for folder in (tmp_path / "toy", tmp_path):
+        (folder / "agent").mkdir()
+        note_asked(folder, 1000)
+    whole = EpisodeStore.open(tmp_path / "toy/episodes.zarr")
+    alone = EpisodeStore.open(tmp_path / "0.zarr")
+    with pytest.raises(InputError, match=r"2 of 2 stores are half collected.*\n.*of 1000 steps; .* with: ") as refused:
+        require_complete([whole, alone], partial=False)
+    assert f"with: {'python a' if versions else 'python b'}" in str(refused.value)
 
 
 # -- what is derived ---------------------------------------------------------------------------------------------------

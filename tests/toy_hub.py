@@ -18,6 +18,7 @@ class ToyHub:
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.private: dict[str, bool] = {}
+        self.branches: set[str] | None = set()  # besides main, of the same files; None: it makes none
         self.asked: list[tuple[str, str]] = []
         self.tokens: set[str | None] = set()
         self.url = ""
@@ -41,6 +42,8 @@ class _Handler(BaseHTTPRequestHandler):
             address = f"{kind}/{owner}/{name}"
             if address not in self.hub.repositories:
                 self._refuse("RepoNotFound")
+            elif rest[0] == "revision" and rest[1] not in {*(self.hub.branches or ()), self.hub.commit(address)}:
+                self._refuse("RevisionNotFound")
             elif rest[:1] == ["tree"]:
                 files = self.hub.repositories[address].items()
                 self._answer([{"type": "file", "path": n, "size": len(c), "oid": "0" * 40} for n, c in files])
@@ -69,6 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.private.setdefault(f"{kind}/{owner}/{asked['name']}", asked["visibility"] == "private")
             self.hub.repositories.setdefault(f"{kind}/{owner}/{asked['name']}", {".gitattributes": b""})
             self._answer({"url": f"{self.hub.url}/{'datasets/' if kind == 'datasets' else ''}{owner}/{asked['name']}"})
+        elif "/branch/" in path and self.hub.branches is not None:
+            self.hub.branches.add(path.partition("/branch/")[2])
+            self._answer({})
         elif path == "/api/validate-yaml":
             assert json.loads(content)["content"].startswith("---\n")
             self._answer({})

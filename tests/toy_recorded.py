@@ -42,7 +42,7 @@ def depth_episode(number: int, length: int = 9, **changes: Any) -> RecordedEpiso
 def make_recorded_store(path: Path, episodes: list[RecordedEpisode], name: str = "arm", **more: Any) -> EpisodeStore:
     """A store of these, closed and opened again for reading."""
     camera = CAMERA if episodes[0].depth is not None else None
-    with create_recorded_store(path, name, episodes[0], rate=10, **{"camera": camera, **NAMES, **more}) as store:
+    with create_recorded_store(path, name, episodes[0], **{"rate": 10, "camera": camera, **NAMES, **more}) as store:
         for episode in episodes[len(store) :]:
             store.append(episode.steps, episode.metadata)
     return EpisodeStore.open(path)

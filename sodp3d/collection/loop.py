@@ -167,11 +167,19 @@ class Collection:
                 )
         steps_seen = int(self.store.episode_ends[seen - 1]) if seen else -self.agent.offline_left
         self.run.rewind(steps_seen)
+        self._last_evaluation = max(self._last_evaluation, self._logged_evaluation())
         for index in range(seen, len(self.store)):
             self.agent.observe(self._stored(index))
             self.run.log(int(self.store.episode_ends[index]), _stored_rates(self.store, index), self.settings.steps)
         self._label()
         self._last_checkpoint = max(steps_seen, 0)
+
+    def _logged_evaluation(self) -> int:
+        """Agent steps at the newest logged evaluation: no checkpoint knows one that was made after the last of them."""
+        steps = [
+            record["step"] for record in self.run.metrics() if any(key.startswith("evaluation/") for key in record)
+        ]
+        return int(max(steps, default=0))
 
     def _stored(self, index: int) -> Trajectory:
         """A committed episode as the agent saw it; images are drawn again."""

@@ -21,6 +21,7 @@ from sodp3d.envs.config import SUCCESS_METRICS
 from sodp3d.vision.camera import POSE, Camera
 
 PRIOR, DEMONSTRATIONS, SCRIPTED = "prior", "demonstrations", "scripted"
+IMPORTED = "imported"  # how far an import into the store has come, and what it left out
 REQUIRED_ATTRIBUTES = ("env", "env_config", "camera", "renderer")
 # What the stored numbers depend on. Crop, points and horizons only matter to later stages.
 _RECORDED_CONFIG = ("family", "task", "action_repeat", "episode_steps", "camera")
@@ -106,8 +107,7 @@ def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: s
 
     Or other values of episodes; or where both tell them another rate, or other names of what was recorded.
     """
-    told = [key for key in _NAMED if key in stored and key in given]
-    for key in (*REQUIRED_ATTRIBUTES, EPISODE_VALUES, *told):
+    for key in (*REQUIRED_ATTRIBUTES, EPISODE_VALUES, *told_by_both(stored, given)):
         one, other = stored.get(key), plain(given.get(key))
         if key == "env_config" and isinstance(one, dict) and isinstance(other, dict):
             one = {name: one.get(name) for name in _RECORDED_CONFIG}
@@ -117,6 +117,11 @@ def check_identity(stored: Mapping[str, Any], given: Mapping[str, Any], where: s
                 f"{where}: holds data with {name} = {old!r}, but {new!r} came. A store keeps one environment, camera "
                 f"and renderer: use the same settings, or write to another folder."
             )
+
+
+def told_by_both(stored: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Names of the attributes that recordings of one store must share where they are told, and that both tell."""
+    return [key for key in _NAMED if key in stored and key in given]
 
 
 def _each(attributes: Mapping[str, Any], key: str, where: str) -> Iterator[dict[str, Any]]:

@@ -7,10 +7,12 @@ data/<env>/agent/asked.json   the agent steps that the last `collect` was asked 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json, write_json
 from sodp3d.core.paths import command_line
+from sodp3d.data.attributes import each
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import EnvConfig
 
@@ -46,8 +48,12 @@ def _making(task: EnvConfig, path: Path) -> str:
 
 
 def _collecting(store: EpisodeStore) -> str:
-    """The command that the store's collection was begun with; where it was not noted, the usual one."""
-    noted = store.attributes["versions"].get("command")
+    """The command that the store's collection was begun with; where it was not noted, the usual one.
+
+    Of a merged store that is the first collector's.
+    """
+    versions: dict[str, Any] = next(each(store.attributes.get("versions")), {})
+    noted = versions.get("command")
     if noted is None:
         return command_line("collect", *store.typed)
     return noted if noted.startswith("sodp3d ") else f"python {noted}"

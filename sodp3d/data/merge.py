@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import differences, plain
 from sodp3d.data.absence import identities
-from sodp3d.data.attributes import check_identity, each
+from sodp3d.data.attributes import IMPORTED, check_identity, each
 from sodp3d.data.schema import check_same_specification
 from sodp3d.data.store import EpisodeStore
+
+NOT_CARRIED = ("conversion", IMPORTED)  # attributes of what is derived, and of an import, which a copy of it is not
+_CHECKED_APART = ("env_config", "camera", "specification", "schema_version")  # on opening, as far as they matter
 
 
 class Source(NamedTuple):
@@ -31,16 +35,27 @@ def merge(shards: Sequence[str | Path], target: str | Path) -> EpisodeStore:
     The result is the same however the episodes were spread over shards. An episode that two shards hold (work done
     again after a worker died) enters once. A merge that was killed continues where it stopped; a complete one does
     nothing. Point clouds are not carried over: convert the merged store. Raises InputError when shards differ in
-    environment, camera, renderer or keys, when two different episodes claim the same agent step and seed, or when
-    `target` holds anything but the beginning of this very merge.
+    environment, camera, renderer or keys, when two different episodes claim the same agent step and seed, when `target`
+    is one of the shards, or holds anything but the beginning of this very merge.
     """
+    check_apart(shards, target)
     stores = [EpisodeStore.open(shard) for shard in shards]
     if not stores:
         raise InputError("merge: no shards given.")
+    told = stores[0].attributes  # then by all shards so far: the first may not tell everything
     for store in stores[1:]:
-        check_identity(stores[0].attributes, store.attributes, str(store.path))
-        check_same_specification(stores[0].specification, store.specification, str(store.path))
+        check_identity(store.attributes, told, str(store.path))
+        check_same_specification(store.specification, stores[0].specification, str(store.path))
+        told = {**store.attributes, **told}
     return copy_episodes(stores, ordered_sources(stores), _common_attributes(stores), target)
+
+
+def check_apart(sources: Sequence[str | Path], target: str | Path) -> None:
+    """Raise InputError where `target` is one of the stores that are copied from."""
+    if Path(target).resolve() in [Path(source).resolve() for source in sources]:
+        raise InputError(
+            f"target: {target} is the source itself, or one of them, and stays as it is; name a new folder."
+        )
 
 
 def copy_episodes(
@@ -49,7 +64,7 @@ def copy_episodes(
     """The episodes that `sources` name, in their order, in the store `target`; returned open for appending.
 
     A copy that was killed continues where it stopped. Raises InputError when `target` holds anything but the beginning
-    of this very copy.
+    of this very copy, of other episodes or with other `attributes`.
     """
     specification = stores[0].specification
     if Path(target).exists():
@@ -58,6 +73,7 @@ def copy_episodes(
         copied = EpisodeStore.create(target, attributes, specification)
     try:
         _check_beginning(copied, stores, sources)
+        _check_provenance(copied, plain(dict(attributes)))
         metadata = [store.metadata for store in stores]
         for source in sources[len(copied) :]:
             values = {name: array[source.episode].item() for name, array in metadata[source.store].items()}
@@ -104,6 +120,16 @@ def _check_beginning(copied: EpisodeStore, stores: Sequence[EpisodeStore], sourc
         )
 
 
+def _check_provenance(copied: EpisodeStore, given: Mapping[str, Any]) -> None:
+    """Raises InputError where the store says that it came to be otherwise: it would say so of what is added, too."""
+    for key in sorted({*copied.attributes, *given} - {*NOT_CARRIED, *_CHECKED_APART}):
+        for name, old, new in differences(copied.attributes.get(key), given.get(key), key):
+            raise InputError(
+                f"{copied.path}: was begun with {name} = {str(old)[:80]}, but {str(new)[:80]} came: of other options, "
+                f"or of data that has changed since. It is never changed; name a new folder."
+            )
+
+
 def _told(source: Source) -> str:
     """What an episode claims for itself alone."""
     return "agent step {} and seed {}".format(*source.identity) if len(source.identity) == 2 else "one checksum"
@@ -112,7 +138,7 @@ def _told(source: Source) -> str:
 def _common_attributes(stores: Sequence[EpisodeStore]) -> dict[str, Any]:
     """What all shards agree on as it is; where they differ, the distinct values in a fixed order."""
     common: dict[str, Any] = {}
-    for key in sorted(set().union(*(store.attributes for store in stores)) - {"conversion"}):
+    for key in sorted(set().union(*(store.attributes for store in stores)).difference(NOT_CARRIED)):
         values = [store.attributes[key] for store in stores if key in store.attributes]
         if key in ("env_config", "camera") or all(value == values[0] for value in values):
             common[key] = values[0]

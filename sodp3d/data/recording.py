@@ -23,12 +23,13 @@ from numpy.typing import NDArray
 
 from sodp3d.core import registry
 from sodp3d.core.errors import InputError
-from sodp3d.core.mappings import plain
+from sodp3d.core.mappings import differences, plain
 from sodp3d.data.absence import EPISODE_VALUES
+from sodp3d.data.attributes import told_by_both
 from sodp3d.data.schema import METADATA, NO_RENDERER, Field
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import RECORDED
-from sodp3d.vision.camera import POSE, Camera
+from sodp3d.vision.camera import POSE, Camera, check_poses
 
 _TYPES = {"depth": "uint16", POSE: "float64", "image": "uint8", "success": "uint8"}  # others are float32
 _SHAPES = {  # of one step; a text is any number
@@ -171,7 +172,8 @@ def names_of(store: EpisodeStore, key: str) -> list[str]:
 def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
     """A command's configuration, with what the store of `data=` tells of `env=recorded`; of another env as it is.
 
-    Raises InputError where no store is named, one is missing, is of a simulated environment, or they differ in name.
+    Raises InputError where no store is named, one is missing, is of a simulated environment, or they differ in name, in
+    their rate or in what their numbers are.
     """
     if config["env"].get("family") != RECORDED:
         return config
@@ -182,7 +184,8 @@ def as_recorded(config: dict[str, Any]) -> dict[str, Any]:
     names = sorted({str(store.attributes["env"]) for store in stores})
     if len(names) > 1:
         raise InputError(f"data: holds recordings of {', '.join(names)}; learn from those of one name at a time.")
-    return {**config, "env": _told(dict(config["env"]), stores[0], stores)}
+    _require_same_numbers(stores)
+    return {**config, "env": _told(dict(config["env"]), stores)}
 
 
 def _open_recorded(folder: Path) -> EpisodeStore:
@@ -196,23 +199,45 @@ def _open_recorded(folder: Path) -> EpisodeStore:
     return store
 
 
-def _told(env: dict[str, Any], store: EpisodeStore, stores: Sequence[EpisodeStore]) -> dict[str, Any]:
-    """`env`, with what the store says in place of what is null."""
-    begun = "point_cloud" in store.keys and store.readable("point_cloud") > 0  # of a failed first try nothing counts
-    made = store.conversions.get("point_cloud", {}).get("parameters", {}) if begun else {}
-    there = store.field("point_cloud").shape[0] if begun else None
-    as_they_are = "point_cloud" in store.specification and not any(env["crop"].values())
+def _require_same_numbers(stores: Sequence[EpisodeStore]) -> None:
+    """Raises InputError where two stores tell another rate, or other names of their actions' or joints' numbers."""
+    told = stores[0].attributes  # then by all of them so far: the first may not tell everything
+    for store in stores[1:]:
+        for key in told_by_both(told, store.attributes):
+            for name, old, new in differences(told[key], store.attributes[key], key):
+                raise InputError(
+                    f"data: {store.path} tells {name} = {new!r}, but a store before it {old!r}; learn from those that "
+                    "agree."
+                )
+        told = {**store.attributes, **told}
+
+
+def _told(env: dict[str, Any], stores: Sequence[EpisodeStore]) -> dict[str, Any]:
+    """`env`, with what the stores say in place of what is null; of clouds the first that has some.
+
+    Whether the others' were made alike is seen where they are learned from (`views.require_same_view`). Raises
+    InputError for another number of points than clouds have that stay as they are.
+    """
+    begun = [one for one in stores if one.readable("point_cloud")]  # of a failed first try nothing counts
+    made = begun[0].conversions.get("point_cloud", {}).get("parameters", {}) if begun else {}
+    there = begun[0].field("point_cloud").shape[0] if begun else None
+    as_they_are = not any(env["crop"].values()) and any("point_cloud" in one.specification for one in stores)
     crop = {
         side: made.get(side, [limit] * 3) if env["crop"][side] is None else env["crop"][side]
         for side, limit in (("low", -math.inf), ("high", math.inf))
     }
+    if as_they_are and there and env["points"] not in (None, there):
+        raise InputError(
+            f"env.points: {begun[0].path} has clouds of {there} points as they were recorded, but {env['points']!r} "
+            "came; leave it out. To make others of its depth, give convert a box as well (env.crop.low, env.crop.high)."
+        )
     longest = max((int(np.diff(one.episode_ends, prepend=0).max()) for one in stores if len(one)), default=1)
     return {
         **env,
-        "name": env["name"] or store.attributes["env"],
+        "name": env["name"] or stores[0].attributes["env"],
         "episode_steps": env["episode_steps"] or longest,
         "crop": None if as_they_are else crop,
-        "points": there if as_they_are else env["points"] or there or _POINTS,
+        "points": env["points"] or there or _POINTS,
     }
 
 
@@ -240,6 +265,8 @@ def _checked(key: str, value: Any) -> NDArray[Any]:
     dtype = np.dtype(_TYPES.get(key, "float32"))
     if array.dtype.kind not in "biuf" or (key in _DRAWN and array.dtype != dtype):
         raise InputError(f"episode.{key}: expected {dtype.name}, got {array.dtype}.")
+    if key == POSE:
+        check_poses(array, f"episode.{key}")
     return array.astype(dtype, copy=False)
 
 

@@ -1,5 +1,9 @@
-"""Whether what a store shows is what roll-outs would see: the same camera, crop, size and, for images, renderer."""
+"""Whether what a store shows is what roll-outs would see: the same camera, crop, size and, for images, renderer.
 
+Of recordings, which nothing acts in: whether it is what the planner is told of them, and makes of a robot's depth.
+"""
+
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from sodp3d.core.errors import InputError
@@ -13,9 +17,12 @@ from sodp3d.vision.sensors import Sensor
 
 def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) -> None:
     """Raises InputError where roll-outs of `config` would see something else than the store's array of `sensor`."""
-    if not sensor.draws or config.family == RECORDED:  # what was recorded is all that there is to see
+    if not sensor.draws:
         return
     state = store.conversions.get(sensor.key)
+    if config.family == RECORDED:
+        _require_same_making(store, sensor, config)
+        return
     if state is None and sensor.converter is not None:
         require_depth(store)
     if state is None and sensor.made_by is not None:
@@ -31,7 +38,28 @@ def require_same_view(store: EpisodeStore, sensor: Sensor, config: EnvConfig) ->
         raise InputError(
             f"{store.path}: its data/{sensor.key} was made with {name} = {old!r}, but roll-outs would use {new!r}. "
             f"Give the stored value, or make it again with the new one: "
-            f"{_made_again(store, sensor, name, config)}"
+            f"{_made_again(store, sensor, [name], config)}"
+        )
+
+
+def _require_same_making(store: EpisodeStore, sensor: Sensor, config: EnvConfig) -> None:
+    """Raises InputError where recorded depth was made into something else than `config` says of all the stores."""
+    state = store.conversions.get(sensor.key)
+    if state is None or not store.readable(sensor.key):  # recorded as it is, which is all there is to see; or not there
+        return
+    if config.crop is None:
+        raise InputError(
+            f"{store.path}: its data/{sensor.key} was made of depth within a crop, but that of another store was "
+            "recorded as it is, and nobody knows how. Learn from them apart, or tell the crop of both with env.crop."
+        )
+    given = sensor.parameters(config)
+    stored = {name: state["parameters"].get(name.rpartition(".")[2]) for name in given}
+    differing = list(differences(stored, given, "env"))
+    for name, old, new in differing:
+        raise InputError(
+            f"{store.path}: its data/{sensor.key} was made with {name} = {old!r}, but the planner would be told "
+            f"{new!r}, which was typed or is that of another store. Give the stored value, or make it again with the "
+            f"other: {_made_again(store, sensor, [name for name, *_ in differing], config)}"
         )
 
 
@@ -45,13 +73,14 @@ def require_same_rate(store: EpisodeStore, config: EnvConfig) -> None:
         )
 
 
-def _made_again(store: EpisodeStore, sensor: Sensor, name: str, config: EnvConfig) -> str:
-    """The command that makes the store's array of `sensor` with the env's own value of the option `name`."""
-    if name.startswith("env.camera"):
+def _made_again(store: EpisodeStore, sensor: Sensor, names: Sequence[str], config: EnvConfig) -> str:
+    """The command that makes the store's array of `sensor` with the env's own values of the options `names`."""
+    if names[0].startswith("env.camera"):
         again = ["again=depth", "output_data=<new folder>"]
     else:
         again = ["again=clouds"] if sensor.converter is not None else [sensor.made_by or ""]
-    return command_line("convert", *store.typed, *again, option(name, {"env": plain(asdict(config))}))
+    options = dict.fromkeys(option(name, {"env": plain(asdict(config))}) for name in names)
+    return command_line("convert", *store.typed, *again, *options)
 
 
 def renderer_of(store: EpisodeStore, sensor: Sensor) -> str:

@@ -35,6 +35,7 @@ _PHYSICS = (
     | mujoco.mjtState.mjSTATE_MOCAP_POS
     | mujoco.mjtState.mjSTATE_MOCAP_QUAT
 )
+_ORTHOGRAPHIC = ("orthographic", "proj")  # of a model's camera: 0 for perspective, by either name in releases of MuJoCo
 
 
 class Task(Protocol):
@@ -77,8 +78,8 @@ class Task(Protocol):
 def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
     """Give `spec` the camera described by `camera`: a new one, or the model's own of that name with parts replaced.
 
-    Raises InputError where a null position or quaternion leaves a new camera without a pose, or where one is given to a
-    camera that moves with a body.
+    Raises InputError where a null position or quaternion leaves a new camera without a pose, where one is given to a
+    camera that moves with a body, or where the model's own has no perspective.
     """
     existing = {item.name: item for item in spec.cameras}
     target = existing.get(camera.name)
@@ -94,6 +95,11 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
             f"env.camera.name: camera {camera.name!r} moves with body {target.parent.name!r}, so it cannot be placed "
             "in the world frame. Choose a name that the model does not use."
         )
+    elif any(getattr(target, name, 0) for name in _ORTHOGRAPHIC):
+        raise InputError(
+            f"env.camera.name: camera {camera.name!r} is orthographic, and depth is of cameras with perspective. "
+            "Choose another, or a name that the model does not use."
+        )
     if camera.position is not None:
         target.pos = camera.position
     if camera.quaternion is not None:
@@ -102,6 +108,7 @@ def add_camera(spec: mujoco.MjSpec, camera: CameraConfig) -> None:
     if camera.position is not None and camera.quaternion is not None:
         target.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
     target.fovy = camera.fovy
+    target.sensor_size = (0, 0)  # of one with a sensor MuJoCo would take the field of view from that, and not from fovy
 
 
 def compile_model(spec: mujoco.MjSpec, camera: CameraConfig) -> mujoco.MjModel:

@@ -50,7 +50,7 @@ class FolderSource:
         self.episodes = [folder.name for folder in self._folders]
         first = self._first(settings.skip_bad)
         table = _Table(first / STEPS)
-        self.offers = {**_offers(table), **_image_offers(first)}
+        self.offers, self._columns = {**_offers(table), **_image_offers(first)}, table.keys()
         self.lost = dict.fromkeys(table.words, "a column of words")
         self._own_camera = settings.camera is None
         taken = self._folders[: settings.episodes]
@@ -72,7 +72,7 @@ class FolderSource:
         """Arrays of one episode. Raises InputError naming the file that is missing, cut or does not fit."""
         folder = self._folders[index]
         table = _Table(folder / STEPS)
-        self._check_camera(folder)
+        self._check_facts(folder)
         found: Arrays = {}
         for key in keys:
             if key in IMAGES:
@@ -80,17 +80,23 @@ class FolderSource:
             elif key == "point_cloud":
                 found[key] = _read_array(folder / CLOUD)
             else:
-                found[key] = table.values(key, self.offers[key])
+                values = table.values(key, self._columns[key])
+                found[key] = values.reshape(len(values), *self.offers[key].shape)
         return found
 
-    def _check_camera(self, folder: Path) -> None:
-        here = _facts(folder, self._own_camera)
-        if _same(here.camera, self.facts.camera) and here.depth_scale == self.facts.depth_scale:
-            return
-        raise InputError(
-            f"{folder / CAMERA}: another camera, or another place of it, than that of the first episode; a store keeps "
-            f"one. Import such episodes apart, or leave 'pose' out and give columns {POSE}.0 to {POSE}.15."
-        )
+    def _check_facts(self, folder: Path) -> None:
+        """Raise InputError where an episode tells something else than the first one of what a store says of all."""
+        here, first = _facts(folder, self._own_camera), self.facts
+        if not _same(here.camera, first.camera) or here.depth_scale != first.depth_scale:
+            raise InputError(
+                f"{folder / CAMERA}: another camera, or another place of it, than that of the first episode; a store "
+                f"keeps one. Import such episodes apart, or leave 'pose' out and give columns {POSE}.0 to {POSE}.15."
+            )
+        if here.rate not in (None, first.rate):
+            raise InputError(
+                f"{folder / EPISODE}: rate: {here.rate:g} steps a second, but the first episode tells "
+                f"{first.rate or 'none'}; a store keeps one. Import such episodes apart, or tell one rate in all."
+            )
 
     def outcomes(self, index: int) -> dict[str, Any]:
         """What episode.json says."""
@@ -167,14 +173,12 @@ class _Table:
                 found.setdefault(_key_of(name), []).append(name)
         return found
 
-    def values(self, key: str, offer: Offer) -> NDArray[Any]:
-        """(T, n) or, of one column named as its key, (T,). Raises InputError naming column and step."""
+    def values(self, key: str, wanted: list[str]) -> NDArray[Any]:
+        """(T, n) of the columns `wanted`. Raises InputError where those of `key` are others; naming column and step."""
         columns = self.keys().get(key)
-        if columns is None or len(columns) != max(1, int(np.prod(offer.shape))):
-            raise InputError(
-                f"{self.path}: expected {max(1, int(np.prod(offer.shape)))} columns of {key}, as in the first episode, "
-                f"got {columns or 'none'}."
-            )
+        if columns != wanted:
+            told = f"{len(wanted)} columns of {key}, {wanted} as in the first episode"
+            raise InputError(f"{self.path}: expected {told}, got {columns or 'none'}.")
         places = [self.names.index(name) for name in columns]
         try:
             found = np.array([[row[place] for place in places] for row in self.rows]).astype(np.float64)
@@ -187,7 +191,7 @@ class _Table:
             )
             text = self.rows[step][self.names.index(name)]
             raise InputError(f"{self.path}: step {step}: {name}: expected a number, got {text!r}.") from None
-        return found.reshape(len(found), *offer.shape)
+        return found
 
 
 def _key_of(column: str) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import Lock, disk_errors, read_json, remove
+from sodp3d.data.attributes import IMPORTED
 from sodp3d.data.recording import RecordedEpisode, create_recorded_store
 from sodp3d.data.store import EpisodeStore
 from sodp3d.exchange import formats
@@ -24,7 +25,7 @@ from sodp3d.exchange.selection import Selection, select, to_store
 from sodp3d.settings import ImportSettings
 from sodp3d.vision.camera import POSE
 
-UNFINISHED, PROGRESS = "importing.zarr", "imported"
+UNFINISHED = "importing.zarr"
 _FREE = ("format", "path", "store", "skip_bad")  # of the settings: do not change what an episode becomes
 
 
@@ -156,7 +157,7 @@ def _import(recording: _Recording, folder: Path, progress: Callable[[int, int], 
     if first is None:
         raise InputError(f"{recording.settings.path}: no episode can be read; the first: {left_out[0][1]}")
     with _open(recording, path, first[1]) as store:
-        at = store.attributes.get(PROGRESS) or {"next": 0, "kept": 0, "left_out": []}
+        at = _progress(store.attributes) or {"next": 0, "kept": 0, "left_out": []}
         ahead = len(store) - at["kept"]  # 1 where a kill came between an episode and its note
         left_out[:] = [(name, reason) for name, reason in at["left_out"]]
         progress(at["next"], recording.count)
@@ -179,10 +180,10 @@ def _import(recording: _Recording, folder: Path, progress: Callable[[int, int], 
 def _finished(recording: _Recording, whole: Path) -> Imported:
     """What this very import has made before. Raises InputError where the store there is another."""
     store = EpisodeStore.open(whole)
-    if not _is_of(recording, store.attributes):
+    if not _is_of(recording, store.attributes) or _progress(store.attributes).get("kept") != len(store):
         raise InputError(
             f"store: {whole} exists already and is never overwritten. It is of something else, or of files that "
-            f"changed since; remove it, or name a new folder."
+            f"changed since, or was changed itself; remove it, or name a new folder."
         )
     return _imported(recording, store)
 
@@ -193,7 +194,7 @@ def _imported(recording: _Recording, store: EpisodeStore) -> Imported:
     kept["agent_pos"] = ", ".join([*beside, *recording.selection.beside])
     kept |= {f"{name} of each episode": name for name in sorted(recording.values)}
     lost = {**recording.source.lost, **recording.selection.lost, **recording.lost}
-    left_out = [(name, reason) for name, reason in store.attributes[PROGRESS]["left_out"]]
+    left_out = [(name, reason) for name, reason in store.attributes[IMPORTED]["left_out"]]
     return Imported(len(store), store.steps, kept, lost, left_out)
 
 
@@ -211,9 +212,15 @@ def _source(recording: _Recording) -> dict[str, Any]:
     }
 
 
+def _progress(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """How far an import has come, {} where none tells; merged stores of earlier releases may tell of several."""
+    told = attributes.get(IMPORTED)
+    return told if isinstance(told, dict) else {}
+
+
 def _is_of(recording: _Recording, attributes: Mapping[str, Any]) -> bool:
     """Whether a store is of this very import, and no file changed of what it holds."""
-    at = attributes.get(PROGRESS) or {}
+    at = _progress(attributes)
     same = attributes.get("source") == _source(recording)
     return same and at.get("files") == recording.files[at.get("next", 0)]
 
@@ -222,7 +229,7 @@ def _open(recording: _Recording, path: Path, like: RecordedEpisode) -> EpisodeSt
     """The unfinished store of this very import, to go on with, or a new one. Raises InputError for another's."""
     source, facts = _source(recording), recording.facts
     told = read_json(path / ".zattrs") if path.exists() else {}
-    if told.get("source") == source and PROGRESS not in told:
+    if told.get("source") == source and IMPORTED not in told:
         remove(path)  # killed at its first episode, which may be another by now
     elif path.exists() and not _is_of(recording, told):
         raise _of_others(path)
@@ -255,4 +262,4 @@ def _of_others(path: Path) -> InputError:
 
 def _note(recording: _Recording, store: EpisodeStore, place: int, left_out: list[tuple[str, str]]) -> None:
     at = {"next": place, "kept": len(store), "left_out": left_out, "files": recording.files[place]}
-    store.update_attributes({PROGRESS: at})
+    store.update_attributes({IMPORTED: at})

@@ -3,6 +3,7 @@
 What no key tells stands in meta/sodp3d.json of datasets that were exported from a store.
 """
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,12 +42,14 @@ class LeRobotSource:
         self._arrow, self._parquet = parquet()
         self._path, info = path, read_json(path / INFO)
         self._info: dict[str, Any] = _check_info(info, path / INFO)
-        self._rows = self._read_episodes()
+        self._rows, self.lost = self._read_episodes(), dict[str, str]()
+        self._check_whole(settings.skip_bad)
         self.episodes = [f"episode {row['episode_index']}" for row in self._rows]
         known = read_json(path / OURS) if (path / OURS).exists() else {}
         facts = Facts.from_dict(known, str(path / OURS))
         rate = positive(self._info["fps"], f"{path / INFO}: fps")
-        task, self.lost = one_task(task for row in self._rows[: settings.episodes] for task in row.get("tasks") or ())
+        task, lost = one_task(task for row in self._rows[: settings.episodes] for task in row.get("tasks") or ())
+        self.lost |= lost
         self.facts = Facts(facts.camera, rate, task, None, facts.names, facts.keys)
         outcomes = known.get("episodes")
         self._outcomes: list[Any] = outcomes if isinstance(outcomes, list) else []
@@ -69,6 +72,22 @@ class LeRobotSource:
                 if not isinstance(row.get(key), int) or row[key] < 0:
                     raise InputError(f"{self._path / EPISODES}: {key}: expected a whole number, got {row.get(key)!r}.")
         return sorted(rows, key=lambda row: row["episode_index"])
+
+    def _check_whole(self, skip_bad: bool) -> None:
+        """Raise InputError for an episode that is listed twice, or, unless bad ones are left out, for a missing one."""
+        numbers = [row["episode_index"] for row in self._rows]
+        twice = next((one for one, other in itertools.pairwise(numbers) if one == other), None)
+        if twice is not None:
+            raise InputError(f"{self._path / EPISODES}: lists episode {twice} twice; get the dataset again.")
+        total = self._info.get("total_episodes", len(numbers))
+        if total == len(numbers):
+            return
+        if not skip_bad:
+            raise InputError(
+                f"{self._path / EPISODES}: lists {len(numbers)} episodes, but total_episodes of {INFO} is {total!r}; "
+                "get the dataset again, or take those that are listed with skip_bad=true."
+            )
+        self.lost["episodes"] = f"{EPISODES} lists {len(numbers)}, but total_episodes of {INFO} is {total!r}"
 
     def _offers(self) -> dict[str, Offer]:
         offers: dict[str, Offer] = {}

@@ -190,9 +190,7 @@ class RobomimicSink:
 
 
 def _path_of(key: str) -> str:
-    if key in _OUTSIDE:
-        return _OUTSIDE[key]
-    return f"obs/{ {'image': 'camera_image', 'depth': 'camera_depth'}.get(key, key) }"
+    return _OUTSIDE[key] if key in _OUTSIDE else f"obs/{_IMAGES.get(key, key)}"
 
 
 FORMAT = Format(RobomimicSource, RobomimicSink, ".hdf5")

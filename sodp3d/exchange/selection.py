@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sodp3d.core.errors import InputError
 from sodp3d.exchange.episodes import Arrays, Facts, Kind, Offer, check_arrays
 from sodp3d.settings import ImportSettings
+from sodp3d.vision.camera import check_poses
 
 JOINED = ("action", "agent_pos", "state")  # of one or several keys of numbers, one after the other
 _SINGLE: dict[str, Kind] = {
@@ -24,6 +25,7 @@ _SINGLE: dict[str, Kind] = {
     "success": "numbers",
 }
 _FARTHEST = 65_535  # millimetres, that 16 bit hold
+_MOST_OF_A_POINT = 10  # numbers: x y z, a colour, a normal
 
 
 @dataclass(frozen=True)
@@ -153,16 +155,24 @@ def to_image(values: NDArray[Any], _: Facts, where: str) -> NDArray[np.uint8]:
 
 
 def to_points(values: NDArray[Any], _: Facts, where: str) -> NDArray[np.float32]:
-    """(T, N, 3) metres: the coordinates of clouds that may have colours behind them. Raises InputError."""
-    if values.ndim != 3 or values.shape[-1] < 3:
-        raise InputError(f"{where}: expected clouds (T, N, 3) or with colours behind, got {values.shape}.")
+    """(T, N, 3) metres: the coordinates of clouds that may have colours behind them. Raises InputError.
+
+    Clouds (T, 3, N), of which three points of N numbers would be made, are refused.
+    """
+    if values.ndim != 3 or not 3 <= values.shape[-1] <= _MOST_OF_A_POINT:
+        raise InputError(
+            f"{where}: expected clouds (T, N, 3), or with colours behind up to {_MOST_OF_A_POINT} numbers a point, got "
+            f"{values.shape}; write each point's numbers last, or leave this key out (leave_out)."
+        )
     return _rounded(np.ascontiguousarray(values[..., :3]), where)
 
 
 def _to_pose(values: NDArray[Any], _: Facts, where: str) -> NDArray[np.float64]:
     if values.shape[1:] not in ((4, 4), (16,)):
         raise InputError(f"{where}: expected 4 x 4 numbers of each step, got {values.shape[1:]}.")
-    return values.reshape(-1, 4, 4).astype(np.float64)
+    poses = values.reshape(-1, 4, 4).astype(np.float64)
+    check_poses(poses, where)
+    return poses
 
 
 def _to_reward(values: NDArray[Any], _: Facts, where: str) -> NDArray[np.float32]:

@@ -1,22 +1,19 @@
-"""Text from runs and stores, made safe for Markdown, HTML and spreadsheets: names and settings are a user's own."""
+"""Text from runs and stores, made safe as code, links, cells of spreadsheets and names of files.
+
+Names and settings are a user's own. What they are in Markdown and HTML, `sodp3d.tools.markdown.escape` says.
+"""
 
 import re
 from urllib.parse import quote
 
 from sodp3d.core.values import is_number
 
-_SPECIAL = {"&": "&amp;", "<": "&lt;", ">": "&gt;", **{character: f"\\{character}" for character in "\\`*[]|"}}
 _FORMULA = ("=", "+", "-", "@")
-
-
-def cell(text: str) -> str:
-    """Words in a Markdown table or list: on one line, shown as they are, never a link, markup or another cell."""
-    return "".join(_SPECIAL.get(character, character) for character in _one_line(text))
 
 
 def code(text: str) -> str:
     """A command or a path in a Markdown list, as code; backticks in it make the fence longer."""
-    line = _one_line(text)
+    line = " ".join(text.split())
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
     space = " " if line.startswith("`") or line.endswith("`") else ""
     return f"{fence}{space}{line}{space}{fence}"
@@ -37,7 +34,3 @@ def csv_cell(text: str) -> str:
 def file_name(text: str) -> str:
     """A name for a file: letters, digits, `_`, `.` and `-` alone."""
     return re.sub(r"[^\w.-]+", "_", text, flags=re.ASCII).lstrip(".")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

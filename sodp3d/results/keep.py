@@ -15,7 +15,7 @@ import yaml
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import write_json, write_text
-from sodp3d.core.run import WALL_TIME, read_versions
+from sodp3d.core.run import WALL_TIME, read_config, read_result, read_versions
 from sodp3d.results.archive import SUFFIX, pack, unpack
 from sodp3d.results.scan import STORE_RECORD, RunRecord, portable, seconds, without_machine
 from sodp3d.results.stores import StoreRecord
@@ -27,8 +27,8 @@ CARD = "card.md"
 def keep_records(archive: Path, runs: Sequence[RunRecord], stores: Sequence[StoreRecord]) -> Path:
     """Write or refresh the record of every run and store in `archive`; others there stay. The archive's path.
 
-    Raises InputError, before anything is written, where the name is not one of an archive, or two stores or a store
-    and a record there share a name but not their data; OSError.
+    Raises InputError, before anything is written, where the name is not one of an archive, or where two runs or stores,
+    or one and a record there, share a name but are not the same; OSError.
     """
     if not archive.name.endswith(SUFFIX):
         raise InputError(f"--keep: expected a file name that ends with {SUFFIX}, got {archive}.")
@@ -39,6 +39,9 @@ def keep_records(archive: Path, runs: Sequence[RunRecord], stores: Sequence[Stor
         kept = {store.name: StoreRecord.read(folder / store.name) for store in stores if _is_kept(folder, store)}
         for store in stores:
             _check_same(archive, kept.setdefault(store.name, store), store)
+        told = {run.name: _kept_run(folder / run.name) for run in runs if (folder / run.name / "result.json").exists()}
+        for run in runs:
+            _check_same_run(archive, told.setdefault(run.name, run), run)
         for run in runs:
             _keep_run(folder / run.name, run)
         for store in stores:
@@ -56,6 +59,18 @@ def _check_same(archive: Path, kept: StoreRecord, store: StoreRecord) -> None:
         raise InputError(
             f"--keep: {archive} is for the record of data {kept.data_hash} as {store.name}, not of {store.data_hash} "
             f"in {store.folder}; rename the folder of one to keep both."
+        )
+
+
+def _kept_run(folder: Path) -> RunRecord:
+    return RunRecord(folder, read_config(folder), read_result(folder))
+
+
+def _check_same_run(archive: Path, kept: RunRecord, run: RunRecord) -> None:
+    if kept.content != run.content:
+        raise InputError(
+            f"--keep: {archive} is for the record of another run as {run.name}, with other settings or another result "
+            f"than that in {run.path}; rename the folder of one to keep both."
         )
 
 
@@ -93,7 +108,7 @@ def _keep_log(folder: Path, source: Path) -> None:
         write_text(folder / "metrics.jsonl", text)
     if (source / "versions.json").exists():
         versions = read_versions(source)
-        if "command" in versions:
+        if versions.get("command"):
             versions["command"] = portable(versions["command"])
         write_json(folder / "versions.json", versions)
     spent = seconds(source)

@@ -19,6 +19,7 @@ from sodp3d.results.naming import PRETRAINED, REGULARIZED
 from sodp3d.results.output import MARK
 from sodp3d.results.paper import TASKS
 from sodp3d.results.tables import TOP5, Record, fine_tuned, place
+from sodp3d.tools import markdown
 
 Figures = Sequence[tuple[str, str]]  # title, path below the output folder
 
@@ -124,7 +125,7 @@ def tables_page(tables: Mapping[str, Sequence[Record]], figures: Figures) -> str
     columns = ["store", "made by", "metric", "scripted", *(f"to {100 * n // PARTS} %" for n in range(1, PARTS + 1))]
     page += ["## Success of kept episodes over time", "", *_words(_KEPT), *_table(tables["kept"], columns)]
     page += ["## Left out", "", "Unfinished or unreadable, and in none of the tables.", ""]
-    page += [f"* {escape.code(row['directory'])}: {escape.cell(row['why'])}" for row in tables["unfinished"]] or [
+    page += [f"* {escape.code(row['directory'])}: {markdown.escape(row['why'])}" for row in tables["unfinished"]] or [
         "None."
     ]
     return "\n".join(page).rstrip() + "\n"
@@ -151,7 +152,7 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
     for kind, alike in kinds(groups).items():
         task, observation, stage = kind
         seen = SEEN_AS.get(observation, observation)
-        page += [f"## {escape.cell(task)} seen as {escape.cell(seen)}: {_STAGES[stage]}", "", *_usual(alike)]
+        page += [f"## {markdown.escape(task)} seen as {markdown.escape(seen)}: {_STAGES[stage]}", "", *_usual(alike)]
         pairs = [(row, group) for row, group in zip(rows, groups, strict=True) if group in alike]
         pairs.sort(key=lambda pair: (place(observation, pair[1].method, pair[1].label), pair[0]["differs by"] or ""))
         untold = len({row["data made by"] for row, _ in pairs}) == 1  # then the column would tell nothing
@@ -176,7 +177,7 @@ def settings_page(tables: Mapping[str, Sequence[Record]], groups: Sequence[Group
 
 def _usual(alike: Sequence[Group]) -> list[str]:
     told = [f"{name} {value}" for name, value in usual_settings(alike).items()]
-    return [f"Usual: {', '.join(escape.cell(text) for text in told)}.", ""] if told else []
+    return [f"Usual: {', '.join(markdown.escape(text) for text in told)}.", ""] if told else []
 
 
 def _as_shown(row: Record) -> Record:
@@ -204,7 +205,7 @@ def _collection(rows: Sequence[Record]) -> list[str]:
 
 def _images(figures: Figures, kind: str) -> list[str]:
     chosen = [(title, file) for title, file in figures if file.startswith(f"figures/{kind}")]
-    return [line for title, file in chosen for line in (f"![{escape.cell(title)}]({escape.link(file)})", "")]
+    return [line for title, file in chosen for line in (f"![{markdown.escape(title)}]({escape.link(file)})", "")]
 
 
 def _words(text: str) -> list[str]:
@@ -231,12 +232,12 @@ def _cell(column: str, value: Any) -> str:
     if value is True:
         return "yes"
     if column in _PLAIN:
-        return escape.cell(str(value))
+        return markdown.escape(str(value))
     if column == "data_hash":
-        return escape.cell(short_hash(value))
+        return markdown.escape(short_hash(value))
     if isinstance(value, float):
         return f"{100 * value:.1f}"
-    return str(value) if isinstance(value, Estimate | int) else escape.cell(str(value))
+    return str(value) if isinstance(value, Estimate | int) else markdown.escape(str(value))
 
 
 def comma_separated(rows: Iterable[Record]) -> str:

@@ -180,6 +180,11 @@ class RunRecord:
         return None
 
     @property
+    def content(self) -> str:
+        """Configuration and result as text, without the machine's part of paths: the same of a run and its record."""
+        return json.dumps(without_machine([self.config, self.result]), sort_keys=True)
+
+    @property
     def has_weights(self) -> bool:
         """Whether a planner can be loaded from it; a kept record holds none."""
         return any(self.path.glob(f"*/*/{checkpoint.TENSORS}"))
@@ -253,7 +258,7 @@ def _without_copies(runs: list[RunRecord]) -> list[RunRecord]:
     """Sorted by name; of equal ones the original, which still has its weights."""
     originals: dict[tuple[str, str], RunRecord] = {}
     for run in sorted(runs, key=lambda run: run.has_weights):
-        originals[run.name, json.dumps(without_machine([run.config, run.result]), sort_keys=True)] = run
+        originals[run.name, run.content] = run
     return [run for _, run in sorted(originals.items(), key=lambda item: item[0])]
 
 
@@ -310,6 +315,8 @@ def portable(command: str) -> str:
         program, *arguments = arguments
     kept = [argument for argument in arguments if argument.partition("=")[0] not in ("root", "run_dir")]
     kept = [re.sub(r"(?<=[=,\[])/[^,\]]+", lambda path: shown(Path(path[0])), argument) for argument in kept]
+    if program == "sodp3d":  # the installed command, whose verb comes first
+        return shlex.join([program, *kept])
     script = Path(program)
     folder = "data_collection/" if script.parent.name == "data_collection" else ""
     return shlex.join(["python", f"{folder}{script.name}", *kept])

@@ -21,9 +21,11 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.serving.wire import pack, unpack
+from sodp3d.vision.camera import POSE
 
 log = logging.getLogger(__name__)
 BLENDS = ("crossfade", "ensemble", "none")
+_CAMERA = ("intrinsics", POSE)  # of depth; a server takes them as told until another is
 Observation = Mapping[str, Any]
 
 
@@ -48,9 +50,13 @@ class PolicyClient:
             )
         except self._failures as error:
             raise InputError(f"server: cannot connect to {url} ({error}).") from None
-        self.metadata: dict[str, Any] = self._receive()
-        # Behind by the way here, so that an observation seems too old rather than too fresh.
-        self._ahead = float(self.metadata.get("server_time", time.time())) - time.time()
+        try:
+            self.metadata: dict[str, Any] = self._receive()
+            # Behind by the way here, so that an observation seems too old rather than too fresh.
+            self._ahead = self._server_time() - time.time()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> "PolicyClient":
         return self
@@ -71,8 +77,9 @@ class PolicyClient:
 
         Its "actions" are (Ta, Da). Raises InputError with what the server says is wrong; the connection stays.
         """
+        message = pack({**observation, **options})  # what cannot be written is no fault of the connection
         try:
-            self._connection.send(pack({**observation, **options}))
+            self._connection.send(message)
         except self._failures as error:
             raise InputError(f"server: {self.url} has closed the connection ({error}).") from None
         return self._receive()
@@ -86,6 +93,12 @@ class PolicyClient:
         actions again, those of an evaluation's episode with that seed.
         """
         self.infer({"reset": True} if seed is None else {"reset": True, "seed": seed})
+
+    def _server_time(self) -> float:
+        told = self.metadata.get("server_time", time.time())
+        if isinstance(told, bool) or not isinstance(told, int | float) or not math.isfinite(told):
+            raise InputError(f"server: {self.url} does not serve a planner (server_time: expected seconds).")
+        return float(told)
 
     def _receive(self) -> dict[str, Any]:
         try:
@@ -169,6 +182,7 @@ class ActionStream:
             raise InputError(f"overlap, decay: expected steps of at least 0 and a number, got {overlap} and {decay}.")
         self._client, self._every, self._blend, self._overlap, self._decay = client, every, blend, overlap, decay
         self._thread = ThreadPoolExecutor(1, "plans")
+        self._camera: dict[str, Any] = {}  # as it was told last, until another is
         self._pending: tuple[int, Future[NDArray[np.float32]]] | None = None
         self.stalls = 0
         self._start()
@@ -195,10 +209,11 @@ class ActionStream:
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The action (Da,) of this control step, given what is seen now, without a time axis.
 
-        Call it once a step. What the server refuses is logged, and another plan asked for, as long as one that was
-        made before reaches this step; then it raises InputError.
+        Call it once a step. A camera that is told stands until another is. What the server refuses is logged, and
+        another plan asked for, as long as one that was made before reaches this step; then it raises InputError.
         """
-        self._shown.append(observation)
+        self._camera |= {key: observation[key] for key in _CAMERA if key in observation}
+        self._shown.append({**self._camera, **observation})
         step = self._step
         try:
             self._take(wait=False)
@@ -223,6 +238,8 @@ class ActionStream:
     def _ask(self, step: int) -> None:
         shown = [self._shown[0]] * (self._observed - len(self._shown)) + list(self._shown)
         single = {"timestamp", "intrinsics"}  # told once, of the newest step
+        # A camera that was told late holds for all of them; anything else that some lack is the server's to refuse.
+        single |= {key for key in shown[-1] if any(key not in frame for frame in shown)}
         observation = {
             key: value if key in single or np.ndim(value) == 0 else np.stack([frame[key] for frame in shown])
             for key, value in shown[-1].items()

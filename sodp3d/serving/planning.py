@@ -17,7 +17,7 @@ from torch import Tensor
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
 from sodp3d.models.critic import Choice
-from sodp3d.models.loading import checkpoint_of, load_choice, load_planner_and_state
+from sodp3d.models.loading import TOLD_OF_PLANNERS, checkpoint_of, load_choice, load_planner_and_state
 from sodp3d.models.planner import Planner
 from sodp3d.models.sampled import plans_of
 from sodp3d.vision.camera import Camera
@@ -89,10 +89,9 @@ class ServedPlanner:
 
     def metadata(self) -> dict[str, Any]:
         """What a client is told first: the planner's checkpoint in words, and what it can be asked."""
-        names = ("format", "tasks", "view", "data_hash")
         return {
-            **{name: self.state[name] for name in names if name in self.state},
-            "planner": self.config.to_dict(),
+            **{name: self.state[name] for name in TOLD_OF_PLANNERS if name in self.state},
+            "planner": self.config.to_dict(),  # as it is served, which may be with another sampler
             "digest": self.digest,
             "best_of": self.plans_drawn,
             "takes_depth": self.takes_depth,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.serving.planning import Rows, ServedPlanner
-from sodp3d.vision.camera import MOST_PIXELS, POSE
+from sodp3d.vision.camera import MOST_PIXELS, POSE, check_intrinsics, check_poses
 from sodp3d.vision.pointcloud import Converter
 from sodp3d.vision.sensors import POINT_CLOUD
 
@@ -191,6 +191,7 @@ class Session:
                 raise InputError(
                     f"observation.{POSE}: expected shape (4, 4), or {(len(depth), 4, 4)}, got {pose.shape}."
                 )
+            check_poses(pose, f"observation.{POSE}")
         if intrinsics is None or pose is None:
             raise InputError(
                 f"observation: depth needs its camera, {INTRINSICS} (3, 3) in pixels and {POSE} (4, 4) from camera to "
@@ -326,9 +327,5 @@ def _depth(value: Any, steps: int) -> NDArray[np.uint16]:
 
 def _intrinsics(message: Message) -> NDArray[np.float64]:
     value = _finite(INTRINSICS, _present(message, INTRINSICS), np.dtype(np.float64))
-    if value.shape != (3, 3) or min(value[0, 0], value[1, 1]) <= 0:
-        raise InputError(
-            f"observation.{INTRINSICS}: expected (3, 3) with focal lengths above 0, in pixels, got "
-            f"{value.tolist() if value.shape == (3, 3) else value.shape}."
-        )
+    check_intrinsics(value, f"observation.{INTRINSICS}")
     return value

@@ -27,6 +27,8 @@ def pack(value: Any) -> bytes:
 
     try:
         return bytes(msgpack.packb(value, default=_described))
+    except InputError:  # which is a ValueError too
+        raise
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"message: cannot be written as msgpack ({error}).") from None
 

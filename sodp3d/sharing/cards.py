@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
 
 from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
@@ -53,7 +51,7 @@ def store_card(store: EpisodeStore, folder: Path, licence: str | None, address: 
     pictures = draw_figures(store, folder / "card") if len(store) else []
     env = " ".join(str(store.attributes["env"]).split())  # one line, whatever is in it
     facts = {
-        "pretty_name": f"{env}: {len(store)} episodes with depth",
+        "pretty_name": f"{env}: {len(store)} episodes{' with depth' * ('depth' in store.keys)}",
         **({"license": licence} if licence else {}),
         "task_categories": ["robotics"],
         "tags": ["robotics", "sodp3d", "zarr", env],
@@ -169,7 +167,7 @@ def run_options(config: Mapping[str, Any]) -> list[str]:
     chosen = [*EnvConfig.from_config(config["env"]).choice.split(), f"obs={config['obs']['name']}", *method]
     try:
         composed = plain(flat(compose("train", chosen)["env"]))
-    except (HydraException, OmegaConfBaseException):  # of a plug-in that is not here
+    except InputError:  # of a plug-in that is not here
         return chosen
     recorded = plain(flat(config["env"])).items()
     differing = [(name, value) for name, value in recorded if name in composed and composed[name] != value]

@@ -26,23 +26,18 @@ from sodp3d.core.files import read_json, replace_file, write_json, write_text
 from sodp3d.core.mappings import plain
 from sodp3d.core.run import read_config, read_result, read_versions
 from sodp3d.data.store import EpisodeStore
-from sodp3d.models.loading import acting, checkpoint_of, load_policy_and_state
+from sodp3d.models.loading import TOLD_OF_PLANNERS, acting, checkpoint_of, load_policy_and_state
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
 from sodp3d.sharing.cards import planner_card, store_card
 from sodp3d.sharing.manifest import PLANNER, STORE, Manifest, belongs
 from sodp3d.sharing.sources import Files
 
 _STATE = (
-    "format",
-    "planner",
+    *TOLD_OF_PLANNERS,
     "sampler",
-    "tasks",
-    "view",
-    "data_hash",
     "critic",
     "best_of",
-)  # of a checkpoint, that count
-
+)  # of a checkpoint, that count; sampler: of earlier releases
 # Of absolute paths in a text, such as a command: all but the last part. Not of web addresses (`&#58;` is the colon of
 # those in cards), nor of relative paths; and a slash between two words is no path.
 _FOLDERS = re.compile(r"""(?<![\w.~:/-])(?<!&#58;)(~\w*)?/+(?!\s)([^/=,\[\]'"\n]+/+)*""")

@@ -112,10 +112,10 @@ def push_to_hub(files: Files, repository: Repository, public: bool) -> str:
     of: dict[str, Any] = {"repo_id": repository.name, "repo_type": repository.kind}
     with _hub_errors(repository.address), tempfile.TemporaryDirectory(prefix="sodp3d-push-") as folder:
         api.create_repo(**of, private=not public, exist_ok=True)
-        if repository.revision is not None:
-            api.create_branch(**of, branch=repository.revision, exist_ok=True)
-        there = set(_sizes(repository, repository.revision))
-        stale = _stale(repository, there, Path(folder)) - set(files.files)
+        there = repository.revision is None or api.revision_exists(**of, revision=repository.revision)
+        stale = _stale(repository, repository.revision if there else None, Path(folder)) - set(files.files)
+        if not there:  # and nothing foreign is in the main branch, of which the new one is a copy
+            api.create_branch(**of, branch=str(repository.revision))
         described = Path(folder) / "new"
         described.write_bytes(files.manifest())
         operations: list[Any] = [CommitOperationDelete(path_in_repo=name) for name in sorted(stale)]
@@ -126,14 +126,15 @@ def push_to_hub(files: Files, repository: Repository, public: bool) -> str:
     return str(made.commit_url)
 
 
-def _stale(repository: Repository, there: set[str], folder: Path) -> set[str]:
+def _stale(repository: Repository, revision: str | None, folder: Path) -> set[str]:
     """Files of the package that is there now. Raises InputError for files that are no package's."""
     from huggingface_hub import hf_hub_download
 
+    there = set(_sizes(repository, revision))
     listed: set[str] = set()
     if MANIFEST in there:
         path = hf_hub_download(
-            repository.name, MANIFEST, repo_type=repository.kind, revision=repository.revision, local_dir=folder
+            repository.name, MANIFEST, repo_type=repository.kind, revision=revision, local_dir=folder
         )
         listed = set(Manifest.read(Path(path).read_bytes(), repository.address).files)
     foreign = sorted(there - listed - {MANIFEST, *_THEIR_OWN})

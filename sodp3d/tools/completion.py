@@ -112,12 +112,9 @@ def _hydra_candidates(config_name: str, given: list[str], last: str) -> Iterator
 
 def _composed(config_name: str, given: list[str]) -> dict[str, Any]:
     """The configuration with the options typed so far, or without them where one of them is wrong or unfinished."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
         return compose(config_name, [word for word in given if not word.startswith("-")])
-    except (HydraException, OmegaConfBaseException, InputError):
+    except InputError:
         return compose(config_name)
 
 

@@ -13,10 +13,9 @@ import sys
 from pathlib import Path
 
 from sodp3d.core.cli import exit_status
-from sodp3d.core.errors import InputError
 from sodp3d.data.dataset import select_episodes
 from sodp3d.data.hashing import data_hash
-from sodp3d.data.merge import copy_episodes, ordered_sources
+from sodp3d.data.merge import NOT_CARRIED, check_apart, copy_episodes, ordered_sources
 from sodp3d.data.schema import QUALITIES
 from sodp3d.data.store import EpisodeStore
 from sodp3d.envs.config import SUCCESS_METRICS
@@ -35,16 +34,15 @@ def extract(
 
     They keep their order, seeds, agent steps and provenance; the attribute `extracted` says what was asked of which
     data. An extraction that was killed continues where it stopped; a complete one does nothing. Raises InputError as
-    `select_episodes` does, and when `target` is the source or holds other episodes.
+    `select_episodes` does, and when `target` is the source, or holds other episodes, or those of another question.
     """
-    if Path(source).resolve() == Path(target).resolve():
-        raise InputError(f"target: {target} is the source itself, which is never changed; name a new folder.")
+    check_apart([source], target)
     store = EpisodeStore.open(source)
     chosen = set(select_episodes(store, fraction, max_episodes, success, quality).tolist())
     sources = [found for found in ordered_sources([store]) if found.episode in chosen]
     asked = {"quality": quality, "fraction": fraction, "success": success, "max_episodes": max_episodes}
     attributes = {
-        **{key: value for key, value in store.attributes.items() if key != "conversion"},
+        **{key: value for key, value in store.attributes.items() if key not in NOT_CARRIED},
         "extracted": {"data_hash": data_hash(store), "episodes": len(store), **asked},
     }
     return copy_episodes([store], sources, attributes, target)

@@ -5,6 +5,7 @@ sodp3d import robomimic lift.hdf5 data/lift keys=[object] leave_out=[robot0_eye_
 """
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from sodp3d.core.cli import command
@@ -19,12 +20,14 @@ def main(config: dict[str, Any]) -> None:
     """Import, write the store's card, and say what was kept and lost."""
     read_keys(CommonSettings, config)
     settings = read_keys(ImportSettings, config)
+    assert settings.store is not None
     from sodp3d.exchange.importing import import_recording
 
-    with episodes_done(str(settings.store)) as progress:
+    folder = Path(settings.store).expanduser()
+    with episodes_done(str(folder)) as progress:
         made = import_recording(settings, progress)
     count = f"{made.episodes} episodes, {made.steps} steps"
-    sys.stdout.write(f"{settings.store}: {count} (card: {write_card(str(settings.store))})\n")
+    sys.stdout.write(f"{folder}: {count} (card: {write_card(folder)})\n")
     sys.stdout.write(report(made.kept, made.lost))
     sys.stdout.writelines(f"left out  {name}: {reason}\n" for name, reason in made.left_out)
 

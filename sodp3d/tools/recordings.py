@@ -9,6 +9,7 @@ At step t stands what was seen before action t, and the reward that followed it,
 
 import importlib.util
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,9 +72,10 @@ def write_store_recordings(store: EpisodeStore, episodes: Sequence[int], output:
     env, told, lens = environment_of(store), store.attributes.get("rate"), store.attributes.get("camera")
     rate = told if env is None else float(frame_rate(env))
     names, camera = action_names(store), None if lens is None else Camera.from_dict(lens)
+    name = re.sub(r"[^\w-]+", "-", store.attributes["env"])  # a file's name, whatever the store calls itself
     written = []
     for index in episodes:
-        path = output / f"{store.attributes['env']}-episode{index:05d}.rrd"
+        path = output / f"{name}-episode{index:05d}.rrd"
         try:
             steps = list(stored_steps(store, index))
         except CorruptEpisode as error:

@@ -41,7 +41,7 @@ def replay_run(settings: ReplaySettings, renderer: str) -> list[Path]:
     assert settings.run
     write = write_rollout_recordings if settings.viewer == "rerun" else write_rollout_videos
     directory = Path(settings.run).expanduser()
-    output = Path(settings.output or directory / settings.folder)
+    output = Path(settings.output or directory / settings.folder).expanduser()
     written: list[Path] = []
     for task in task_configs(read_config(directory)):
         folder = directory / "evaluation" / task.name
@@ -63,7 +63,7 @@ def replay_store(settings: ReplaySettings, renderer: str) -> list[Path]:
         raise InputError(f"data: {path} holds no finished episode yet.")
     count = min(settings.count, len(store))
     episodes = settings.episodes or [round(i * (len(store) - 1) / max(count - 1, 1)) for i in range(count)]
-    output = Path(settings.output or path.parent / settings.folder)
+    output = Path(settings.output or path.parent / settings.folder).expanduser()
     if settings.viewer == "rerun":
         return write_store_recordings(store, episodes, output)
     return write_store_videos(store, renderer, episodes, output)

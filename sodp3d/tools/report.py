@@ -115,7 +115,7 @@ def _offline(runs: dict[str, Path]) -> dict[str, Any] | None:
     found = offline_result(runs)
     if found is None:
         return None
-    picture = runs["pretrain"] / str(found["picture"])
+    picture = runs["pretrain"] / "offline.png"  # a run of somebody else's could name any file
     encoded = base64.b64encode(picture.read_bytes()).decode() if picture.is_file() else ""
     return {"words": offline_sentence(found), "picture": f"data:image/png;base64,{encoded}", "rows": found["by_action"]}
 
@@ -145,9 +145,10 @@ def _missing(
         found["data"] = Missing("No episodes yet.", command_line("collect", *options))
     elif "point_cloud" not in store.keys and can_be_made(store, "point_cloud"):
         found["clouds"] = Missing("No point clouds yet.", command_line("convert", *options))
-    for mode, words in (("pretrain", "No pre-trained planner yet."), ("finetune", "Not fine-tuned yet.")):
-        if mode not in runs:
-            found[mode] = Missing(words, command_line("train", f"mode={mode}", *options))
+    if not runs.keys() & {"pretrain", "finetune"}:
+        found["pretrain"] = Missing("No pre-trained planner yet.", command_line("train", "mode=pretrain", *options))
+    if "finetune" not in runs:
+        found["finetune"] = Missing("Not fine-tuned yet.", command_line("train", "mode=finetune", *options))
     return found
 
 

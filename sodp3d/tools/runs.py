@@ -8,7 +8,7 @@ from typing import Any
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.registry import has_config
-from sodp3d.core.run import read_config, read_result, readable_config
+from sodp3d.core.run import begun, read_config, read_result, readable_config
 from sodp3d.envs.config import EnvConfig
 from sodp3d.rollouts.evaluate import check_summary
 
@@ -58,17 +58,16 @@ def may_be_env(env: str) -> bool:
 def newest_runs(outputs: Path, env: str) -> dict[str, Path]:
     """The newest finished run of each mode for `env`, whatever it sees and whichever method made it.
 
-    The pre-training run is the one that the newest fine-tuning began with, where it is still there. A damaged run is
-    left out, with a warning.
+    With a fine-tuning, the pre-training run is the one that it began with, or none where that is not there: before and
+    after are of the same planner. A damaged run is left out, with a warning.
     """
-    found = {}
+    found: dict[str, Path | None] = {}
     for mode in MODES:
         finished = [path.parent for path in (outputs / mode).glob("*/*/result.json") if _is_of(path.parent, env)]
-        if finished:
-            found[mode] = max(finished, key=lambda run: run.name)
-    if "finetune" in found:
-        found |= _origin(found["finetune"], outputs, env)
-    return found
+        found[mode] = max(finished, key=begun, default=None)
+    if found["finetune"] is not None:
+        found["pretrain"] = _origin(found["finetune"], outputs, env)
+    return {mode: run for mode, run in found.items() if run is not None}
 
 
 def results(runs: dict[str, Path]) -> list[Result]:
@@ -136,13 +135,13 @@ def _check_result(run: Path) -> None:
             check_summary({"env": f"{int(result[key]['tasks'])} tasks", "return_mean": 0.0, **result[key]})
 
 
-def _origin(finetuned: Path, outputs: Path, env: str) -> dict[str, Path]:
+def _origin(finetuned: Path, outputs: Path, env: str) -> Path | None:
     """The pre-training run, of `env` or a set, that a fine-tuning run began with.
 
-    {} where it is gone, damaged or was no pre-training.
+    None where it is gone, damaged or was no pre-training.
     """
     planner = Path(str(read_config(finetuned).get("planner")))
     run = planner.parents[1] if planner.parent.name == "checkpoints" else planner
     moved = outputs / "pretrain" / run.parent.name / run.name  # the whole root may have been copied
     there = [path for path in (run, moved) if path.parent.parent.name == "pretrain" and _is_of(path, env, sets=True)]
-    return {"pretrain": there[0]} if there else {}
+    return there[0] if there else None

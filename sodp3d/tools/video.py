@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
-from sodp3d.core.files import disk_errors
+from sodp3d.core.files import disk_errors, replace_file
 from sodp3d.core.paths import command_line
 from sodp3d.core.run import read_config
 from sodp3d.data.store import EpisodeStore
@@ -31,10 +31,11 @@ def write_video(path: Path, frames: Iterator[NDArray[np.uint8]] | Sequence[NDArr
     stacked = np.stack(list(frames))
     with disk_errors(path, "no video was written"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.partial.mp4")
         mark = ["-metadata", f"comment={_MARK}"]
-        iio.imwrite(partial, stacked, fps=fps, codec="libx264", macro_block_size=2, output_params=mark)
-        partial.replace(path)
+        coded = iio.imwrite(
+            "<bytes>", stacked, extension=".mp4", fps=fps, codec="libx264", macro_block_size=2, output_params=mark
+        )
+        replace_file(path, coded)
 
 
 def _require_ours(path: Path) -> None:

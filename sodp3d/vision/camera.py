@@ -17,6 +17,8 @@ from sodp3d.core.values import check_keys, number, numbers
 POSE = "camera_pose"  # beside each image of a camera that moves: (4, 4) float64, camera-to-world, metres
 MOST_PIXELS = 4096  # of an image's side
 _LEAST_NORM = 1e-6  # of a quaternion, below which it says nothing of a direction
+_MOST_SKEW = 1e-3  # of a focal length; what is left out of a cloud then is below a thousandth of its width
+_RIGID = 1e-3  # by how much a pose's axes may miss being perpendicular and of unit length
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,21 @@ class Camera:
     """A pinhole camera.
 
     intrinsics: (3, 3) float64, pixels. pose: (4, 4) float64, camera-to-world, metres; None for a camera that moves, of
-    which each image has its own. height, width: pixels.
+    which each image has its own. height, width: pixels. Raises InputError for a matrix that is none of these, such as a
+    transposed or a scaled one: clouds would be wrong, and nobody would see it.
     """
 
     intrinsics: NDArray[np.float64]
     pose: NDArray[np.float64] | None
     height: int
     width: int
+
+    def __post_init__(self) -> None:
+        check_intrinsics(self.intrinsics, "camera.intrinsics")
+        if self.pose is not None:
+            check_poses(self.pose, "camera.pose")
+        if min(self.height, self.width) <= 0:
+            raise InputError(f"camera: expected a height and a width above 0, got {self.height} and {self.width}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for JSON."""
@@ -44,25 +54,53 @@ class Camera:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Camera":
         """Inverse of `to_dict`. Raises InputError naming what is missing or not of its kind."""
-        camera = cls(
+        return cls(
             _matrix(values.get("intrinsics"), 3, "camera.intrinsics"),
             None if values.get("pose") is None else _matrix(values["pose"], 4, "camera.pose"),
             number(values.get("height"), int, "camera.height"),
             number(values.get("width"), int, "camera.width"),
         )
-        if min(camera.height, camera.width, camera.intrinsics[0, 0], camera.intrinsics[1, 1]) <= 0:
-            raise InputError(f"camera: expected a size and focal lengths above 0, got {camera}.")
-        return camera
 
 
 def _matrix(values: Any, size: int, where: str) -> NDArray[np.float64]:
-    """(size, size) finite numbers of nested lists."""
+    """(size, size) numbers of nested lists."""
     if not isinstance(values, list | tuple) or len(values) != size:
         raise InputError(f"{where}: expected {size} x {size} numbers, got {values!r}.")
-    matrix = np.array([numbers(row, size, where) for row in values])
-    if not np.isfinite(matrix).all():
-        raise InputError(f"{where}: expected finite numbers, got {values!r}.")
-    return matrix
+    return np.array([numbers(row, size, where) for row in values])
+
+
+def check_intrinsics(matrix: NDArray[Any], where: str) -> None:
+    """Raise InputError unless (3, 3) has focal lengths above 0, pixels that are rectangles, and 0 0 1 last."""
+    matrix = np.asarray(matrix, np.float64)
+    if matrix.shape == (3, 3) and np.isfinite(matrix).all():
+        (across, skew, _), (down_across, down, _), last = matrix.tolist()
+        straight = max(abs(skew), abs(down_across)) <= _MOST_SKEW * max(across, down)
+        if min(across, down) > 0 and straight and last == [0, 0, 1]:
+            return
+    told = matrix.tolist() if matrix.shape == (3, 3) else f"shape {matrix.shape}"
+    raise InputError(
+        f"{where}: expected finite (3, 3) with focal lengths above 0, in pixels, as [[fx, 0, cx], [0, fy, cy], "
+        f"[0, 0, 1]], got {told}; transpose it where its rows are columns, and rectify images that are skewed."
+    )
+
+
+def check_poses(poses: NDArray[Any], where: str) -> None:
+    """Raise InputError unless each of (..., 4, 4) is a rotation and a position; the first that is none is told."""
+    poses = np.asarray(poses, np.float64)
+    if poses.shape[-2:] != (4, 4):
+        raise InputError(f"{where}: expected (4, 4), camera to world in metres, got shape {poses.shape}.")
+    axes, finite = poses[..., :3, :3], np.isfinite(poses).all(axis=(-1, -2))
+    with np.errstate(invalid="ignore", over="ignore"):  # of numbers that are not finite, which are refused
+        misses = np.abs(axes @ np.swapaxes(axes, -1, -2) - np.eye(3)).max(axis=(-1, -2))
+        rotation = (misses <= _RIGID) & (np.linalg.det(axes) > 0)
+    wrong = np.argwhere(~(finite & rotation & (poses[..., 3, :] == (0, 0, 0, 1)).all(axis=-1)))
+    if len(wrong):
+        first = tuple(wrong[0].tolist())
+        step = f" at step {first[0]}" if first else ""
+        raise InputError(
+            f"{where}: expected a rotation and a position, (4, 4) from camera to world in metres with 0 0 0 1 last, "
+            f"got {np.round(poses[first], 4).tolist()}{step}; transpose it where its rows are columns; scale no axes."
+        )
 
 
 def intrinsics(fovy: float, height: int, width: int) -> NDArray[np.float64]:

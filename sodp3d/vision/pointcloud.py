@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from sodp3d.core.errors import InputError
 from sodp3d.core.values import check_keys, numbers
-from sodp3d.vision.camera import POSE, Camera
+from sodp3d.vision.camera import POSE, Camera, check_poses
 
 if TYPE_CHECKING:
     import torch
 
 BACKENDS = ("open3d", "torch")
 _MILLIMETRES = 1000.0
-_RIGID = 1e-3  # by how much a pose's axes may miss being perpendicular and of unit length
 _FRAMES_PER_BATCH = {"cpu": 32, "cuda": 1024}  # on the CPU what fits the cache, elsewhere what fits the memory
 
 Points = NDArray[np.float64]
@@ -147,13 +146,7 @@ def _checked_poses(poses: NDArray[Any], frames: int) -> NDArray[np.float64]:
     poses = np.asarray(poses, dtype=np.float64)
     if poses.shape != (frames, 4, 4):
         raise InputError(f"{POSE}: expected a pose for each frame, {(frames, 4, 4)}, got {poses.shape}.")
-    for frame, pose in enumerate(poses):
-        axes = pose[:3, :3]
-        rigid = np.isfinite(pose).all() and np.linalg.det(axes) > 0 and pose[3].tolist() == [0, 0, 0, 1]
-        if not rigid or np.abs(axes @ axes.T - np.eye(3)).max() > _RIGID:
-            raise InputError(
-                f"{POSE}: expected a rotation and a position, (4, 4), got {pose.tolist()} for frame {frame}."
-            )
+    check_poses(poses, POSE)
     return poses
 
 
