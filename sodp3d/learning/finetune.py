@@ -60,8 +60,7 @@ def finetune(
     if not tuning.load(run, described[START]):
         run.rewind(-1)  # what a run that was killed before its first checkpoint had logged and kept
         checkpoint.drop_after(run.directory / "best", -1)
-        before = test_before()
-        if before is None or not _begin(settings, run, tuning, before, pretrained, task, rollouts, bool(recorded)):
+        if not _begin(settings, run, tuning, test_before, pretrained, task, rollouts, bool(recorded)):
             return None
         if options.evaluate_every > 0:  # the first of the best: what an early collapse goes back to
             run.log(tuning.environment_steps, validate())
@@ -95,13 +94,16 @@ def _begin(
     settings: TrainSettings,
     run: Run,
     tuning: Finetuning,
-    before: Evaluation,
+    test_before: Callable[[], Evaluation | None],
     pretrained: Planner,
     task: EnvConfig,
     rollouts: Rollouts,
     offline: bool,
 ) -> bool:
     """Note the pre-trained planner's test, and fill memory with its first roll-outs. False where that was stopped."""
+    before = test_before()
+    if before is None:
+        return False
     run.log(0, before.metrics())
     log.info("before: %s", sentence(before.summary()))
     tuning.before = before.summary()
