@@ -26,6 +26,7 @@ from sodp3d.learning.ema import EMA
 from sodp3d.learning.measuring import Measurements
 from sodp3d.learning.mixture import Mixture, TaskLosses
 from sodp3d.learning.processes import Alone
+from sodp3d.learning.telling import StateTelling
 from sodp3d.learning.windows import load_data, to_device
 from sodp3d.models.capture import capture
 from sodp3d.models.loading import make_policy, planner_state
@@ -52,8 +53,11 @@ class Pretraining:
         seed: int,
         tasks: Sequence[str] = (),
         processes: Alone | None = None,
+        telling: StateTelling | None = None,
     ):
+        """telling: what `planner` learns within, where its encoder is to tell states too."""
         self.planner = planner
+        self.telling = telling
         self.settings = settings
         self.processes = processes or Alone(planner.device)
         self.bfloat16 = settings.precision == "bfloat16"
@@ -61,8 +65,9 @@ class Pretraining:
         if settings.compile:  # after the copy for EMA, which plans seldom
             for part in planner.compiled:
                 getattr(planner, part).compile()
-        self._own_losses = self.processes.losses(planner)
-        learned = [parameter for parameter in planner.parameters() if parameter.requires_grad]
+        learner = planner if telling is None else telling
+        self._own_losses = self.processes.losses(learner)
+        learned = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(learned, lr=settings.learning_rate, fused=True)
         self.batches = np.random.default_rng(seed)
         self.noise = self.processes.generator(seed)
@@ -110,6 +115,8 @@ class Pretraining:
             "noise": self.noise.get_state(),
             "dropout": _global_noise(self.planner.device).get_state(),
         }
+        if self.telling is not None:
+            tensors |= checkpoint.with_prefix("telling", self.telling.head.state_dict())
         own = {"batches": self.batches.bit_generator.state, "recent": self.recent, "of_tasks": self.of_tasks.state()}
         checkpoint.save(run.checkpoints, self.step, tensors, {**state, **own})
 
@@ -138,6 +145,8 @@ class Pretraining:
         self.planner.load_state_dict(checkpoint.without_prefix("planner", tensors))
         self.ema.planner.load_state_dict(checkpoint.without_prefix("ema", tensors))
         self.ema.step = self.step
+        if self.telling is not None:
+            self.telling.head.load_state_dict(checkpoint.without_prefix("telling", tensors))
         checkpoint.load_optimizer(self.optimizer, checkpoint.without_prefix("optimizer", tensors))
         checkpoint.restore_generator(self.noise, tensors["noise"])
         if "dropout" in tensors:  # runs of earlier releases are of planners, which drop nothing out
@@ -192,7 +201,8 @@ def pretrain(
     parameters = sum(parameter.numel() for parameter in planner.parameters()) / 1e6
     log.info("%d windows of %d episodes; %.2f M parameters", len(dataset), len(dataset.episode_ends), parameters)
     mixture = Mixture(dataset, settings.balance)
-    training = Pretraining(planner, settings, whole.common.seed, mixture.tasks, processes)
+    telling = StateTelling(planner, dataset, settings.state_weight).to(device) if settings.state_weight else None
+    training = Pretraining(planner, settings, whole.common.seed, mixture.tasks, processes, telling)
     if whole.evaluation.compile:
         capture(training.ema.planner)
     digest = training.load(run, data)

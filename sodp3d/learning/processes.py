@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,12 +19,21 @@ from torch import Tensor, nn
 from sodp3d.core import launch
 from sodp3d.core.draws import shared_generator
 from sodp3d.core.errors import InputError
-from sodp3d.models.policy import LearnedPolicy
 
 log = logging.getLogger(__name__)
 _PATIENCE = timedelta(
     days=7
 )  # with which the others wait while the main process measures; a lost one is noticed at once
+
+
+class Learner(Protocol):
+    """What learns: a policy, or one within a lesson of more."""
+
+    def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
+        """(B,) of each window."""
+        ...
+
+
 Losses = Callable[[Mapping[str, Tensor], torch.Generator], Tensor]
 
 
@@ -54,7 +63,7 @@ class Alone:
         share = size // self.count
         return slice(self.index * share, (self.index + 1) * share)
 
-    def losses(self, policy: LearnedPolicy) -> Losses:
+    def losses(self, policy: Learner) -> Losses:
         """The policy's losses of these rows; their gradients are averaged over the processes."""
         return policy.losses
 
@@ -114,7 +123,7 @@ class Together(Alone):
         generator.manual_seed(seed)
         return generator
 
-    def losses(self, policy: LearnedPolicy) -> Losses:
+    def losses(self, policy: Learner) -> Losses:
         """As `Alone.losses`."""
         learner: Losses = self._accelerator.prepare_model(_Losses(policy))
         return learner
@@ -158,7 +167,7 @@ class Together(Alone):
 class _Losses(nn.Module):
     """A policy whose `forward` is its losses: the form in which PyTorch averages gradients."""
 
-    def __init__(self, policy: LearnedPolicy) -> None:
+    def __init__(self, policy: Learner) -> None:
         super().__init__()
         self.policy = policy
 

@@ -43,6 +43,7 @@ from sodp3d.learning.pretrain import check_acceleration, pretrain
 from sodp3d.learning.processes import Alone, join, require_equal_parts
 from sodp3d.learning.recorded import recorded_episodes
 from sodp3d.learning.sets import as_task, finetune_set, is_of_set
+from sodp3d.learning.telling import require_states
 from sodp3d.models.critic import Choice
 from sodp3d.models.loading import (
     checkpoint_of,
@@ -70,6 +71,7 @@ def run_pretrain(config: dict[str, Any]) -> None:
     settings = TrainSettings.from_config(config)
     check_acceleration(settings.pretrain, device)
     require_clouds(settings.pretrain.augment, settings.obs.name)
+    require_states(settings)
     require_equal_parts(settings.pretrain.batch_size)
     with join(device) as processes:
         with processes.main_first():

@@ -21,7 +21,7 @@ from sodp3d.learning.labels import add_labels
 from sodp3d.learning.lookup import open_stores
 from sodp3d.models.policy import method_class
 from sodp3d.settings import PretrainSettings
-from sodp3d.vision.sensors import sensor
+from sodp3d.vision.sensors import STATE, sensor
 
 
 def load_data(
@@ -38,6 +38,7 @@ def load_data(
     episodes = chosen_episodes(settings, task, stores, held_out)
     seen = sensor(config["obs"]["name"])
     keys, half = ["agent_pos", seen.key], [seen.key] if seen.half else []
+    keys += [STATE.key] if settings.state_weight else []
     method = method_class(config["method"])
     window = method.window(task, read_section(method.settings, config["model"]))
     steps = window.horizon, window.observed, task.n_action_steps

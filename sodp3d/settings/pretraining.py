@@ -75,4 +75,5 @@ class PretrainSettings:
     max_episodes: Count | None = None  # of each store
     successes_at_most: Share = 1.0  # of the episodes of each store, the most from its beginning on
     successful_only: Flag = False
+    state_weight: NotNegative = 0.0  # of a loss that teaches the encoder to tell the simulator's state
     augment: AugmentationSettings = field(default_factory=AugmentationSettings)
