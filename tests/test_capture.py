@@ -60,3 +60,17 @@ def test_captured_plans_and_gradients_are_those_of_the_network_as_it_is() -> Non
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.parameters()]))
     torch.testing.assert_close(plans[1], plans[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_captured_denoiser_sees_few_sizes_of_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch compiles eight, and would then denoise uncaptured without a word."""
+    planner, sizes, counts = make_planner(), set[int](), (1, 2, 7, 8, 9, 13, 50)
+    observations = [make_observation(size=count, seed=count) for count in counts]
+    noises = [planner.noise(count, torch.Generator().manual_seed(count)) for count in counts]
+    planner.unet.register_forward_hook(lambda module, inputs, output: sizes.add(len(output)))
+    expected = [planner.plan(seen, noise) for seen, noise in zip(observations, noises, strict=True)]
+    sizes.clear()
+    monkeypatch.setattr(Planner, "captured", True)
+    found = [planner.plan(seen, noise) for seen, noise in zip(observations, noises, strict=True)]
+    assert sizes == {8, 16, 64}
+    torch.testing.assert_close(found, expected)

@@ -26,6 +26,7 @@ from sodp3d.settings import TrainSettings
 from sodp3d.vision.sensors import sensor
 
 Observation = Mapping[str, Tensor | np.ndarray]
+_LEAST_ROWS = 8  # of a batch that is filled up
 Plan = TypeVar("Plan", Tensor, np.ndarray)
 
 
@@ -132,6 +133,11 @@ class Planner(LearnedPolicy):
         return Sampled(self, self.sampler).act(observation, memories)
 
     @property
+    def captured(self) -> bool:
+        """Whether the denoiser is compiled, once for each size of batch (`models.capture`)."""
+        return getattr(self.unet, "_compiled_call_impl", None) is not None
+
+    @property
     def sampler(self) -> ChainOptions:
         """How it samples, in evaluations and in `plan`."""
         return ChainOptions(eta=self.config.eta, sigma_floor=self.config.sigma_floor)
@@ -220,16 +226,18 @@ class Planner(LearnedPolicy):
         noise[:, 0] is x_K', noise[:, i + 1] that of step i, so a caller decides every bit of randomness per episode.
         """
         options = options or ChainOptions()
-        features = self.features(observation)
+        features, size = self.features(observation), len(noise)
         if options.noise_clip is not None:
             noise = noise.clamp(-options.noise_clip, options.noise_clip)
+        if self.captured:  # of few sizes
+            features, noise = filled(features), filled(noise)
         observed = self.unet.observe(features)
         latents, means = [noise[:, 0]], []
         for index in range(self.config.inference_steps):
             mean, sigma = self.moments(observed, latents[-1], torch.tensor([index], device=noise.device), options)
             latents.append(mean + sigma * noise[:, index + 1])
             means.append(mean)
-        return Chain(torch.stack(latents, dim=1), torch.stack(means, dim=1))
+        return Chain(torch.stack(latents, dim=1)[:size], torch.stack(means, dim=1)[:size])
 
     def executed(self, plan: Plan) -> Plan:
         """The Ta executed steps of a plan (..., Tp, Da) -> (..., Ta, Da): they start at the last observed step."""
@@ -307,6 +315,12 @@ class Planner(LearnedPolicy):
         shape = (size, self.config.inference_steps + 1, self.config.horizon, self.config.action_size)
         device = generator.device if generator is not None else self.device
         return torch.randn(shape, generator=generator, device=device).to(self.device)
+
+
+def filled(rows: Tensor) -> Tensor:
+    """(B, ...) with the last row repeated until B is a power of two, of at least eight."""
+    wanted = max(_LEAST_ROWS, 1 << (len(rows) - 1).bit_length())
+    return torch.cat([rows, rows[-1:].expand(wanted - len(rows), *rows.shape[1:])])
 
 
 def _as_tensor(key: str, value: Any) -> Tensor:
