@@ -1,7 +1,7 @@
 """A planner's denoiser compiled into CUDA graphs: at these sizes launching its kernels one by one takes the time.
 
-What compiles: `torch.compile(mode="reduce-overhead")`, the first time that a batch of some size is denoised. PyTorch does
-so for eight sizes; so as episodes end, and batches of plans shrink, the planner fills these up (`planner.filled`).
+What compiles: `torch.compile(mode="reduce-overhead")`, the first time that a batch of some size is denoised. PyTorch
+does so for eight sizes; so as episodes end, and batches of plans shrink, the planner fills these up (`planner.filled`).
 """
 
 import torch
