@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import smooth_l1_loss
 
 from sodp3d.core.errors import InputError
 from sodp3d.data.dataset import WindowDataset
@@ -21,6 +22,7 @@ from sodp3d.settings import TrainSettings
 from sodp3d.vision.sensors import STATE
 
 _WIDTH, _ROWS = 256, 5000  # of the head; of the data, evenly spread, by which numbers are scaled
+_SMOOTH = 0.1  # deviations, below which the error is squared
 _CONSTANT = 1e-6  # deviation below which a number says nothing
 
 
@@ -55,13 +57,15 @@ class StateTelling(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * FEATURE_SIZE, _WIDTH), nn.ReLU(), nn.Linear(_WIDTH, size))
 
     def losses(self, batch: Mapping[str, Tensor], generator: torch.Generator | None = None) -> Tensor:
-        """(B,) the planner's own of each window, and `weight` times the squared error of its states, in deviations.
+        """(B,) the planner's own of each window, and `weight` times the error of its states, in deviations.
 
-        batch: as the planner's, with raw "state" (B, To, Ds).
+        batch: as the planner's, with raw "state" (B, To, Ds). The error is absolute beyond a tenth of a deviation: what
+        nobody can see, as how a ball is turned, would otherwise drown what can be learned.
         """
         features = self.planner.encode(batch)
         varies = self.deviation > _CONSTANT
         scaled = (batch[STATE.key] - self.mean) / torch.where(varies, self.deviation, 1.0)
         told = self.head(features.unflatten(1, (self.planner.config.n_obs_steps, -1)))
-        missed = ((told - scaled).square() * varies).sum((1, 2)) / (varies.sum() * told.shape[1]).clamp(min=1)
+        errors = smooth_l1_loss(told, scaled, reduction="none", beta=_SMOOTH) * varies
+        missed = errors.sum((1, 2)) / (varies.sum() * told.shape[1]).clamp(min=1)
         return self.planner.losses({**batch, "features": features}, generator) + self.weight * missed
