@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sodp3d.core import checkpoint
 from sodp3d.core.errors import InputError
@@ -15,9 +16,9 @@ from sodp3d.learning.branching import Branches, Group, interactions
 from sodp3d.learning.buffers import EpisodeRecord
 from sodp3d.learning.checks import require_same_start
 from sodp3d.learning.credit import Credit, normalized
-from sodp3d.learning.critic import CriticLearner
+from sodp3d.learning.critic import CriticLearner, Imagined
 from sodp3d.learning.keeper import Keeper, keep, kept
-from sodp3d.learning.learner import Learner, Lesson
+from sodp3d.learning.learner import Learner, Lesson, Plans
 from sodp3d.learning.memory import Memory, to_record
 from sodp3d.models.critic import Choice, described_choice
 from sodp3d.models.planner import Planner
@@ -151,15 +152,20 @@ class Finetuning:
                 imagined = self.critic.imagine(self.planner, self.learner.options)
                 metrics["critic/agreed"] = float((imagined.credit != 0).float().mean())
         chosen = imagined.chosen() if imagined is not None and settings.chosen_share else None
-        shared = memory.target, chosen or None, settings.chosen_share
-        if self.branches is not None:  # as long as there are none, nothing is told of any plan
-            told = (self.branches, self.branches.credit) if len(self.branches) else (memory.replay, memory.no_credit())
-            credit = memory.scale(told[1]) if settings.scale_reward else told[1]
-            return Lesson(told[0], normalized(credit, settings), *shared), metrics
+        plans, credits = self._weighed(imagined)
+        return Lesson(plans, credits, memory.target, chosen or None, settings.chosen_share), metrics
+
+    def _weighed(self, imagined: Imagined | None) -> tuple[Plans, Tensor]:
+        """Plans of the importance term, and the weight of each."""
+        settings, memory = self.settings, self.memory
+        if self.branches is not None:
+            if not len(self.branches):  # then nothing is told of any plan
+                return memory.replay, memory.no_credit()
+            return self.branches, normalized(self.branches.credit / memory.deviation, settings)
         if settings.credit == "critic":
             assert imagined is not None
-            return Lesson(imagined.plans, normalized(imagined.credit, settings), *shared), metrics
-        return Lesson(memory.replay, self.credit.weights(memory, self.planner), *shared), metrics
+            return imagined.plans, normalized(imagined.credit, settings)
+        return memory.replay, self.credit.weights(memory, self.planner)
 
     def compare(self, validation: Evaluation, run: Run, described: dict[str, Any]) -> None:
         """Note a validation: the best planner so far is kept, and a collapse goes back to it."""
