@@ -122,7 +122,7 @@ def test_data_and_outputs_lie_under_the_current_folder(monkeypatch: pytest.Monke
         ("sodp3d rep", ["replay", "report"]),
         ("sodp3d train env=adroit_d", ["env=adroit_door"]),
         ("sodp3d train env=metaworld env.ta", ["env.task=", "env.tasks="]),
-        ("sodp3d train pretrain.st", ["pretrain.steps="]),
+        ("sodp3d train pretrain.st", ["pretrain.state_weight=", "pretrain.steps="]),
         ("sodp3d train pre", ["preset=", "pretrain."]),
         ("sodp3d train pretrain.compile=", ["pretrain.compile=false", "pretrain.compile=true"]),
         ("sodp3d eval env=nonsense obs=", ["obs=image", "obs=pointcloud", "obs=state"]),
