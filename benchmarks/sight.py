@@ -87,7 +87,7 @@ def learn(sight: Sight, draw: Callable[[int], Windows], steps: int) -> None:
         optimizer.step()
         schedule.step()
         if step % 500 == 0:
-            print(f"  {step}: {float(loss):.4f}", flush=True)
+            print(f"  {step}: {loss.item():.4f}", flush=True)
 
 
 @torch.no_grad()
