@@ -12,6 +12,7 @@ python benchmarks/pretraining.py [--variants narrow-sample simple_dp3-epsilon ..
 import argparse
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from sodp3d.core.cli import compose
 from sodp3d.data.dataset import WindowDataset, hold_out, select_episodes
+from sodp3d.envs.config import EnvConfig
 from sodp3d.learning.lookup import open_stores
 from sodp3d.learning.opening import begin
 from sodp3d.learning.pretrain import Pretraining, new_policy
@@ -37,13 +39,20 @@ LOOKS = 5  # the first after 1/16 of the time, each after twice as much as the o
 HELD_OUT, WINDOWS, PLANS = 0.1, 250, 4
 
 
+def parts_of(
+    config: dict[str, Any], tasks: list[EnvConfig], keys: Sequence[str]
+) -> tuple[WindowDataset, WindowDataset]:
+    """Windows with `keys` of the episodes that are learned from, and of those that are held out."""
+    stores = open_stores(config, tasks)
+    learned, held = hold_out([select_episodes(store, quality="all") for store in stores], HELD_OUT, "HELD_OUT")
+    steps = tasks[0].horizon, tasks[0].n_obs_steps, tasks[0].n_action_steps
+    return WindowDataset(stores, keys, *steps, learned), WindowDataset(stores, keys, *steps, held)
+
+
 def data_of(config: dict[str, Any]) -> tuple[WindowDataset, dict[str, Tensor]]:
     """What is learned from, and windows of episodes that are not."""
     tasks, device = begin(config)
-    stores, seen = open_stores(config, tasks), sensor(config["obs"]["name"])
-    learned, held = hold_out([select_episodes(store, quality="all") for store in stores], HELD_OUT, "HELD_OUT")
-    steps = tasks[0].horizon, tasks[0].n_obs_steps, tasks[0].n_action_steps
-    first, second = (WindowDataset(stores, ["agent_pos", seen.key], *steps, part) for part in (learned, held))
+    first, second = parts_of(config, tasks, ["agent_pos", sensor(config["obs"]["name"]).key])
     return first, to_device(second.sample(WINDOWS, np.random.default_rng(0)), device)
 
 

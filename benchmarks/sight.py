@@ -12,19 +12,16 @@ python benchmarks/sight.py [--planner <run>] [--steps 3000] [--name sight] env=m
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pretraining import parts_of
 from timing import parse, write
 from torch import Tensor, nn
 
 from sodp3d import load_planner
 from sodp3d.core.cli import compose
-from sodp3d.data.dataset import WindowDataset, hold_out, select_episodes
-from sodp3d.envs.config import EnvConfig
-from sodp3d.learning.lookup import open_stores
 from sodp3d.learning.mixture import Mixture
 from sodp3d.learning.opening import begin
 from sodp3d.learning.pretrain import new_policy
@@ -32,17 +29,8 @@ from sodp3d.learning.windows import to_device
 from sodp3d.models.policy import LearnedPolicy
 
 PLACES = {"object": slice(4, 7), "goal": slice(36, 39)}  # within a state of Meta-World, metres
-HELD_OUT, WINDOWS, BATCH, RATE = 0.1, 5000, 64, 1e-3
+WINDOWS, BATCH, RATE = 5000, 64, 1e-3
 Windows = tuple[dict[str, Tensor], Tensor, NDArray[np.int64]]
-
-
-def data_of(config: dict[str, Any], tasks: list[EnvConfig]) -> tuple[WindowDataset, WindowDataset]:
-    """What is learned from, and what is measured on; the states beside what a planner sees."""
-    stores = open_stores(config, tasks)
-    parts = hold_out([select_episodes(store, quality="all") for store in stores], HELD_OUT, "HELD_OUT")
-    steps = tasks[0].horizon, tasks[0].n_obs_steps, tasks[0].n_action_steps
-    learned, held = (WindowDataset(stores, ["agent_pos", "point_cloud", "state"], *steps, part) for part in parts)
-    return learned, held
 
 
 def windows_of(mixture: Mixture, count: int, generator: np.random.Generator, device: torch.device) -> Windows:
@@ -62,8 +50,9 @@ class Sight(nn.Module):
     def __init__(self, policy: LearnedPolicy, places: Tensor, fixed: bool) -> None:
         super().__init__()
         self.policy, self.fixed = policy, fixed
-        features = len(policy.config.observation_shapes()) * 64 * policy.config.n_obs_steps
-        self.head = nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Linear(256, places.shape[1]))
+        self.head = nn.Sequential(
+            nn.Linear(policy.config.feature_size, 256), nn.ReLU(), nn.Linear(256, places.shape[1])
+        )
         self.register_buffer("mean", places.mean(0))
         self.register_buffer("deviation", places.std(0))
 
@@ -111,7 +100,7 @@ def main() -> None:
     given, options = parse(parser)
     config = compose("train", ["mode=pretrain", "obs=pointcloud", "threads=1", *options])
     tasks, device = begin(config)
-    learned, held = data_of(config, tasks)
+    learned, held = parts_of(config, tasks, ["agent_pos", "point_cloud", "state"])
     mixtures, generator = [Mixture(part, "tasks") for part in (learned, held)], np.random.default_rng(0)
     policy = load_planner(given.planner).to(device) if given.planner else new_policy(config, tasks, learned).to(device)
     test = windows_of(mixtures[1], WINDOWS, generator, device)

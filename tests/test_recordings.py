@@ -255,3 +255,13 @@ def test_a_recording_without_camera_or_rewards_is_written(tmp_path: Path) -> Non
     entities = read(path)
     assert "/action/grip" in entities and "/world/cloud" in entities
     assert not {"/reward", "/goal", "/world/camera"} & set(entities)
+
+
+def test_a_run_without_roll_outs_tells_how_to_make_them(tmp_path: Path) -> None:
+    config = compose("train", ["env=adroit_door", "obs=state", "env.points=64"])
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run/config.yaml", yaml.safe_dump(config))
+    task = EnvConfig.from_config(config["env"])
+    told = r"is missing; evaluate first, .* mode=eval env=adroit_door obs=state env\.points=64 planner=.*run$"
+    with pytest.raises(InputError, match=told):
+        video.chosen_rollouts(tmp_path / "run/evaluation" / task.name, task, 1)

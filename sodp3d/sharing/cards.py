@@ -3,7 +3,6 @@
 All that comes from records is escaped. The same run gives the same card.
 """
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,20 +10,20 @@ from typing import Any
 
 import yaml
 
-from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
 from sodp3d.core.files import read_json
 from sodp3d.core.mappings import flat, plain
 from sodp3d.core.run import read_config, read_result, read_versions
 from sodp3d.data.absence import can_be_made
 from sodp3d.data.store import EpisodeStore
-from sodp3d.envs.config import RECORDED, EnvConfig
+from sodp3d.envs.config import RECORDED
 from sodp3d.models.loading import checkpoint_of
 from sodp3d.models.policy import LearnedPolicy, method_class
 from sodp3d.rollouts.evaluate import check_summary
 from sodp3d.tools.card import MARK, card_text, usual_choice
 from sodp3d.tools.card_figures import draw_figures
 from sodp3d.tools.markdown import escape, header, row
+from sodp3d.tools.runs import run_options
 
 Measured = list[tuple[str, dict[str, Any]]]  # (words, what `Evaluation.summary` says)
 
@@ -159,26 +158,6 @@ def makes_planners(config: Mapping[str, Any]) -> bool:
         return method_class(config.get("method", "sodp")).tunable
     except InputError:
         return False
-
-
-def run_options(config: Mapping[str, Any]) -> list[str]:
-    """What to type, beside the planner, to see and act as a recorded run did."""
-    method = [f"method={config['method']}"] if config.get("method", "sodp") != "sodp" else []
-    chosen = [*EnvConfig.from_config(config["env"]).choice.split(), f"obs={config['obs']['name']}", *method]
-    try:
-        composed = plain(flat(compose("train", chosen)["env"]))
-    except InputError:  # of a plug-in that is not here
-        return chosen
-    recorded = plain(flat(config["env"])).items()
-    differing = [(name, value) for name, value in recorded if name in composed and composed[name] != value]
-    return [
-        *chosen,
-        *(f"env.{name}={_typed(value)}" for name, value in differing if not name.startswith("recommended.")),
-    ]
-
-
-def _typed(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _planner_facts(

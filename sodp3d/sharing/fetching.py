@@ -32,9 +32,9 @@ from sodp3d.core.run import read_config, read_result, read_versions
 from sodp3d.data.store import EpisodeStore
 from sodp3d.models.loading import checkpoint_of
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
-from sodp3d.sharing.cards import run_options
 from sodp3d.sharing.manifest import MANIFEST, PLANNER, Entry, Manifest, is_whole
 from sodp3d.sharing.sources import Source
+from sodp3d.tools.runs import run_options
 
 log = logging.getLogger(__name__)
 _INCOMING = ".incoming"  # of files that have not been looked at yet

@@ -21,12 +21,13 @@ from sodp3d.core.cli import exit_status
 from sodp3d.core.errors import InputError
 from sodp3d.core.paths import command_line, data_root, outputs_root
 from sodp3d.core.run import read_config
-from sodp3d.sharing.cards import makes_planners, of_recordings, run_options
+from sodp3d.sharing.cards import makes_planners, of_recordings
 from sodp3d.sharing.fetching import bring
 from sodp3d.sharing.hub import SCHEME, HubSource, Repository
 from sodp3d.sharing.manifest import PLANNER, Entry, Manifest, is_whole
 from sodp3d.sharing.release import find_planner, is_release
 from sodp3d.sharing.sources import ARCHIVE, Archive, Folder, Source, Web, download
+from sodp3d.tools.runs import run_options
 
 MOST_GIGABYTES = 20.0
 

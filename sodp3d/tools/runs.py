@@ -1,12 +1,15 @@
 """What the newest runs of an environment say: before and after fine-tuning, for the summary and the report."""
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sodp3d.core.cli import compose
 from sodp3d.core.errors import InputError
+from sodp3d.core.mappings import flat, plain
 from sodp3d.core.registry import has_config
 from sodp3d.core.run import begun, read_config, read_result, readable_config
 from sodp3d.envs.config import EnvConfig
@@ -48,6 +51,26 @@ def env_options(env: str) -> list[str]:
         if has_config("env", env) or not has_config("env", family)
         else [f"env={family}", f"env.task={task}"]
     )
+
+
+def run_options(config: Mapping[str, Any]) -> list[str]:
+    """What to type, beside the planner, to see and act as a recorded run did."""
+    method = [f"method={config['method']}"] if config.get("method", "sodp") != "sodp" else []
+    chosen = [*EnvConfig.from_config(config["env"]).choice.split(), f"obs={config['obs']['name']}", *method]
+    try:
+        composed = plain(flat(compose("train", chosen)["env"]))
+    except InputError:  # of a plug-in that is not here
+        return chosen
+    recorded = plain(flat(config["env"])).items()
+    differing = [(name, value) for name, value in recorded if name in composed and composed[name] != value]
+    return [
+        *chosen,
+        *(f"env.{name}={_typed(value)}" for name, value in differing if not name.startswith("recommended.")),
+    ]
+
+
+def _typed(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def may_be_env(env: str) -> bool:

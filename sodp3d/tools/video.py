@@ -17,6 +17,7 @@ from sodp3d.envs import make_env
 from sodp3d.envs.base import RobotEnv
 from sodp3d.envs.config import RECORDED, EnvConfig
 from sodp3d.rollouts.kept import ROLLOUTS, KeptRollouts
+from sodp3d.tools.runs import run_options
 
 SIZE = 256  # pixels of each half
 _MARK = "Made by sodp3d"
@@ -101,10 +102,8 @@ def _evaluated_by(run: Path, task: EnvConfig) -> str:
     """What to do where a run keeps no roll-outs of a task."""
     if task.family == RECORDED:
         return "recordings have no simulator to roll out in."
-    config = read_config(run)
-    method = [f"method={config['method']}"] if config.get("method", "sodp") != "sodp" else []
-    options = *task.choice.split(), f"obs={config['obs']['name']}", *method, f"planner={run}"
-    return f"evaluate first, and then replay the evaluation: {command_line('train', 'mode=eval', *options)}"
+    evaluate = command_line("train", "mode=eval", *run_options(read_config(run)), f"planner={run}")
+    return f"evaluate first, and then replay the evaluation: {evaluate}"
 
 
 def chosen_rollouts(
